@@ -1,0 +1,187 @@
+"""The command line: `python -m autoplan DATASET`. Reads, calls, writes, prints; decides nothing."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+import fire
+from fire.decorators import SetParseFns
+
+from autoplan import dataset as datasets
+from autoplan import fingerprint as fingerprints
+from autoplan import plan as plans
+from autoplan import topology
+from autoplan.errors import AutoplanError
+from autoplan.facts import Configuration, Dataset, Fingerprint, Plan
+from autoplan.rules import Cascade
+
+
+def plan(
+    dataset: str,
+    *extra: str,
+    root: str = "data",
+    bundles: str = "bundles",
+    explain: bool = False,
+    force: bool = False,
+    cascade: Cascade = "auto",
+    num_processes: int | None = None,
+    **unknown: Any,
+) -> None:
+    """Plans a dataset and writes a bundle for each configuration.
+
+    Args:
+        dataset: folder with a dataset.json, or the name of a task: looked up under root, downloaded if it is not there.
+        root: folder of the datasets.
+        bundles: folder that the bundles are written to, as bundles/TASK/CONFIGURATION.
+        explain: also print one sentence a decision.
+        force: write over bundles that hold another plan; their trained models stay.
+        cascade: auto, never or always.
+        num_processes: processes that read the images; as many as there are processors if not given.
+    """
+    _refuse("plan", extra, unknown)
+    _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    _check("cascade", cascade, holds=cascade in get_args(Cascade), takes="auto, never or always")
+    counted = num_processes is None or _is_count(num_processes, least=1)
+    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    loaded = datasets.load(datasets.locate(dataset, Path(root)))
+    saved = Path(bundles) / loaded.name / "fingerprint.json"
+    facts, is_new = _fingerprint(loaded, saved, num_processes)
+    planned = plans.plan(facts, cascade=cascade)
+    if is_new:
+        fingerprints.save(facts, saved)
+    written = _render(planned, loaded.root, Path(bundles), force=force)
+    print(f"\n{table(planned)}\n")
+    for warning in plans.warnings(planned):
+        print(f"Warning: {warning.because}")
+    if explain:
+        print(f"{explanation(planned)}\n")
+    for path in written:
+        print(path)
+
+
+def phantom(folder: str, *extra: str, num_cases: int = 10, num_test: int = 3, seed: int = 0, **unknown: Any) -> None:
+    """Writes a small made-up dataset: two channels, three classes, no internet needed.
+
+    Args:
+        folder: where to; it must not exist or be empty.
+        num_cases: training cases.
+        num_test: images without labels.
+        seed: another number makes another dataset.
+    """
+    _refuse("phantom", extra, unknown)
+    for name, value in (("num_cases", num_cases), ("num_test", num_test), ("seed", seed)):
+        _check(name, value, holds=_is_count(value), takes="a whole number, 0 or more")
+    from autoplan.phantom import generate
+
+    generate(Path(folder), num_cases=num_cases, num_test=num_test, seed=seed)
+    print(folder)
+
+
+# Text stays text: fire would read `--bundles 2024_01` as the number 202401.
+COMMANDS = {
+    "plan": SetParseFns(dataset=str, root=str, bundles=str, cascade=str)(plan),
+    "phantom": SetParseFns(folder=str)(phantom),
+}
+FLAGS = {
+    "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
+    "phantom": ("num_cases", "num_test", "seed"),
+}
+SWITCHES = ("--explain", "--force")
+
+
+def _refuse(command: str, extra: Sequence[str], unknown: Iterable[str]) -> None:
+    """Refuses arguments that a command does not have, before it does anything."""
+    known = ", ".join(f"--{flag}" for flag in FLAGS[command])
+    for argument in extra:
+        raise AutoplanError(f"{command}: one argument too many, {argument!r}. It takes one, and {known}.")
+    for flag in unknown:
+        raise AutoplanError(f"{command}: there is no flag --{flag}. The flags are {known}.")
+
+
+def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
+    """Refuses a flag's value, before anything is done."""
+    if not holds:
+        raise AutoplanError(f"--{flag} takes {takes}, not {value!r}.")
+
+
+def _is_count(value: object, *, least: int = 0) -> bool:
+    """Whether a value is a whole number that is not too small."""
+    return type(value) is int and value >= least
+
+
+def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> tuple[Fingerprint, bool]:
+    """The saved fingerprint while the dataset is unchanged, else a new one, and whether it is new."""
+    saved = fingerprints.reusable(path, dataset)
+    if saved is not None:
+        print(f"{dataset.name}: fingerprint of {len(saved.cases)} cases reused from {path}")
+        return saved, False
+    computed = fingerprints.fingerprint(dataset, num_processes=num_processes)
+    print(f"{dataset.name}: fingerprint of {len(computed.cases)} cases computed, saved as {path}")
+    return computed, True
+
+
+def _render(planned: Plan, dataset_root: Path, bundles: Path, *, force: bool) -> list[Path]:
+    """Writes the bundles."""
+    from autoplan.render import render_all
+
+    written: list[Path] = render_all(planned, dataset_root, bundles, force=force)
+    return written
+
+
+def table(planned: Plan) -> str:
+    """The configurations as an aligned table, as Table 1 has them but with axes in x, y, z order."""
+    header = ("configuration", "median shape", "spacing (mm)", "patch", "batch", "poolings", "features", "parameters")
+    rows = [header, *(_row(c, planned) for c in planned.configurations)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _row(c: Configuration, planned: Plan) -> tuple[str, ...]:
+    """One line of the table."""
+    inputs = plans.num_input_channels(c.name, modalities=planned.modalities, labels=planned.labels)
+    parameters = topology.num_parameters(c, inputs, len(planned.labels))
+    return (
+        c.name,
+        "x".join(map(str, c.median_shape)),
+        " x ".join(f"{s:.4g}" for s in c.spacing),
+        "x".join(map(str, c.patch_size)),
+        str(c.batch_size),
+        ", ".join(map(str, c.num_pool)),
+        f"{c.features[0]}-{c.features[-1]}",
+        f"{parameters:,}",
+    )
+
+
+def explanation(planned: Plan) -> str:
+    """One sentence a decision, grouped by configuration."""
+    decisions = [d for d in planned.decisions if d.name != plans.WARNING]
+    lines: list[str] = []
+    for name, group in groupby(decisions, key=lambda d: d.configuration):
+        lines += ["", name or "all configurations"]
+        lines += [f"  {d.name}: {d.value}. {d.because} [{d.source}]" for d in group]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; a first argument that names none means `plan`. Returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] not in (*COMMANDS, "-h", "--help", "--"):
+        given.insert(0, "plan")
+    # At the end, for fire would take the word that follows a switch for its value.
+    ordered = [a for a in given if a not in SWITCHES] + [a for a in given if a in SWITCHES]
+    try:
+        fire.Fire(COMMANDS, command=ordered, name="autoplan")
+    except AutoplanError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,441 @@
+"""A dataset in the layout of the Medical Segmentation Decathlon: dataset.json, and the NIfTI files that it names.
+
+`load` reads dataset.json alone. `read_case` reads the files of one case, once, and returns what is wrong with them as
+sentences, so that the faults of all cases can be reported together.
+"""
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from autoplan.errors import DatasetError
+from autoplan.facts import Case, Dataset
+
+DESCRIPTION = "dataset.json"
+SUFFIXES = (".nii.gz", ".nii")
+AFFINE_TOLERANCE_MM = 0.1
+"""Distance in mm that a corner of a label's volume may have from the image's. Our choice: far below a voxel, and far
+above what float32 headers lose."""
+LABEL_TOLERANCE = 1e-4
+"""Distance from a whole number that a label stored as float may have. Our choice: what a scale factor loses."""
+MIN_CASES = 2
+"""Training cases that cross-validation needs."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image file: `array` is (X, Y, Z, C) in the file's own orientation, `affine` 4x4, voxel to world, mm."""
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along the three spatial axes."""
+        return self.array.shape[:3]
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """The files of one case, both None where faults were found. `label` is (X, Y, Z), whole numbers."""
+
+    image: Volume | None
+    label: NDArray[Any] | None
+
+
+def locate(name_or_path: str, root: Path) -> Path:
+    """Folder of a dataset: the path itself, or `root`/name, or a task of the Decathlon that is downloaded into `root`.
+
+    Raises:
+        DatasetError: there is no such dataset, or it cannot be downloaded.
+    """
+    candidates = [Path(name_or_path), root / name_or_path]
+    for folder in candidates:
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    for folder in candidates:
+        if folder.is_dir():
+            raise DatasetError(f"{folder}: there is no {DESCRIPTION}. Write one, as the Decathlon's datasets have.")
+    if not re.fullmatch(r"Task\d\d_\w+", name_or_path):
+        raise DatasetError(
+            f"{name_or_path}: neither a folder with {DESCRIPTION} nor the name of one under {root}. "
+            "Check the spelling, or name the folder of the datasets by --root."
+        )
+    return _download(name_or_path, root)
+
+
+def _download(task: str, root: Path) -> Path:
+    """`root`/`task`, downloaded to a temporary name first. MONAI knows the address and the checksum."""
+    # This import takes seconds, so it stands where it is needed.
+    from monai.apps.datasets import DecathlonDataset
+
+    if task not in DecathlonDataset.resource:
+        raise DatasetError(
+            f"{task}: not under {root}, and no task of the Decathlon ({', '.join(DecathlonDataset.resource)}). "
+            "Check the spelling, or give the folder's path."
+        )
+    url = DecathlonDataset.resource[task]
+    try:
+        _fetch(url, DecathlonDataset.md5[task], task, root)
+    except Exception as error:  # the network, the archive and the disk fail in too many ways to name
+        raise DatasetError(
+            f"{task}: not under {root}, and the download from {url} failed ({_one_line(error)}). "
+            f"Download it by other means and extract it to {root / task}."
+        ) from error
+    return root / task
+
+
+def _fetch(url: str, md5: str, task: str, root: Path) -> None:
+    """Downloads an archive, checks it, and moves the folder `task` in it to `root`."""
+    from monai.apps.utils import download_url, extractall  # download_and_extract needs a package MONAI does not install
+
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+        archive = Path(temporary) / f"{task}.tar"
+        download_url(url, archive, hash_val=md5, hash_type="md5")
+        extractall(archive, temporary)
+        shutil.move(Path(temporary) / task, root / task)
+
+
+def load(folder: Path) -> Dataset:
+    """What dataset.json of `folder` says. The dataset is named after the folder.
+
+    Raises:
+        DatasetError: dataset.json is missing or malformed, or names paths outside its folder, one case twice, or fewer
+            than two training cases. Each fault is one line.
+    """
+    folder = Path(os.path.abspath(folder))
+    name = folder.name
+    content = _parse(folder)
+    faults: list[str] = []
+    modalities = _collect(_modalities, content, faults)
+    labels = _collect(_labels, content, faults)
+    training = _collect(_training, content, faults)
+    test = _collect(_test, content, faults)
+    faults += _name_faults(name) + _case_faults((*(training or ()), *(test or ())))
+    faults += _number_faults(training) if training is not None else []
+    if faults or modalities is None or labels is None or training is None or test is None:
+        raise DatasetError("\n".join(f"{name}, {DESCRIPTION}: {fault}" for fault in faults))
+    return Dataset(root=folder, name=name, modalities=modalities, labels=labels, training=training, test=test)
+
+
+def _parse(folder: Path) -> dict[str, Any]:
+    """The object in dataset.json."""
+    path = folder / DESCRIPTION
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{folder}: there is no {DESCRIPTION}. Name the folder that holds it.") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}). Mend the file.") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: holds no JSON object. Write one with modality, labels, training and test.")
+    return content
+
+
+def _collect(read: Callable[[dict[str, Any]], T], content: dict[str, Any], faults: list[str]) -> T | None:
+    """`read(content)`, or None and one more fault."""
+    try:
+        return read(content)
+    except ValueError as error:
+        faults.append(str(error))
+        return None
+
+
+def _numbered(content: dict[str, Any], key: str, example: str) -> dict[int, str]:
+    """An object whose keys are whole numbers and whose values are names."""
+    entries = content.get(key)
+    mend = f'Write it as "{key}": {example}.'
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError(f'"{key}" is missing or no object. {mend}')
+    if not all(re.fullmatch(r"\d+", k) and isinstance(v, str) for k, v in entries.items()):
+        raise ValueError(f'"{key}" must map numbers to names. {mend}')
+    if len({int(k) for k in entries}) < len(entries):
+        raise ValueError(f'"{key}" has a number twice. {mend}')
+    return {int(k): v for k, v in sorted(entries.items(), key=lambda item: int(item[0]))}
+
+
+def _modalities(content: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the channels, in order."""
+    numbered = _numbered(content, "modality", '{"0": "MRI"}')
+    if list(numbered) != list(range(len(numbered))):
+        raise ValueError(f'"modality" must number the channels 0, 1, ..., not {list(numbered)}. Renumber them.')
+    return tuple(numbered.values())
+
+
+def _labels(content: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+    """Values and names of the classes, in the order of the values; the first is 0."""
+    numbered = _numbered(content, "labels", '{"0": "background", "1": "organ"}')
+    if 0 not in numbered or len(numbered) < 2:
+        raise ValueError('"labels" must hold 0, the background, and at least one other class. Add it.')
+    return tuple(numbered.items())
+
+
+def _training(content: dict[str, Any]) -> tuple[Case, ...]:
+    """Training cases."""
+    entries = content.get("training")
+    if not isinstance(entries, list) or not all(_is_pair(e) for e in entries):
+        raise ValueError('"training" must be a list of {"image": path, "label": path}. Write one entry a case.')
+    return tuple(_case(e["image"], e["label"]) for e in entries)
+
+
+def _is_pair(entry: object) -> bool:
+    """Whether an entry of "training" names an image and a label."""
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label"))
+
+
+def _test(content: dict[str, Any]) -> tuple[Case, ...]:
+    """Test cases; "test" may be missing. An entry is a path or {"image": path}."""
+    entries = content.get("test", [])
+    mend = 'Write one path an image, or "test": [].'
+    if not isinstance(entries, list):
+        raise ValueError(f'"test" must be a list of paths. {mend}')
+    images = [e.get("image") if isinstance(e, dict) else e for e in entries]
+    if not all(isinstance(i, str) for i in images):
+        raise ValueError(f'"test" must be a list of paths. {mend}')
+    return tuple(_case(str(i), None) for i in images)
+
+
+def _case(image: str, label: str | None) -> Case:
+    """A case, named after its image."""
+    plain = str(PurePosixPath(image))
+    name = PurePosixPath(image).name
+    suffix = next((s for s in SUFFIXES if name.endswith(s)), "")
+    return Case(name.removesuffix(suffix), plain, None if label is None else str(PurePosixPath(label)))
+
+
+def _name_faults(name: str) -> list[str]:
+    """What is wrong with the name of the dataset's folder, which becomes the name of the bundles' folder."""
+    if _PLAIN_NAME.fullmatch(name):
+        return []
+    return [f"the folder's name, {name!r}, names the bundles. Rename it to letters, digits, '_', '.' and '-' only."]
+
+
+def _case_faults(cases: tuple[Case, ...]) -> list[str]:
+    """Wrong paths, and names that occur twice."""
+    paths = [p for c in cases for p in (c.image, c.label) if p is not None]
+    faults = [fault for path in dict.fromkeys(paths) for fault in _path_faults(path)]
+    twice = [name for name, count in Counter(c.name for c in cases).items() if count > 1]
+    return faults + [f"{n}: more than one image has this name. Rename the files or remove one entry." for n in twice]
+
+
+def _number_faults(training: tuple[Case, ...]) -> list[str]:
+    """Too few cases."""
+    if len(training) >= MIN_CASES:
+        return []
+    count = "no training case" if not training else "only one training case"
+    return [f'{count}; cross-validation needs at least {MIN_CASES}. Add labelled cases to "training".']
+
+
+def _path_faults(path: str) -> list[str]:
+    """What is wrong with a path's text. Links inside the dataset are the user's own business."""
+    kinds = (PurePosixPath(path), PureWindowsPath(path))
+    if "\0" in path or any(k.anchor or k.drive or ".." in k.parts for k in kinds):
+        return [f"the path {path!r} leaves the dataset's folder. Write it relative to the folder, without '..'."]
+    if not path.endswith(SUFFIXES):
+        return [f"the path {path!r} is no NIfTI file. Convert the file to .nii.gz or .nii."]
+    return []
+
+
+def read_case(dataset: Dataset, case: Case) -> tuple[CaseVolumes, list[str]]:
+    """The files of one case, each read once and in whole, and what is wrong with them.
+
+    Returns: The volumes, and the faults as lines `Task, case: what. How to mend.`; the volumes are None where there
+        are faults.
+    """
+    faults: list[str] = []
+    image, label = _read_image(dataset, case, faults), None
+    if case.label is not None:
+        label = _read_label(dataset, case, image, faults)
+    lines = [f"{dataset.name}, {case.name}: {fault}" for fault in faults]
+    return (CaseVolumes(None, None) if faults else CaseVolumes(image, label)), lines
+
+
+def _read_image(dataset: Dataset, case: Case, faults: list[str]) -> Volume | None:
+    """The image, checked for itself. None where it cannot be read."""
+    image = _read(dataset.root, case.image, faults)
+    if image is not None:
+        faults += _image_faults(image, dataset.modalities)
+    return image
+
+
+def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list[str]) -> NDArray[Any] | None:
+    """The label as whole numbers, checked for itself and against the image. None where it has none."""
+    label = _read(dataset.root, str(case.label), faults)
+    if label is None:
+        return None
+    if label.array.shape[3] != 1:
+        faults.append(f"the label has {label.array.shape[3]} channels. Store the classes as numbers in one channel.")
+        return None
+    faults += _geometry_faults(image, label) if image is not None else []
+    values, wrong = _whole_numbers(label.array[..., 0])
+    faults += wrong if wrong else _value_faults(values, dataset.labels)
+    return values
+
+
+def _read(root: Path, path: str, faults: list[str]) -> Volume | None:
+    """A file, or None and one more fault."""
+    try:
+        return read_volume(root / path)
+    except FileNotFoundError:
+        faults.append(f"{path} does not exist. Copy it there, or leave the case out of {DESCRIPTION}.")
+    except _UNREADABLE as error:
+        faults.append(f"{path} cannot be read ({_one_line(error)}). Copy it again, or leave the case out.")
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_volume(path: Path) -> Volume:
+    """A NIfTI file, read to its end (so that a truncated or damaged .nii.gz is noticed) and scaled as its header says.
+
+    Values keep their type where the header does not scale them, and are float32 where it does.
+
+    Raises:
+        OSError, EOFError, ValueError, ImageFileError: the file is missing, damaged or no three-dimensional image.
+    """
+    image = _open(path)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
+        raise ValueError("its affine is singular or not finite")
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    array = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(image.dataobj)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"its values are of type {array.dtype}, not numbers")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"it has {array.ndim} axes, not 3 or 4")
+    return Volume(array if array.ndim == 4 else array[..., np.newaxis], affine)
+
+
+def _open(path: Path) -> Any:
+    """The NIfTI image of a file. A compressed one is decompressed at once, which checks its length and checksum."""
+    if path.suffix != ".gz":
+        return nibabel.load(path)
+    data = gzip.decompress(path.read_bytes())
+    kind = nibabel.Nifti2Image if _is_nifti2(data) else nibabel.Nifti1Image
+    return kind.from_stream(io.BytesIO(data))
+
+
+def _is_nifti2(data: bytes) -> bool:
+    """Whether a file starts as NIfTI-2 does: with the size of its header, 540, in either byte order."""
+    return data[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+
+
+def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with an image by itself."""
+    channels = image.array.shape[3]
+    if channels != len(modalities):
+        yield (
+            f"the image has {channels} channels, dataset.json {len(modalities)} modalities ({', '.join(modalities)}). "
+            "Mend either."
+        )
+    if not _is_finite(image.array):
+        yield "the image has values that are NaN or infinite. Replace them, by 0 where there is no tissue."
+    elif not image.array.any():
+        yield "the image is zero everywhere. Replace it, or leave the case out of dataset.json."
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite. The sum is not finite where a value is not: one pass, no temporary array."""
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)) or np.isfinite(array).all())
+
+
+def _geometry_faults(image: Volume, label: Volume) -> Iterator[str]:
+    """Shapes that differ, or affines that put a corner of the volume at different places."""
+    if image.shape != label.shape:
+        yield (
+            f"label shape {label.shape} differs from image shape {image.shape}. Resample the label to the image, or "
+            "leave the case out of dataset.json."
+        )
+        return
+    distance = corner_distance_mm(image.shape, image.affine, label.affine)
+    if distance > AFFINE_TOLERANCE_MM:
+        yield (
+            f"the affines of label and image put a corner of the volume {distance:.3g} mm apart (at most "
+            f"{AFFINE_TOLERANCE_MM} mm). Resample the label to the image, or copy the image's affine if they overlay."
+        )
+
+
+def corner_distance_mm(shape: tuple[int, ...], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest distance in mm between the world coordinates of a corner of the volume under two affines."""
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij")).reshape(3, -1)
+    difference = (first - second)[:3]
+    return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
+
+
+def _whole_numbers(array: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """A label as integers, and what is wrong with it."""
+    if array.dtype.kind in "iu":
+        return array, []
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8), []
+    if not _is_finite(array):
+        return array, ["the label has values that are NaN or infinite. Replace them by 0 or a class."]
+    rounded = np.rint(array)
+    distance = np.abs(array - rounded)
+    if distance.max(initial=0) > LABEL_TOLERANCE:
+        value = array.flat[int(distance.argmax())]
+        return array, [f"the label has the value {value:g}, no whole number. Resample labels by nearest neighbour."]
+    if np.abs(rounded).max(initial=0) >= 2**31:
+        return array, ["the label has values of 2^31 or more. Number the classes from 0."]
+    return rounded.astype(np.int32), []
+
+
+def _value_faults(label: NDArray[Any], labels: tuple[tuple[int, str], ...]) -> list[str]:
+    """Values that dataset.json does not declare."""
+    found = [value for value, _ in count_values(label)]
+    unknown = sorted(set(found) - {value for value, _ in labels})
+    if not unknown:
+        return []
+    listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+    plural = "values" if len(unknown) > 1 else "value"
+    return [f"the label has the undeclared {plural} {listed}. Declare it in dataset.json or mend the label."]
+
+
+def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:
+    """Values that occur in an array of whole numbers, ascending, and how often."""
+    low, high = int(label.min(initial=0)), int(label.max(initial=0))
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        values, counts = np.unique(label, return_counts=True)
+        return [(int(v), int(c)) for v, c in zip(values, counts, strict=True)]
+    total = np.zeros(high + 1, dtype=np.int64)
+    for z in range(label.shape[-1]):  # slab by slab: bincount needs 8 bytes a voxel
+        total += np.bincount(label[..., z].ravel(order="K"), minlength=high + 1)
+    return [(int(v), int(total[v])) for v in np.flatnonzero(total)]

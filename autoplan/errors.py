@@ -1,0 +1,17 @@
+"""The errors that a user can mend. `__main__.main` turns each into one message on stderr and exit status 1."""
+
+
+class AutoplanError(Exception):
+    """What is wrong, where, and how to mend it."""
+
+
+class DatasetError(AutoplanError):
+    """The data: files, geometry, labels, intensities. May hold many lines, one for each fault."""
+
+
+class PlanError(AutoplanError):
+    """No admissible plan, or a request that the rules refuse."""
+
+
+class TemplateError(AutoplanError):
+    """The bundle to be written: a template that does not fit the plan, or a folder that holds another plan."""

@@ -1,0 +1,198 @@
+"""Frozen values that the other modules compute and pass on: facts about a dataset, and the decisions of a plan.
+
+Nothing here reads a file or decides anything. Values hold plain ints, floats, strings and tuples only, so that
+`to_dict` and `from_dict` are the one edge to JSON.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autoplan.axes import Shape, Spacing
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a dataset and, for a training case, its label. Paths are relative to the dataset's folder."""
+
+    name: str
+    image: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What dataset.json says. `labels` pairs the value in the label files with its name; the first is the background, 0."""
+
+    root: Path
+    name: str
+    modalities: tuple[str, ...]
+    labels: tuple[tuple[int, str], ...]
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """One training case in RAS order. `class_voxels` and `class_components` count, for each foreground class in the
+    order of the labels, its voxels and its connected components."""
+
+    name: str
+    shape: Shape
+    spacing: Spacing
+    cropped_shape: Shape
+    class_voxels: tuple[int, ...]
+    class_components: tuple[int, ...]
+
+    @property
+    def fraction_kept(self) -> float:
+        """Voxels after the crop to nonzero, divided by voxels before."""
+        kept, whole = 1, 1
+        for c, s in zip(self.cropped_shape, self.shape, strict=True):
+            kept, whole = kept * c, whole * s
+        return kept / whole
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Statistics of one channel over the foreground voxels of all training cases, pooled (section 2.2)."""
+
+    count: int
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The facts of a dataset that planning needs.
+
+    `key` tells whether the dataset is still the one that was read. `intensities` has an entry for each channel: pooled
+    statistics where the modality is CT, None elsewhere.
+    """
+
+    key: str
+    name: str
+    modalities: tuple[str, ...]
+    labels: tuple[tuple[int, str], ...]
+    cases: tuple[CaseFacts, ...]
+    intensities: tuple[Intensities | None, ...]
+
+
+@dataclass(frozen=True)
+class ChannelNormalization:
+    """CT: clip to [lower, upper], subtract `mean`, divide by `std`, all pooled over the dataset. A channel that is
+    z-scored by itself, image by image, has None in place of this (section 2.2)."""
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a value is what it is. `configuration` is empty for what all configurations share; `source` is a section or
+    table of the paper, or says that the paper is silent; `because` is one sentence with the numbers."""
+
+    configuration: str
+    name: str
+    value: str
+    source: str
+    because: str
+
+
+ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+AugmentationMode = Literal["2d", "3d", "slicewise"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One network and the data it sees. `strides[s]` is the downsampling that leads into stage s; the first is all ones."""
+
+    name: ConfigurationName
+    spacing: Spacing
+    median_shape: Shape
+    patch_size: Shape
+    batch_size: int
+    strides: tuple[tuple[int, ...], ...]
+    features: tuple[int, ...]
+    batch_dice: bool
+    augmentation: AugmentationMode
+
+    def __post_init__(self) -> None:
+        if any(size % divisor for size, divisor in zip(self.patch_size, self.must_be_divisible_by, strict=True)):
+            raise ValueError(f"patch {self.patch_size} is not a multiple of {self.must_be_divisible_by}")
+        if len(self.features) != len(self.strides):
+            raise ValueError(f"{len(self.features)} features for {len(self.strides)} stages")
+
+    @property
+    def num_pool(self) -> tuple[int, ...]:
+        """Number of poolings of each axis."""
+        return tuple(sum(s[axis] == 2 for s in self.strides) for axis in range(len(self.patch_size)))
+
+    @property
+    def must_be_divisible_by(self) -> Shape:
+        """What each axis of the patch must be a multiple of."""
+        return tuple(2**p for p in self.num_pool)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every decision about a dataset.
+
+    `normalization` has an entry for each channel. `nonzero_only` is requirement "masked normalization" of section 2.2.
+    `single_component` holds the label values that are one connected component in every training label (section 2.5).
+    `folds[k]` names the validation cases of fold k.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    labels: tuple[tuple[int, str], ...]
+    num_training: int
+    slice_axis: int
+    normalization: tuple[ChannelNormalization | None, ...]
+    nonzero_only: bool
+    single_component: tuple[int, ...]
+    folds: tuple[tuple[str, ...], ...]
+    configurations: tuple[Configuration, ...]
+    decisions: tuple[Decision, ...]
+
+    def configuration(self, name: str) -> Configuration:
+        """The configuration of that name. Raises KeyError when the plan has none."""
+        return {c.name: c for c in self.configurations}[name]
+
+
+def to_dict(value: Any) -> Any:
+    """Plain JSON types (dict, list, str, int, float, bool, None) for any value of this module."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_dict(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(kind: Any, data: Any) -> Any:
+    """The value of type `kind` (a dataclass of this module, or a type that stands in one) that `to_dict` wrote as `data`.
+
+    Raises:
+        KeyError, TypeError, ValueError: `data` does not describe such a value.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        fields = typing.get_type_hints(kind)
+        if set(data) != set(fields):
+            raise ValueError(f"{kind.__name__} has the fields {sorted(fields)}, not {sorted(data)}")
+        return kind(**{name: from_dict(field, data[name]) for name, field in fields.items()})  # type: ignore[operator]
+    if origin is tuple:
+        inner = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(from_dict(i, v) for i, v in zip(inner, data, strict=True))
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else from_dict(next(a for a in arguments if a is not type(None)), data)
+    if origin is Literal:
+        return data
+    return kind(data)

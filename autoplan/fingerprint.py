@@ -1,0 +1,363 @@
+"""The facts of a dataset, read case by case in parallel, each file once; saved as JSON and reused while nothing
+changed."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from autoplan.axes import Shape, Spacing
+from autoplan.dataset import DESCRIPTION, Volume, count_values, read_case
+from autoplan.errors import DatasetError
+from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
+
+FORMAT = 1
+"""Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
+CONNECTIVITY = 3
+"""Voxels that share a corner are connected (26 neighbours in 3D): the default of MONAI's KeepLargestConnectedComponent,
+which removes components from predictions. The paper is silent."""
+SIGNIFICANT_BITS = 16
+"""Precision at which CT intensities are counted, see `rounded`."""
+PERCENTILES = (0.5, 99.5)
+"""Source: section 2.2, "Normalization"."""
+SPACING_DIGITS = 6
+"""Significant digits of a spacing: what float32 headers hold, so that 0.9999999 and 1 are one spacing."""
+MAX_PROCESSES = 8
+"""Processes at most unless asked for: each holds one case in memory."""
+BYTES_PER_PROCESS = 2_000_000
+"""Compressed bytes that are worth a process of their own; to start one takes half a second."""
+
+
+def is_ct(modality: str) -> bool:
+    """Whether a channel is CT, whose intensities are absolute: its name contains "ct", in upper or lower case.
+
+    Source: arXiv:1809.10486, section 2.2, "Normalization" (so "SPECT" is CT too, as the paper has it).
+    """
+    return "ct" in modality.lower()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Intensities of one channel, pooled: how often each (rounded) value occurs, and the moments of the unrounded ones.
+
+    `values` ascends; `deviation` is the sum of squared distances from `mean`.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one case gives: faults, or facts and the intensities of each CT channel. A test image has no facts."""
+
+    faults: tuple[str, ...]
+    facts: CaseFacts | None = None
+    pools: tuple[Pool | None, ...] = ()
+
+
+def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress: bool | None = None) -> Fingerprint:
+    """The facts of a dataset. Each file is read once, in parallel, and checked; test images are checked only.
+
+    Args:
+        dataset: what dataset.json says.
+        num_processes: processes that read; None: as many as there are processors, fewer for little data.
+        progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
+
+    Raises:
+        DatasetError: anything wrong with any case, one line each.
+
+    Source: arXiv:1809.10486, sections 2.2 (cropping, resampling, normalization) and 2.5 (connected components).
+    """
+    digest, cases = key(dataset), (*dataset.training, *dataset.test)
+    bare = replace(dataset, training=(), test=())  # what goes to each process with each case
+    faults: list[str] = []
+    facts: list[CaseFacts] = []
+    pools: list[Pool | None] = [None] * len(dataset.modalities)
+    bar = {"total": len(cases), "unit": "case", "disable": None if progress is None else not progress}
+    with _mapper(num_processes or _num_processes(dataset)) as each:
+        for reading in tqdm(each(partial(_read, bare), cases), desc=f"{dataset.name}: reading", **bar):
+            faults += reading.faults
+            facts += [reading.facts] if reading.facts else []
+            pools = [merged(*pair) for pair in zip(pools, reading.pools, strict=True)] if reading.pools else pools
+    if not faults and not any(count for c in facts for count in c.class_voxels):
+        faults = [f'{dataset.name}: no label has a foreground voxel. Check that "training" names the right labels.']
+    if faults:
+        raise DatasetError("\n".join(faults))
+    return Fingerprint(
+        key=digest,
+        name=dataset.name,
+        modalities=dataset.modalities,
+        labels=dataset.labels,
+        cases=tuple(facts),
+        intensities=tuple(None if pool is None else intensities(pool) for pool in pools),
+    )
+
+
+def _num_processes(dataset: Dataset) -> int:
+    """As many processes as processors, fewer where there is little to read."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_bytes = sum(_size(dataset.root / path) for path in _paths(dataset))
+    return max(1, min(processors, MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
+
+
+def _size(path: Path) -> int:
+    """Size of a file in bytes, 0 where there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+@contextmanager
+def _mapper(num_processes: int) -> Iterator[Any]:
+    """A `map` that works in this process or in several, results in order.
+
+    The processes are forked from a server that has no threads and has imported what they need (where there is none, on
+    Windows, they are spawned): safe whatever the caller runs, and their memory is shared.
+    """
+    if num_processes == 1:
+        yield map
+        return
+    context = _context()
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+            try:
+                yield partial(pool.map, chunksize=2)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            "a process that read the images was ended from outside, most likely for want of memory. "
+            "Read fewer cases at a time, by --num_processes 1."
+        ) from error
+
+
+def _context() -> Any:
+    """How processes are started."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scipy.ndimage", "nibabel", "fire", "autoplan.fingerprint"])
+    return context
+
+
+def _ignore_interrupt() -> None:
+    """Leaves Ctrl-C to the main process, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read(dataset: Dataset, case: Case) -> _Reading:
+    """Faults, or facts and intensities, of one case."""
+    volumes, faults = read_case(dataset, case)
+    if volumes.image is None or volumes.label is None:
+        return _Reading(tuple(faults))
+    pools = tuple(
+        _pool(volumes.image.array[..., channel], volumes.label) if is_ct(modality) else None
+        for channel, modality in enumerate(dataset.modalities)
+    )
+    return _Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), pools)
+
+
+def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequence[tuple[int, str]]) -> CaseFacts:
+    """Facts of one case: shape and spacing in RAS order, cropped shape, voxels and components of each foreground class.
+
+    Source: arXiv:1809.10486, sections 2.2 ("Cropping") and 2.5.
+    """
+    counts = dict(count_values(label))
+    return CaseFacts(
+        name=name,
+        shape=ras_order(image.shape, image.affine),
+        spacing=ras_order(spacing(image.affine), image.affine),
+        cropped_shape=ras_order(cropped_shape(image.array), image.affine),
+        class_voxels=tuple(counts.get(value, 0) for value, _ in labels[1:]),
+        class_components=num_components(label, [value for value, _ in labels[1:]]),
+    )
+
+
+def spacing(affine: NDArray[np.float64]) -> Spacing:
+    """mm a voxel along each axis of the file: the lengths of the affine's columns, to `SPACING_DIGITS` digits."""
+    return tuple(float(f"{s:.{SPACING_DIGITS}g}") for s in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def ras_order(values: Sequence[Any], affine: NDArray[np.float64]) -> tuple[Any, ...]:
+    """Values of the file's axes, in the order of the world axes x, y, z that they are closest to."""
+    world_axes = io_orientation(affine)[:, 0].astype(int)  # type: ignore[no-untyped-call]
+    return tuple(value for _, value in sorted(zip(world_axes, values, strict=True), key=lambda pair: int(pair[0])))
+
+
+def cropped_shape(array: NDArray[Any]) -> Shape:
+    """Shape of the bounding box of the voxels of an (X, Y, Z, C) image that are not zero in every channel.
+
+    Source: arXiv:1809.10486, section 2.2, "Cropping".
+    """
+    return tuple(s.stop - s.start for s in _bounding_box((array != 0).any(axis=3)))
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Smallest box that holds all true voxels; there is at least one."""
+    others = ((1, 2), (0, 2), (0, 1))
+    occupied = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
+    return tuple(slice(int(o[0]), int(o[-1]) + 1) for o in occupied)
+
+
+def num_components(label: NDArray[Any], values: Sequence[int]) -> tuple[int, ...]:
+    """Number of connected components of each of `values` in an (X, Y, Z) label; see `CONNECTIVITY`.
+
+    Source: arXiv:1809.10486, section 2.5.
+    """
+    foreground = label > 0
+    if not foreground.any():
+        return (0,) * len(values)
+    inside = label[_bounding_box(foreground)]
+    return tuple(_num_components(inside == value) for value in values)
+
+
+def _num_components(mask: NDArray[np.bool_]) -> int:
+    """Number of connected components of the true voxels."""
+    from scipy import ndimage  # a third of a second, which the process that only waits does not need
+
+    if not mask.any():
+        return 0
+    structure = ndimage.generate_binary_structure(mask.ndim, CONNECTIVITY)
+    return int(ndimage.label(mask[_bounding_box(mask)], structure=structure)[1])
+
+
+def rounded(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Values to `SIGNIFICANT_BITS` binary digits: whole numbers up to 2^16 = 65536 in magnitude stay as they are, any
+    other value changes by at most 2^-16 of its magnitude."""
+    fraction, exponent = np.frexp(values.astype(np.float64))
+    return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, SIGNIFICANT_BITS)), exponent - SIGNIFICANT_BITS))
+
+
+def _pool(channel: NDArray[Any], label: NDArray[Any]) -> Pool | None:
+    """Intensities of one image inside its foreground; None where it has none."""
+    inside = channel[label > 0].astype(np.float64)
+    if not inside.size:
+        return None
+    values, counts = np.unique(rounded(inside), return_counts=True)
+    mean = float(inside.mean())
+    return Pool(values, counts.astype(np.int64), mean, float(np.square(inside - mean).sum()))
+
+
+def merged(first: Pool | None, second: Pool | None) -> Pool | None:
+    """Two pools as one. The moments are joined by the formula of Chan, Golub and LeVeque, which loses no digits."""
+    if first is None or second is None:
+        return first or second
+    values, position = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
+    counts = np.zeros(len(values), dtype=np.int64)
+    np.add.at(counts, position, np.concatenate([first.counts, second.counts]))
+    one, two = int(first.counts.sum()), int(second.counts.sum())
+    difference = second.mean - first.mean
+    mean = first.mean + difference * two / (one + two)
+    deviation = first.deviation + second.deviation + difference**2 * one * two / (one + two)
+    return Pool(values, counts, mean, deviation)
+
+
+def intensities(pool: Pool) -> Intensities:
+    """Statistics of pooled intensities. Mean and (population) standard deviation are those of the unrounded values; a
+    percentile, interpolated linearly as numpy does, is off by at most 2^-16 of the larger of its two neighbours, and
+    exact where intensities are whole numbers up to 65536.
+
+    Source: arXiv:1809.10486, section 2.2, "Normalization".
+    """
+    count = int(pool.counts.sum())
+    low, high = (percentile(pool, q) for q in PERCENTILES)
+    return Intensities(count, pool.mean, (pool.deviation / count) ** 0.5, low, high)
+
+
+def percentile(pool: Pool, q: float) -> float:
+    """The q-th percentile (q to three decimals), interpolated linearly between the two neighbours in rank."""
+    last = np.cumsum(pool.counts)  # rank after the last occurrence of each value
+    highest = int(last[-1]) - 1
+    below, remainder = divmod(highest * round(q * 1000), 100_000)  # whole numbers, so that the rank is exact
+    lower, upper = pool.values[np.searchsorted(last, [below, min(below + 1, highest)], side="right")]
+    return float(lower + (upper - lower) * remainder / 100_000)
+
+
+# The file.
+
+
+def key(dataset: Dataset) -> str:
+    """A digest of everything that a fingerprint depends on: dataset.json, `FORMAT`, and of each file the path in the
+    dataset, the size and, where it is compressed, the checksum at its end, else the time of its last change. A copy of
+    the same compressed files has the same key on every machine."""
+    digest = hashlib.sha256(f"autoplan fingerprint {FORMAT}\n".encode())
+    digest.update((dataset.root / DESCRIPTION).read_bytes())
+    for path in _paths(dataset):
+        digest.update(f"\n{path} {_state(dataset.root / path)}".encode())
+    return digest.hexdigest()
+
+
+def _paths(dataset: Dataset) -> list[str]:
+    """All files of the dataset, in the order of dataset.json."""
+    return [path for case in (*dataset.training, *dataset.test) for path in (case.image, case.label) if path]
+
+
+def _state(path: Path) -> str:
+    """What changes when the content of a file does. A file that cannot be read has no state that was saved before."""
+    try:
+        status = path.stat()
+        if path.suffix != ".gz":
+            return f"{status.st_size} {status.st_mtime_ns}"
+        with path.open("rb") as file:
+            file.seek(max(0, status.st_size - 8))
+            return f"{status.st_size} {file.read().hex()}"
+    except OSError:
+        return "missing"
+
+
+def save(fingerprint: Fingerprint, path: Path) -> None:
+    """Writes a fingerprint as JSON, one case a line, to a temporary name that is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(_text(to_dict(fingerprint)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _text(data: dict[str, Any]) -> str:
+    """JSON with one line a field, and one line a case."""
+    fields = (f" {json.dumps(name)}: {_lines(value)}" for name, value in data.items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    """JSON of a field: a list of objects has one a line."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(f"  {json.dumps(v)}" for v in value) + "\n ]"
+    return json.dumps(value)
+
+
+def load(path: Path) -> Fingerprint:
+    """The fingerprint that `save` wrote.
+
+    Raises:
+        DatasetError: there is none, or it is not of this format.
+    """
+    try:
+        loaded: Fingerprint = from_dict(Fingerprint, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: no fingerprint ({error}). Remove the file; planning writes it again.") from error
+    return loaded
+
+
+def reusable(path: Path, dataset: Dataset) -> Fingerprint | None:
+    """The fingerprint saved at `path` if it is still that of `dataset`, else None."""
+    try:
+        saved = load(path)
+    except DatasetError:
+        return None
+    return saved if (saved.key, saved.name) == (key(dataset), dataset.name) else None

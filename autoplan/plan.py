@@ -1,0 +1,366 @@
+"""From the facts of a dataset to every decision about it. Pure: no files, no torch, no clock.
+
+Where the prose of the paper and its Table 1 disagree the table decides; the docstrings of `topology` say where, and
+so do the decisions of the plan.
+"""
+
+import math
+import typing
+from collections.abc import Iterable, Sequence
+
+from autoplan import rules, topology
+from autoplan.axes import Shape, Spacing, without_axis
+from autoplan.errors import PlanError
+from autoplan.facts import (
+    ChannelNormalization,
+    Configuration,
+    ConfigurationName,
+    Decision,
+    Fingerprint,
+    Plan,
+)
+from autoplan.rules import Cascade
+
+WARNING = "warning"
+"""Name of the decisions that a user should see unasked."""
+
+
+def plan(fingerprint: Fingerprint, *, cascade: Cascade = "auto", max_features: int | None = None) -> Plan:
+    """Every decision about the dataset of `fingerprint`.
+
+    Args:
+        fingerprint: facts of the dataset.
+        cascade: "auto" plans the cascade where the criterion of section 2.2 applies, "always" and "never" override it.
+        max_features: cap on the feature maps of a stage; None, as in the paper, means no cap.
+
+    Raises:
+        PlanError: fewer than two cases, an unknown value of `cascade`, or a constant CT foreground.
+    """
+    if cascade not in typing.get_args(Cascade):
+        raise PlanError(f"cascade is one of {', '.join(typing.get_args(Cascade))}, not {cascade!r}.")
+    folds = rules.folds([c.name for c in fingerprint.cases])
+    spacing = rules.target_spacing([c.spacing for c in fingerprint.cases])
+    shape = rules.median_shape(fingerprint.cases, spacing)
+    num_cases = len(fingerprint.cases)
+    planned = configurations(shape, spacing, num_cases=num_cases, cascade=cascade, max_features=max_features)
+    normalization = tuple(map(rules.normalization, fingerprint.modalities, fingerprint.intensities))
+    return Plan(
+        name=fingerprint.name,
+        modalities=fingerprint.modalities,
+        labels=fingerprint.labels,
+        num_training=num_cases,
+        slice_axis=rules.slice_axis(spacing),
+        normalization=normalization,
+        nonzero_only=rules.nonzero_only(fingerprint.cases),
+        single_component=rules.single_component(fingerprint.cases, fingerprint.labels),
+        folds=folds,
+        configurations=planned,
+        decisions=(
+            *_geometry_decisions(shape, spacing, num_cases=num_cases),
+            _cascade_decision(shape, planned, cascade),
+            *_intensity_decisions(fingerprint, normalization),
+            _component_decision(fingerprint),
+            Decision("", "folds", str(len(folds)), "section 2.3", _folds_reason(folds)),
+            *_warnings(fingerprint, shape, folds, planned, cascade),
+            *(d for c in planned for d in _configuration_decisions(c, shape, spacing, num_cases=num_cases)),
+        ),
+    )
+
+
+def configurations(
+    median_shape: Shape,
+    spacing: Spacing,
+    *,
+    num_cases: int,
+    cascade: Cascade = "auto",
+    max_features: int | None = None,
+) -> tuple[Configuration, ...]:
+    """The configurations of a dataset: 2d, 3d_fullres and, with the cascade, 3d_lowres and 3d_cascade_fullres.
+
+    Args:
+        median_shape: median shape of the cropped and resampled cases, voxels.
+        spacing: target spacing, mm.
+        num_cases: number of training cases.
+        cascade: see `plan`.
+        max_features: see `plan`.
+
+    Source: arXiv:1809.10486, sections 2.1 and 2.2, Table 1.
+    """
+    low = rules.low_resolution(median_shape, spacing, cascade=cascade)
+    seen: list[tuple[ConfigurationName, Shape, Spacing]] = [
+        ("2d", median_shape, spacing),
+        ("3d_fullres", median_shape, spacing),
+    ]
+    if low is not None:
+        seen += [("3d_lowres", *low), ("3d_cascade_fullres", median_shape, spacing)]
+    necessary = rules.cascade_is_necessary(median_shape)
+    return tuple(_configuration(*s, num_cases=num_cases, max_features=max_features, necessary=necessary) for s in seen)
+
+
+def warnings(plan: Plan) -> tuple[Decision, ...]:
+    """Decisions that a user should see without asking for explanations."""
+    return tuple(d for d in plan.decisions if d.name == WARNING)
+
+
+def num_input_channels(name: ConfigurationName, *, modalities: Sequence[str], labels: Sequence[tuple[int, str]]) -> int:
+    """Channels that the network sees: one a modality and, in the cascade's second stage, one a foreground class.
+
+    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". That the background has no channel of its own is nnU-Net's
+    known default; the paper is silent.
+    """
+    return len(modalities) + (len(labels) - 1 if name == "3d_cascade_fullres" else 0)
+
+
+def _configuration(
+    name: ConfigurationName,
+    median_shape: Shape,
+    spacing: Spacing,
+    *,
+    num_cases: int,
+    max_features: int | None,
+    necessary: bool,
+) -> Configuration:
+    """One configuration on images of the given median shape and spacing."""
+    shape, patch, max_pool = _patch(name, median_shape, spacing)
+    strides = topology.strides(patch, max_pool=max_pool)
+    return Configuration(
+        name=name,
+        spacing=spacing,
+        median_shape=shape,
+        patch_size=patch,
+        batch_size=topology.batch_size(patch, median_shape, num_cases=num_cases, base_voxels=_base_voxels(name)),
+        strides=strides,
+        features=topology.features(len(strides), max_features=max_features),
+        batch_dice=rules.batch_dice(name, cascade_necessary=necessary),
+        augmentation=rules.augmentation(patch),
+    )
+
+
+def _patch(name: ConfigurationName, median_shape: Shape, spacing: Spacing) -> tuple[Shape, Shape, int]:
+    """Median shape that the network sees (2D: the plane), its patch, and the most poolings an axis may have."""
+    if name == "2d":
+        plane = without_axis(median_shape, rules.slice_axis(spacing))
+        return plane, topology.patch_size_2d(plane), topology.MAX_POOL_2D
+    return median_shape, topology.patch_size_3d(median_shape, spacing), topology.MAX_POOL_3D
+
+
+def _base_voxels(name: ConfigurationName) -> int:
+    """Voxels of an optimizer step at most."""
+    return topology.BASE_VOXELS_2D if name == "2d" else topology.BASE_VOXELS_3D
+
+
+# The decisions, in words. Nothing below decides anything.
+
+
+def _times(values: Iterable[float]) -> str:
+    """`40 x 56 x 40`."""
+    return " x ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _million(voxels: float) -> str:
+    """`2.10 million`, or the number itself where it is small."""
+    return f"{voxels / 1e6:.2f} million" if voxels >= 1e5 else f"{voxels:g}"
+
+
+def _geometry_decisions(shape: Shape, spacing: Spacing, *, num_cases: int) -> tuple[Decision, ...]:
+    """Target spacing, median shape, slice axis."""
+    axis = rules.slice_axis(spacing)
+    return (
+        Decision("", "spacing", f"{_times(spacing)} mm", "section 2.2",
+                 f"The median spacing of the {num_cases} training cases, axis by axis, is {_times(spacing)} mm."),
+        Decision("", "median_shape", _times(shape), "section 2.2",
+                 f"After cropping and resampling to that spacing the median shape is {_times(shape)} voxels."),
+        Decision("", "slice_axis", "xyz"[axis], "section 2.1; Table 1 for a tie",
+                 f"The spacing is coarsest along {'xyz'[axis]} ({spacing[axis]:.4g} mm; a tie goes to the last axis), "
+                 "so slices run along it and the plane has the highest resolution."),
+    )  # fmt: skip
+
+
+def _cascade_decision(shape: Shape, planned: Sequence[Configuration], cascade: Cascade) -> Decision:
+    """Whether there is a cascade, and its resolution."""
+    limit = rules.CASCADE_FACTOR * topology.MAX_PATCH_VOXELS_3D
+    more = "more" if rules.cascade_is_necessary(shape) else "not more"
+    because = (
+        f"The median shape has {_million(math.prod(shape))} voxels, {more} than {rules.CASCADE_FACTOR} x 128^3 = "
+        f"{_million(limit)} (128^3 is read for the voxels of a patch, as Table 1 demands)"
+    )
+    low = next((c for c in planned if c.name == "3d_lowres"), None)
+    value = "no" if low is None else f"first stage at {_times(low.spacing)} mm"
+    request = "" if cascade == "auto" else f', and "{cascade}" was asked for'
+    return Decision("", "cascade", value, "section 2.2", f"{because}{request}.")
+
+
+def _intensity_decisions(
+    fingerprint: Fingerprint, normalization: Sequence[ChannelNormalization | None]
+) -> tuple[Decision, ...]:
+    """Normalization of each channel, and whether it is masked."""
+    kept = rules.fraction_kept(fingerprint.cases)
+    masked = rules.nonzero_only(fingerprint.cases)
+    channels = enumerate(zip(fingerprint.modalities, normalization, strict=True))
+    return (
+        *(_normalization_decision(i, modality, n) for i, (modality, n) in channels),
+        Decision("", "nonzero_only", "yes" if masked else "no", "section 2.2",
+                 f"Cropping to the nonzero region keeps {kept:.1%} of the voxels, "
+                 f"{'at most' if masked else 'more than'} 75 %, so normalization "
+                 f"{'uses the nonzero voxels only and leaves all others 0' if masked else 'uses the whole image'}."),
+    )  # fmt: skip
+
+
+def _normalization_decision(channel: int, modality: str, statistics: ChannelNormalization | None) -> Decision:
+    """Normalization of one channel."""
+    name = f"normalization of channel {channel}"
+    if statistics is None:
+        because = f"The modality {modality} does not contain 'ct', so each image is z-scored by itself."
+        return Decision("", name, "z-score of each image", "section 2.2", because)
+    because = (
+        f"The modality {modality} contains 'ct', so intensities are clipped to [{statistics.lower:.4g}, "
+        f"{statistics.upper:.4g}], the 0.5 and 99.5 percentiles of the foreground of all training cases, and z-scored "
+        f"with its mean {statistics.mean:.4g} and standard deviation {statistics.std:.4g}."
+    )
+    return Decision("", name, "CT", "section 2.2", because)
+
+
+def _component_decision(fingerprint: Fingerprint) -> Decision:
+    """Postprocessing by largest component."""
+    single = rules.single_component(fingerprint.cases, fingerprint.labels)
+    most = [max(counts) for counts in zip(*(c.class_components for c in fingerprint.cases), strict=True)]
+    counted = ", ".join(f"{name} {count}" for (_, name), count in zip(fingerprint.labels[1:], most, strict=True))
+    value = ", ".join(name for number, name in fingerprint.labels if number in single) or "none"
+    because = (
+        f"The most connected components of a class in one training label: {counted}; where that number is 1, all but "
+        "the largest component of the class are removed from predictions."
+    )
+    return Decision("", "single_component", value, "section 2.5", because)
+
+
+def _folds_reason(folds: Sequence[Sequence[str]]) -> str:
+    """One sentence on the division into folds."""
+    sizes = " or ".join(str(size) for size in sorted({len(f) for f in folds}))
+    return f"The {sum(map(len, folds))} training cases are divided into {len(folds)} folds of {sizes}."
+
+
+def _warnings(
+    fingerprint: Fingerprint,
+    shape: Shape,
+    folds: Sequence[Sequence[str]],
+    planned: Sequence[Configuration],
+    cascade: Cascade,
+) -> tuple[Decision, ...]:
+    """What a user should know unasked."""
+    necessary = rules.cascade_is_necessary(shape)
+    messages = [
+        (len(folds) < rules.NUM_FOLDS, f"{len(folds)} folds", "section 2.3",
+         f"There are {len(folds)} training cases, fewer than {rules.NUM_FOLDS}, so there are as many folds as cases."),
+        (cascade == "always" and not necessary, "cascade", "section 2.2",
+         "The cascade was asked for although the criterion does not apply."),
+        (cascade == "never" and necessary, "no cascade", "section 2.2",
+         "The criterion for the cascade applies, but no cascade was asked for."),
+        *((not any(c.class_voxels[i] for c in fingerprint.cases), name, "the paper is silent",
+           f"The class {name} (label {value}) occurs in no training label, so it cannot be learned.")
+          for i, (value, name) in enumerate(fingerprint.labels[1:])),
+        *((_is_padded(c), f"patch of {c.name}", "the paper is silent",
+           "The images are so small that no axis would be pooled twice, which the network needs: the patch of "
+           f"{c.name} is raised to {_times(c.patch_size)} and the images are padded.") for c in planned),
+    ]  # fmt: skip
+    return tuple(Decision("", WARNING, value, source, because) for holds, value, source, because in messages if holds)
+
+
+def _is_padded(configuration: Configuration) -> bool:
+    """Whether an axis of the patch was raised because none was pooled twice."""
+    median = configuration.median_shape
+    sizes = (topology.admissible_size(n, max_pool=topology.MAX_POOL_3D) for n in median)
+    return all(topology.num_poolings(n, max_pool=topology.MIN_POOLINGS) < topology.MIN_POOLINGS for n in sizes)
+
+
+def _configuration_decisions(
+    c: Configuration, shape: Shape, spacing: Spacing, *, num_cases: int
+) -> tuple[Decision, ...]:
+    """The decisions about one configuration."""
+    whole = c.median_shape if c.name != "2d" else shape
+    if c.name == "3d_cascade_fullres":
+        return (
+            Decision(c.name, "topology", _times(c.patch_size), "Table 1, caption",
+                     "The second stage is identical to 3d_fullres, with one more input channel for each foreground "
+                     "class: the segmentation of the first stage."),
+            _dice_decision(c),
+        )  # fmt: skip
+    low = () if c.name != "3d_lowres" else (_lowres_decision(c, shape, spacing),)
+    return (
+        *low,
+        _patch_decision(c),
+        Decision(c.name, "num_pool", _times(c.num_pool), "section 2.1",
+                 f"Each axis is halved until it is smaller than {topology.MIN_FEATURE_MAP} voxels, at most "
+                 f"{topology.MAX_POOL_2D if c.name == '2d' else topology.MAX_POOL_3D} times: {_times(c.patch_size)} is "
+                 f"pooled {_times(c.num_pool)} times; axes with fewer poolings join in the deeper levels."),
+        Decision(c.name, "features", f"{c.features[0]}-{c.features[-1]}", "section 2.1",
+                 f"The {len(c.features)} levels start with {c.features[0]} feature maps, which double with every "
+                 f"downsampling{_cap(c)}, to {c.features[-1]}."),
+        _batch_decision(c, whole, num_cases),
+        _dice_decision(c),
+        _augmentation_decision(c),
+    )  # fmt: skip
+
+
+def _cap(c: Configuration) -> str:
+    """Words on the cap of the feature maps, where it takes effect."""
+    return "" if c.features[-1] == c.features[0] * 2 ** (len(c.features) - 1) else f", at most {c.features[-1]}"
+
+
+def _lowres_decision(c: Configuration, shape: Shape, spacing: Spacing) -> Decision:
+    """Spacing of the cascade's first stage."""
+    doublings = [round(math.log2(low / full)) for low, full in zip(c.spacing, spacing, strict=True)]
+    because = (
+        f"The spacing {_times(spacing)} mm is doubled {', '.join(map(str, doublings))} times along x, y, z (finer axes "
+        "first, until doubling would exceed the coarsest), which takes the median shape from "
+        f"{_times(shape)} to {_times(c.median_shape)}."
+    )
+    return Decision(c.name, "spacing", f"{_times(c.spacing)} mm", "section 2.2", because)
+
+
+def _patch_decision(c: Configuration) -> Decision:
+    """Patch size."""
+    value = _times(c.patch_size)
+    if c.name == "2d":
+        because = f"The median plane {_times(c.median_shape)}, rounded up to multiples of 2^poolings, is {value}."
+        return Decision(c.name, "patch_size", value, "section 2.1, Table 1", because)
+    target = topology.target_size_3d(c.median_shape, c.spacing)
+    extent = (float(n * s) for n, s in zip(c.median_shape, c.spacing, strict=True))
+    because = (
+        f"The median patient measures {_times(extent)} mm; 128^3 voxels of that aspect ratio, clipped to the median "
+        f"shape, make {_times(round(t) for t in target)}, and admissible sizes near it with at most 128^3 voxels are "
+        f"{value} (the ratio in mm departs from the paper's prose, which says voxels, and reproduces its Table 1)."
+    )
+    return Decision(c.name, "patch_size", value, "Table 1; section 2.1 departs", because)
+
+
+def _batch_decision(c: Configuration, median_shape: Shape, num_cases: int) -> Decision:
+    """Batch size."""
+    base = _base_voxels(c.name)
+    by_base, by_dataset = topology.batch_limits(c.patch_size, median_shape, num_cases=num_cases, base_voxels=base)
+    because = (
+        f"{_million(base)} voxels of an optimizer step hold {by_base} patches of {_million(math.prod(c.patch_size))} "
+        f"voxels, and 5 % of the dataset ({num_cases} x {_times(median_shape)} voxels) hold {by_dataset}; the smaller "
+        f"number counts, but at least {topology.MIN_BATCH_SIZE}."
+    )
+    return Decision(c.name, "batch_size", str(c.batch_size), "section 2.1", because)
+
+
+def _dice_decision(c: Configuration) -> Decision:
+    """Dice over the batch or per sample."""
+    if c.batch_dice:
+        because = "The network sees parts of patients, so Dice is computed over the batch as one pseudo-volume."
+        return Decision(c.name, "batch_dice", "yes", "section 2.3", because)
+    because = "The network sees nearly entire patients, so Dice is computed per sample and averaged."
+    return Decision(c.name, "batch_dice", "no", "section 2.3", because)
+
+
+def _augmentation_decision(c: Configuration) -> Decision:
+    """Set of augmentation parameters."""
+    longest, shortest = max(c.patch_size), min(c.patch_size)
+    because = {
+        "2d": "A 2D network has the 2D parameters.",
+        "3d": f"The longest patch edge, {longest}, is at most {rules.SLICEWISE_RATIO} times the shortest, {shortest}.",
+        "slicewise": f"The longest patch edge, {longest}, is more than {rules.SLICEWISE_RATIO} times the shortest, "
+        f"{shortest}, so the 2D augmentation is applied slice by slice.",
+    }[c.augmentation]
+    return Decision(c.name, "augmentation", c.augmentation, "section 2.3", because)

@@ -1,0 +1,255 @@
+"""Writes a plan down as MONAI bundles. Chooses nothing: it sets named values in the templates and copies the rest.
+
+MONAI's own words (`roi_size`, `filters`, `pixdim`) appear in the templates only.
+"""
+
+import json
+import os
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoplan import __version__
+from autoplan.errors import TemplateError
+from autoplan.facts import Configuration, Plan, to_dict
+
+RENDERED = ("2d", "3d_fullres")
+"""Configurations that there are templates for."""
+LINE_LENGTH = 120
+_PACKAGE = Path(__file__).resolve().parent
+_GENERATED = ("configs", "scripts", "docs")
+"""Folders of a bundle that rendering owns; it never touches any other."""
+
+
+def templates_folder() -> Path:
+    """Where the templates lie: beside the package in a checkout, inside it when installed."""
+    for folder in (_PACKAGE.parent / "templates", _PACKAGE / "templates"):
+        if (folder / "configs" / "train.json").is_file():
+            return folder
+    raise TemplateError(f"no templates beside {_PACKAGE}. Install autoplan again.")
+
+
+def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = False) -> list[Path]:
+    """Write a bundle for each configuration of the plan that there are templates for.
+
+    Args:
+        plan: what to write down.
+        dataset_root: folder of the dataset; bundles refer to it relative to themselves.
+        bundles: where `<name>/<configuration>/` goes.
+        force: rewrite a bundle that holds other values. Its models/ stays.
+
+    Returns:
+        The bundles' folders.
+
+    Raises:
+        TemplateError: a bundle that is there holds other values, and `force` is not given. Nothing is written then.
+    """
+    rendered = {}
+    for configuration in plan.configurations:
+        if configuration.name in RENDERED:
+            folder = bundles / plan.name / configuration.name
+            rendered[folder] = render(plan, configuration, relative_path(dataset_root, folder))
+    if not force:
+        changes = [line for folder, files in rendered.items() for line in _changes(folder, files)]
+        if changes:
+            lines = "\n".join(f"  {line}" for line in changes)
+            raise TemplateError(
+                f"bundles that are there differ from what would be written now:\n{lines}\n"
+                "Keep them and name another folder with --bundles DIR, or rewrite them with --force (models/ stays)."
+            )
+    for folder, files in rendered.items():
+        _write(folder, files)
+    return list(rendered)
+
+
+def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, bytes]:
+    """The files of a bundle, path in the bundle -> content.
+
+    Args:
+        plan: the whole plan.
+        configuration: the one of its configurations to render.
+        dataset_dir: the dataset's folder relative to the bundle's.
+    """
+    templates = templates_folder()
+    values = _planned_values(plan, configuration, dataset_dir)
+    files = {}
+    for name in ("train.json", "evaluate.json", "inference.json"):
+        config = _load(templates / "configs" / name)
+        config.update((key, value) for key, value in values.items() if key in config)
+        files[f"configs/{name}"] = format_json(config).encode()
+    files["configs/metadata.json"] = format_json(
+        _metadata(_load(templates / "configs" / "metadata.json"), plan, configuration)
+    ).encode()
+    files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
+    files["docs/README.md"] = _readme((templates / "docs" / "README.md").read_text(), plan, configuration).encode()
+    copied = [templates / "LICENSE", templates / "configs" / "logging.conf", *(templates / "scripts").glob("*.py")]
+    for path in copied:
+        files[path.relative_to(templates).as_posix()] = path.read_bytes()
+    return dict(sorted(files.items()))
+
+
+def bundle_name(plan: Plan, configuration: Configuration) -> str:
+    """The bundle's name in its metadata, by which its configs recognize their own `scripts`."""
+    return f"{plan.name}_{configuration.name}"
+
+
+def relative_path(target: Path, folder: Path) -> str:
+    """`target` seen from `folder`, with forward slashes. Symbolic links in either are kept as they are written."""
+    return Path(os.path.relpath(target.absolute(), folder.absolute())).as_posix()
+
+
+def _planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, Any]:
+    return {
+        "bundle_root": f"$scripts.root({bundle_name(plan, configuration)!r})",
+        "dataset_dir": f"$@bundle_root + {_literal('/' + dataset_dir)}",
+        "class_names": [name for _, name in plan.labels],
+        "label_values": [value for value, _ in plan.labels],
+        "target_spacing": list(configuration.spacing),
+        "slice_axis": plan.slice_axis,
+        "normalization": to_dict(plan.normalization),
+        "nonzero_only": plan.nonzero_only,
+        "patch_size": list(configuration.patch_size),
+        "batch_size": configuration.batch_size,
+        "strides": to_dict(configuration.strides),
+        "features": list(configuration.features),
+        "batch_dice": configuration.batch_dice,
+        "warp_slice_axis": plan.slice_axis if configuration.augmentation == "slicewise" else None,
+        "rotation_degrees": 180.0 if configuration.augmentation != "3d" else [15.0, 15.0, 15.0],
+        "elastic_alpha": [0.0, 200.0 if configuration.augmentation != "3d" else 900.0],
+    }
+
+
+def _literal(text: str) -> str:
+    """A Python string literal that MONAI's config parser leaves alone: it takes @ and % for references wherever they
+    stand, and "import" for a statement."""
+    return repr(text).replace("@", r"\x40").replace("%", r"\x25").replace("import", r"\x69mport")
+
+
+def _metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
+    classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
+    foreground = ", ".join(name for _, name in plan.labels[1:])
+    modalities = ", ".join(plan.modalities)
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    image.update(
+        modality=modalities,
+        num_channels=len(plan.modalities),
+        spatial_shape=list(configuration.patch_size),
+        channel_def={str(i): modality for i, modality in enumerate(plan.modalities)},
+    )
+    pred.update(num_channels=len(classes), spatial_shape=list(configuration.patch_size), channel_def=classes)
+    metadata.update(
+        name=bundle_name(plan, configuration),
+        description=f"U-Net ({configuration.name}) that segments {foreground} in {modalities} images, configured by the "
+        "rules of nnU-Net (2018) for the dataset it is named after.",
+        data_source=plan.name,
+        image_classes=f"{len(plan.modalities)} channel(s): {modalities}",
+        label_classes=f"single channel: {', '.join(f'{value} {name}' for value, name in plan.labels)}",
+        pred_classes=f"{len(classes)} channels, one for each class: {', '.join(classes.values())}",
+        autoplan={"version": __version__, "configuration": configuration.name, "cases": plan.num_training},
+    )
+    return metadata
+
+
+def _readme(template: str, plan: Plan, configuration: Configuration) -> str:
+    decisions = [d for d in plan.decisions if d.configuration in ("", configuration.name)]
+    rows = [f"| {d.name} | {d.value} | {d.source} | {d.because} |" for d in decisions]
+    return string.Template(template).substitute(
+        name=bundle_name(plan, configuration),
+        dataset=plan.name,
+        configuration=configuration.name,
+        dimensions=f"{len(configuration.patch_size)}D",
+        modalities=", ".join(plan.modalities),
+        classes=", ".join(name for _, name in plan.labels[1:]),
+        cases=plan.num_training,
+        folds=len(plan.folds),
+        decisions="\n".join(rows),
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def format_json(value: Any) -> str:
+    """JSON to be read: what fits on a line stands on one, lists of numbers always; a blank line before every block."""
+    if not isinstance(value, dict):
+        return _format(value, 0) + "\n"
+    lines = []
+    for number, (key, item) in enumerate(value.items()):
+        entry = f" {json.dumps(key)}: {_format(item, 1, len(json.dumps(key)) + 3)}"
+        block = "\n" in entry and number > 0
+        lines.append("\n" + entry if block else entry)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _format(value: Any, depth: int, used: int = 0) -> str:
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or _numbers(value) or depth and depth + used + len(line) < LINE_LENGTH:
+        return line
+    space = " " * (depth + 1)
+    if isinstance(value, list):
+        items = [space + _format(item, depth + 1) for item in value]
+        return "[\n" + ",\n".join(items) + "\n" + " " * depth + "]"
+    items = []
+    for key, item in value.items():
+        name = json.dumps(key, ensure_ascii=False)
+        items.append(f"{space}{name}: {_format(item, depth + 1, len(name) + 2)}")
+    return "{\n" + ",\n".join(items) + "\n" + " " * depth + "}"
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, (int, float)) or _numbers(v) for v in value)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}#{key}" if path else key)
+    else:
+        yield path, value
+
+
+def _changes(folder: Path, files: dict[str, bytes]) -> list[str]:
+    """What would change in a bundle that is there, a line each; nothing for one that is not there."""
+    if not (folder / "configs" / "train.json").is_file():
+        return []
+    changes = []
+    for name, content in files.items():
+        path = folder / name
+        old = path.read_bytes() if path.is_file() else b""
+        if old == content:
+            continue
+        try:
+            before, after = (dict(_leaves(json.loads(text))) for text in (old, content))
+        except ValueError:
+            changes.append(f"{path}: {'differs' if old else 'is missing'}")
+            continue
+        for key in [*before, *(k for k in after if k not in before)]:
+            if before.get(key) != after.get(key):
+                changes.append(f"{path}: {key}: {_short(before.get(key))} -> {_short(after.get(key))}")
+    return changes + [f"{path}: is not part of the bundle" for path in _stale(folder, files)]
+
+
+def _short(value: Any, length: int = 80) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _stale(folder: Path, files: dict[str, bytes]) -> Sequence[Path]:
+    there = (p for part in _GENERATED for p in sorted((folder / part).glob("*")) if p.is_file())
+    return [p for p in there if p.relative_to(folder).as_posix() not in files]
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    for path in _stale(folder, files):
+        path.unlink()

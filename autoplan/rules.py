@@ -1,0 +1,194 @@
+"""The rules that are not about the network's shape: spacing, cascade, normalization, loss and augmentation mode, folds.
+
+Pure functions, one for each decision. Shapes and spacings are x, y, z.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from autoplan.axes import Shape, Spacing
+from autoplan.errors import PlanError
+from autoplan.facts import AugmentationMode, CaseFacts, ChannelNormalization, ConfigurationName, Intensities
+from autoplan.topology import MAX_PATCH_VOXELS_3D, round_half_up
+
+CASCADE_FACTOR = 4
+"""The cascade applies when the median shape has more voxels than this many 3D patches. Source: section 2.2."""
+SPACING_TOLERANCE = 1e-3
+"""Spacings whose ratio is within this of 1 are equal: affines are stored as float32 and scanners round. Our choice."""
+CROP_REDUCTION = 0.25
+"""Part of the voxels that cropping must remove for masked normalization. Source: section 2.2, "Normalization"."""
+SLICEWISE_RATIO = 2
+"""Longest patch edge over the shortest, above which augmentation is 2D and slice by slice. Source: section 2.3."""
+NUM_FOLDS = 5
+"""Source: section 2.3, "five-fold cross-validation"."""
+FOLD_SEED = 12345
+"""Seed of the division into folds. Our choice; any number serves."""
+
+Cascade = Literal["auto", "never", "always"]
+
+
+def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
+    """Spacing that every case is resampled to: the median over the cases, axis by axis.
+
+    Source: arXiv:1809.10486, section 2.2, "Resampling".
+    """
+    return tuple(float(statistics.median(axis)) for axis in zip(*spacings, strict=True))
+
+
+def resampled_shape(shape: Shape, spacing: Spacing, *, target: Spacing) -> Shape:
+    """Shape of an image after resampling from `spacing` to `target`: rounded half up, at least 1.
+
+    Source: our choice; the paper does not say how shapes are rounded.
+    """
+    return tuple(max(1, round_half_up(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
+
+
+def median_shape(cases: Sequence[CaseFacts], target: Spacing) -> Shape:
+    """Median over the cases, axis by axis, of the shape after cropping and resampling; rounded half up.
+
+    Source: arXiv:1809.10486, section 2.2 ("the median shape of the resampled data").
+    """
+    shapes = [resampled_shape(c.cropped_shape, c.spacing, target=target) for c in cases]
+    return tuple(round_half_up(statistics.median(axis)) for axis in zip(*shapes, strict=True))
+
+
+def slice_axis(spacing: Spacing, *, tolerance: float = SPACING_TOLERANCE) -> int:
+    """Axis that the 2D network's slices are stacked along: the one with the coarsest spacing; a tie goes to the last,
+    z.
+
+    Source: arXiv:1809.10486, section 2.1 ("the plane with the lowest in-plane spacing"); the tie follows Table 1.
+    """
+    coarse = [axis for axis, s in enumerate(spacing) if s >= max(spacing) * (1 - tolerance)]
+    return coarse[-1]
+
+
+def cascade_is_necessary(
+    shape: Sequence[float], *, factor: float = CASCADE_FACTOR, patch_voxels: int = MAX_PATCH_VOXELS_3D
+) -> bool:
+    """Whether an image of `shape` has more than `factor` times the voxels that a 3D patch may have.
+
+    Source: arXiv:1809.10486, section 2.2. "The voxels that can be processed as input patch" is read as 128^3 and not as
+    the dataset's own patch: Table 1 (Lung would go down twice otherwise).
+    """
+    return math.prod(shape) > factor * patch_voxels
+
+
+def low_resolution(
+    shape: Shape, spacing: Spacing, *, cascade: Cascade = "auto", tolerance: float = SPACING_TOLERANCE
+) -> tuple[Shape, Spacing] | None:
+    """Median shape and spacing of the cascade's first stage; None where there is no cascade.
+
+    While the cascade is necessary, the axes whose doubled spacing does not exceed the coarsest spacing are doubled;
+    where there is none, all are. The shape halves with every doubling and is rounded half up at the end. `cascade`
+    "never" makes no doubling; "always" makes at least one.
+
+    Source: arXiv:1809.10486, section 2.2; "until they match" is read from Table 1 (Lung: all axes; Pancreas: in-plane).
+    """
+    if cascade == "never" or (cascade == "auto" and not cascade_is_necessary(shape)):
+        return None
+    low, coarse = _doubled(tuple(map(float, shape)), spacing, tolerance=tolerance)
+    while cascade_is_necessary(low):
+        low, coarse = _doubled(low, coarse, tolerance=tolerance)
+    return tuple(max(1, round_half_up(n)) for n in low), coarse
+
+
+def _doubled(shape: tuple[float, ...], spacing: Spacing, *, tolerance: float) -> tuple[tuple[float, ...], Spacing]:
+    """One doubling of the spacing of the finer axes, or of all axes where none is finer."""
+    limit = max(spacing) * (1 + tolerance)
+    finer = {axis for axis, s in enumerate(spacing) if 2 * s <= limit} or set(range(len(spacing)))
+    return (
+        tuple(n / 2 if axis in finer else n for axis, n in enumerate(shape)),
+        tuple(2 * s if axis in finer else s for axis, s in enumerate(spacing)),
+    )
+
+
+def normalization(modality: str, intensities: Intensities | None) -> ChannelNormalization | None:
+    """How a channel is normalized: by statistics of the dataset where it is CT (`intensities` given), else None:
+    z-score of each image by itself.
+
+    Raises:
+        PlanError: the CT channel has one and the same value in all foreground voxels.
+
+    Source: arXiv:1809.10486, section 2.2, "Normalization".
+    """
+    if intensities is None:
+        return None
+    if not intensities.std > 0:
+        raise PlanError(
+            f"channel {modality}: all {intensities.count} foreground voxels have the value {intensities.mean:g}, so "
+            "that a z-score is undefined. Check the images and labels, or name a modality without 'ct' in dataset.json."
+        )
+    return ChannelNormalization(
+        lower=intensities.percentile_00_5,
+        upper=intensities.percentile_99_5,
+        mean=intensities.mean,
+        std=intensities.std,
+    )
+
+
+def fraction_kept(cases: Sequence[CaseFacts]) -> float:
+    """Average number of voxels of the cases after cropping, divided by the average before."""
+    return sum(math.prod(c.cropped_shape) for c in cases) / sum(math.prod(c.shape) for c in cases)
+
+
+def nonzero_only(cases: Sequence[CaseFacts], *, reduction: float = CROP_REDUCTION) -> bool:
+    """Whether normalization is carried out within the nonzero voxels only, all others staying 0: where cropping reduces
+    the average size of the cases, in voxels, by `reduction` or more.
+
+    Source: arXiv:1809.10486, section 2.2, "Normalization".
+    """
+    return fraction_kept(cases) <= 1 - reduction
+
+
+def single_component(cases: Sequence[CaseFacts], labels: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+    """Foreground label values that never fall into more than one connected component in a training label.
+
+    A label in which the class does not occur says nothing; a class that occurs nowhere does not count.
+
+    Source: arXiv:1809.10486, section 2.5.
+    """
+    most = [max(counts) for counts in zip(*(c.class_components for c in cases), strict=True)]
+    return tuple(value for (value, _), count in zip(labels[1:], most, strict=True) if count == 1)
+
+
+def batch_dice(name: ConfigurationName, *, cascade_necessary: bool) -> bool:
+    """Whether the Dice loss is computed over the whole batch as one pseudo-volume. False (per sample) for the
+    networks that see nearly entire patients: the cascade's first stage, and the 3D network where no cascade is
+    necessary.
+
+    Source: arXiv:1809.10486, section 2.3.
+    """
+    return not (name == "3d_lowres" or (name == "3d_fullres" and not cascade_necessary))
+
+
+def augmentation(patch_size: Shape, *, ratio: float = SLICEWISE_RATIO) -> AugmentationMode:
+    """Set of augmentation parameters: "2d" and "3d" by the network, "slicewise" (2D augmentation, slice by slice)
+    where the longest edge of a 3D patch is more than `ratio` times the shortest.
+
+    Source: arXiv:1809.10486, section 2.3, "Data Augmentation".
+    """
+    if len(patch_size) == 2:
+        return "2d"
+    return "slicewise" if max(patch_size) > ratio * min(patch_size) else "3d"
+
+
+def folds(
+    case_names: Sequence[str], *, num_folds: int = NUM_FOLDS, seed: int = FOLD_SEED
+) -> tuple[tuple[str, ...], ...]:
+    """Validation cases of each fold, sorted. The sizes of the folds differ by at most one, and the order of
+    `case_names` does not matter. Fewer cases than `num_folds` make as many folds as cases.
+
+    Raises:
+        PlanError: fewer than two cases, or a name twice.
+
+    Source: arXiv:1809.10486, section 2.3 (five folds); the division is our choice, the paper's is not given.
+    """
+    if len(case_names) < 2 or len(set(case_names)) < len(case_names):
+        raise PlanError(f"cross-validation needs at least two cases with different names, got {list(case_names)}.")
+    generator = random.Random(seed)  # only random() is promised to stay the same from one Python version to the next
+    keys = {name: generator.random() for name in sorted(case_names)}
+    shuffled, count = sorted(keys, key=keys.__getitem__), min(num_folds, len(keys))
+    return tuple(tuple(sorted(shuffled[k::count])) for k in range(count))

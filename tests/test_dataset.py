@@ -1,0 +1,202 @@
+"""dataset.json, where a dataset is found, and what is read from a file."""
+
+import gzip
+import sys
+import types
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from autoplan import dataset as datasets
+from autoplan.errors import DatasetError
+
+
+def test_load_reads_what_is_there(tiny) -> None:
+    tiny.describe(labels={"5": "five", "0": "background", "1": "one"})
+    dataset = datasets.load(tiny.folder)
+    assert dataset.name == "Task90_Tiny", "the folder's name, not that in dataset.json"
+    assert dataset.modalities == ("MRI",)
+    assert dataset.labels == ((0, "background"), (1, "one"), (5, "five"))
+    assert [c.name for c in dataset.training] == [f"case_{i}" for i in range(5)]
+    assert dataset.training[0].image == "imagesTr/case_0.nii.gz"
+    assert dataset.test == (datasets.Case("test_0", "imagesTs/test_0.nii.gz"),)
+
+
+def test_channels_are_ordered_by_number(make_tiny) -> None:
+    tiny = make_tiny(modalities=("a", "b"))
+    tiny.describe(modality={"1": "second", "0": "first"})
+    assert datasets.load(tiny.folder).modalities == ("first", "second")
+
+
+def test_test_images_may_be_missing_or_objects(tiny) -> None:
+    tiny.describe(test=[{"image": "./imagesTs/test_0.nii.gz"}])
+    assert datasets.load(tiny.folder).test[0].name == "test_0"
+    tiny.describe(test=None)
+    assert datasets.load(tiny.folder).test == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modality": None}, '"modality" is missing'),
+        ({"modality": ["MRI"]}, '"modality" is missing or no object'),
+        ({"modality": {"0": "MRI", "2": "T2"}}, "must number the channels"),
+        ({"labels": None}, '"labels" is missing'),
+        ({"labels": {"background": 0, "a": 1}}, '"labels" must map numbers to names'),
+        ({"labels": {"1": "a", "2": "b"}}, "must hold 0, the background"),
+        ({"labels": {"0": "background"}}, "at least one other class"),
+        ({"labels": {"0": "background", "1": "a", "01": "b"}}, '"labels" has a number twice'),
+        ({"training": None}, '"training" must be a list'),
+        ({"training": ["./imagesTr/case_0.nii.gz"]}, '"training" must be a list of'),
+        ({"training": []}, "no training case"),
+        ({"test": "imagesTs"}, '"test" must be a list'),
+        ({"test": [3]}, '"test" must be a list'),
+        ({"test": ["imagesTs/test_0.mha"]}, "is no NIfTI file"),
+        ({"test": ["imagesTr/case_0.nii.gz"]}, "case_0: more than one image has this name"),
+        ({"test": ["/etc/test_0.nii.gz"]}, "leaves the dataset's folder"),
+        ({"test": ["imagesTs/../../test_0.nii.gz"]}, "leaves the dataset's folder"),
+        ({"test": ["..\\test_0.nii.gz"]}, "leaves the dataset's folder"),
+        ({"test": ["C:test_0.nii.gz"]}, "leaves the dataset's folder"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_malformed_descriptions(tiny, fields, message) -> None:
+    tiny.describe(**fields)
+    with pytest.raises(DatasetError, match=r"Task90_Tiny, dataset\.json: ") as error:
+        datasets.load(tiny.folder)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_faults_of_a_description_are_reported(tiny) -> None:
+    tiny.describe(modality=None, labels={}, test=["../x.nii.gz"])
+    with pytest.raises(DatasetError) as error:
+        datasets.load(tiny.folder)
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[]", "holds no JSON object")])
+def test_no_json(tiny, text, message) -> None:
+    (tiny.folder / "dataset.json").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        datasets.load(tiny.folder)
+
+
+def test_a_folder_that_cannot_name_bundles(tiny) -> None:
+    renamed = tiny.folder.rename(tiny.folder.with_name("my task"))
+    with pytest.raises(DatasetError, match="'my task', names the bundles"):
+        datasets.load(renamed)
+
+
+def test_locate_takes_a_folder_or_a_name(tiny, tmp_path, monkeypatch) -> None:
+    assert datasets.locate(str(tiny.folder), Path("nowhere")) == tiny.folder
+    assert datasets.locate(tiny.folder.name, tiny.folder.parent) == tiny.folder
+    with pytest.raises(DatasetError, match=r"there is no dataset\.json"):
+        datasets.locate(str(tmp_path), tmp_path)
+    with pytest.raises(DatasetError, match="neither a folder"):
+        datasets.locate("Hippocampus", tmp_path)
+
+
+@pytest.fixture
+def decathlon(monkeypatch) -> types.SimpleNamespace:
+    """MONAI's part of a download, replaced: `fails` makes it fail."""
+    state = types.SimpleNamespace(fails=False)
+
+    def download_url(url, filepath, *, hash_val, hash_type) -> None:
+        if state.fails:
+            raise OSError("no route\nto host")
+        Path(filepath).write_text(url + hash_val + hash_type)
+
+    def extractall(filepath, output_dir) -> None:
+        (Path(output_dir) / "Task02_Heart").mkdir()
+        (Path(output_dir) / "Task02_Heart" / "dataset.json").write_text(Path(filepath).read_text())
+
+    resource = types.SimpleNamespace(resource={"Task02_Heart": "address "}, md5={"Task02_Heart": "sum "})
+    utils = {"download_url": download_url, "extractall": extractall}
+    for name, content in (("datasets", {"DecathlonDataset": resource}), ("utils", utils)):
+        module = types.ModuleType(f"monai.apps.{name}")
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for package in ("monai", "monai.apps"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    return state
+
+
+def test_a_task_of_the_decathlon_is_downloaded(decathlon, tmp_path) -> None:
+    folder = datasets.locate("Task02_Heart", tmp_path / "data")
+    assert folder == tmp_path / "data" / "Task02_Heart"
+    assert (folder / "dataset.json").read_text() == "address sum md5"
+    assert [p.name for p in folder.parent.iterdir()] == ["Task02_Heart"]
+
+
+def test_a_failed_download_leaves_nothing(decathlon, tmp_path) -> None:
+    decathlon.fails = True
+    with pytest.raises(DatasetError, match="no route to host"):
+        datasets.locate("Task02_Heart", tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DatasetError, match="no task of the Decathlon"):
+        datasets.locate("Task77_Heart", tmp_path)
+
+
+def test_affines_are_compared_in_mm() -> None:
+    first = np.diag([1.0, 1.0, 1.0, 1.0])
+    second = first.copy()
+    second[0, 0] = 1.001
+    assert datasets.corner_distance_mm((11, 5, 5), first, second) == pytest.approx(0.01)
+    second[:3, 3] = (3, 4, 0)
+    assert datasets.corner_distance_mm((1, 1, 1), first, second) == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("shift", "faults"), [(0.09, 0), (0.11, 1)], ids=["within the tolerance", "beyond the tolerance"]
+)
+def test_affine_tolerance(tiny, shift, faults) -> None:
+    path = tiny.image("case_1", "labelsTr")
+    affine = nibabel.load(path).affine
+    affine[1, 3] += shift
+    tiny.write(path, tiny.read(path), affine)
+    dataset = datasets.load(tiny.folder)
+    assert len(datasets.read_case(dataset, dataset.training[1])[1]) == faults
+
+
+def test_labels_stored_as_floats(tiny) -> None:
+    path = tiny.image("case_1", "labelsTr")
+    tiny.write(path, tiny.read(path).astype(np.float32) + 5e-5)
+    dataset = datasets.load(tiny.folder)
+    volumes, faults = datasets.read_case(dataset, dataset.training[1])
+    assert not faults
+    assert volumes.label is not None
+    assert volumes.label.dtype.kind == "i"
+    assert datasets.count_values(volumes.label) == [(0, 960 - 27 - 18), (1, 27), (2, 18)]
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_files_are_read_as_nibabel_reads_them(tmp_path, kind, suffix, scaled) -> None:
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    image = kind(array, np.diag([1, 2, 3, 1.0]))
+    if scaled:
+        image.header.set_slope_inter(0.5, 10)
+    path = tmp_path / f"image{suffix}"
+    nibabel.save(image, path)
+    volume = datasets.read_volume(path)
+    np.testing.assert_allclose(volume.array[..., 0], nibabel.load(path).get_fdata())
+    np.testing.assert_array_equal(volume.affine, image.affine)
+    assert volume.array.dtype == (np.float32 if scaled else np.int16)
+
+
+def test_damage_near_the_end_of_a_compressed_file_is_noticed(tiny) -> None:
+    path = tiny.image("case_1")
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(gzip.BadGzipFile):
+        datasets.read_volume(path)
+
+
+@pytest.mark.parametrize("value", [-1, 70000])
+def test_values_far_off_are_counted(value) -> None:
+    array = np.zeros((3, 3, 3), dtype=np.int32)
+    array[0, 0, 0] = value
+    assert sorted(datasets.count_values(array)) == sorted([(0, 26), (value, 1)])

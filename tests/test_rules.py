@@ -1,0 +1,224 @@
+"""Each rule by itself, on both sides of its boundary."""
+
+import dataclasses
+
+import pytest
+
+from autoplan import rules, topology
+from autoplan.errors import PlanError
+from autoplan.facts import CaseFacts, Fingerprint, Intensities
+from autoplan.plan import configurations, num_input_channels, plan, warnings
+
+CASE = CaseFacts("a", (40, 40, 40), (1.0, 1.0, 1.0), (40, 40, 40), (9,), (1,))
+LABELS = ((0, "background"), (7, "organ"))
+
+
+def case(**fields) -> CaseFacts:
+    return dataclasses.replace(CASE, **fields)
+
+
+def fingerprint(cases, modalities=("MRI",), intensities=(None,)) -> Fingerprint:
+    return Fingerprint("key", "Task99_Made", modalities, LABELS, tuple(cases), intensities)
+
+
+def five(**fields) -> list[CaseFacts]:
+    return [case(name=name, **fields) for name in "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("size", "max_pool", "poolings"),
+    [(7, 5, 0), (8, 5, 1), (15, 5, 1), (16, 5, 2), (20, 5, 2), (40, 5, 3), (64, 5, 4), (256, 5, 5), (256, 6, 6)],
+)
+def test_num_poolings(size, max_pool, poolings) -> None:
+    assert topology.num_poolings(size, max_pool=max_pool) == poolings
+
+
+@pytest.mark.parametrize(
+    ("size", "admissible"), [(1, 1), (7, 7), (9, 10), (41, 48), (58, 64), (89.6, 96), (129, 160), (512, 512)]
+)
+def test_admissible_size(size, admissible) -> None:
+    assert topology.admissible_size(size, max_pool=5) == admissible
+
+
+def test_next_smaller_size() -> None:
+    assert [topology.next_smaller_size(n, max_pool=5) for n in (160, 128, 8, 2)] == [128, 112, 7, 1]
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides"),
+    [
+        ((16, 32), ((1, 1), (1, 2), (2, 2), (2, 2))),
+        ((20, 192, 192), ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))),
+    ],
+)
+def test_axes_with_fewer_poolings_are_pooled_in_the_deeper_stages(patch, strides) -> None:
+    assert topology.strides(patch, max_pool=5) == strides
+
+
+def test_features_double_up_to_the_cap() -> None:
+    assert topology.features(6) == (30, 60, 120, 240, 480, 960)
+    assert topology.features(6, max_features=320) == (30, 60, 120, 240, 320, 320)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((5, 6, 7), (5, 6, 16)), ((9, 5, 9), (16, 5, 10)), ((15, 3, 3), (16, 3, 3))]
+)
+def test_a_tiny_patch_is_raised_to_two_poolings(shape, patch) -> None:
+    assert topology.patch_size_3d(shape, (1.0, 1.0, 1.0)) == patch
+    assert len(topology.strides(patch, max_pool=5)) == 3
+
+
+def test_a_raised_patch_is_a_warning() -> None:
+    tiny = plan(fingerprint(five(shape=(9, 9, 9), cropped_shape=(9, 9, 9))))
+    assert [w.value for w in warnings(tiny)] == ["patch of 2d", "patch of 3d_fullres"]
+    assert not warnings(plan(fingerprint(five())))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [((1.0, 1.0, 1.0), 2), ((3.0, 1.0, 1.0), 0), ((1.0, 3.0, 1.0), 1), ((1.0, 1.0, 0.99999), 2), ((1.0, 1.0, 0.9), 1)],
+)
+def test_slices_run_along_the_coarsest_axis(spacing, axis) -> None:
+    assert rules.slice_axis(spacing) == axis
+
+
+def test_spacing_and_shape_are_medians() -> None:
+    cases = [case(spacing=(s, 1.0, 2.0), cropped_shape=(n, 10, 10)) for s, n in ((1.0, 30), (1.5, 21), (4.0, 10))]
+    target = rules.target_spacing([c.spacing for c in cases])
+    assert target == (1.5, 1.0, 2.0)
+    assert [rules.resampled_shape(c.cropped_shape, c.spacing, target=target)[0] for c in cases] == [20, 21, 27]
+    assert rules.median_shape(cases, target) == (21, 10, 10)
+
+
+def test_a_median_of_a_half_is_rounded_up() -> None:
+    cases = [case(cropped_shape=(n, 10, 10)) for n in (20, 21)]
+    assert rules.median_shape(cases, (1.0, 1.0, 1.0)) == (21, 10, 10)
+
+
+def test_the_cascade_needs_more_than_four_patches() -> None:
+    assert not rules.cascade_is_necessary((256, 256, 128))
+    assert rules.cascade_is_necessary((256, 256, 129))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"),
+    [
+        ((1.0, 1.0, 2.0), ((200, 200, 200), (2.0, 2.0, 2.0))),  # in-plane doubled exactly to the coarsest
+        ((1.0, 1.0, 1.9), ((200, 200, 100), (2.0, 2.0, 3.8))),  # would exceed it: all at once
+        ((0.5, 1.0, 2.0), ((200, 200, 200), (1.0, 2.0, 2.0))),
+    ],
+)
+def test_finer_axes_are_doubled_first(spacing, expected) -> None:
+    assert rules.low_resolution((400, 400, 200), spacing) == expected
+
+
+def test_the_cascade_can_be_asked_for_and_refused() -> None:
+    small, large = ((64, 64, 64), (1.0, 1.0, 1.0)), ((400, 400, 400), (1.0, 1.0, 1.0))
+    assert rules.low_resolution(*small) is None
+    assert rules.low_resolution(*small, cascade="always") == ((32, 32, 32), (2.0, 2.0, 2.0))
+    assert rules.low_resolution(*large, cascade="never") is None
+    assert [w.value for w in warnings(plan(fingerprint(five()), cascade="always"))] == ["cascade"]
+    with pytest.raises(PlanError, match="auto, never, always"):
+        plan(fingerprint(five()), cascade="perhaps")  # type: ignore[arg-type]
+
+
+def test_a_refused_cascade_is_a_warning() -> None:
+    large = fingerprint(five(shape=(400,) * 3, cropped_shape=(400,) * 3))
+    assert [w.value for w in warnings(plan(large, cascade="never"))] == ["no cascade"]
+    assert [c.name for c in plan(large).configurations] == ["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
+
+
+@pytest.mark.parametrize(
+    ("name", "necessary", "over_batch"),
+    [
+        ("2d", False, True),
+        ("2d", True, True),
+        ("3d_fullres", False, False),
+        ("3d_fullres", True, True),
+        ("3d_lowres", True, False),
+        ("3d_cascade_fullres", True, True),
+    ],
+)
+def test_batch_dice(name, necessary, over_batch) -> None:
+    assert rules.batch_dice(name, cascade_necessary=necessary) is over_batch
+
+
+@pytest.mark.parametrize(
+    ("patch", "mode"),
+    [((64, 64), "2d"), ((32, 64, 64), "3d"), ((30, 64, 64), "slicewise"), ((64, 64, 30), "slicewise")],
+)
+def test_augmentation_is_slicewise_above_a_ratio_of_two(patch, mode) -> None:
+    assert rules.augmentation(patch) == mode
+
+
+@pytest.mark.parametrize(("cropped", "masked"), [((30, 40, 40), True), ((31, 40, 40), False)])
+def test_normalization_is_masked_where_cropping_takes_a_quarter(cropped, masked) -> None:
+    assert rules.nonzero_only([case(cropped_shape=cropped)]) is masked
+
+
+def test_the_reduction_is_a_ratio_of_averages() -> None:
+    """A small image that loses nearly all counts less than a large one that loses nothing."""
+    cases = [case(shape=(100, 10, 10), cropped_shape=(100, 10, 10)), case(shape=(10, 10, 10), cropped_shape=(1, 1, 1))]
+    assert not rules.nonzero_only(cases)
+
+
+@pytest.mark.parametrize(
+    ("components", "single"), [([1, 1], (7,)), ([1, 2], ()), ([1, 0], (7,)), ([0, 0], ())], ids=str
+)
+def test_single_component(components, single) -> None:
+    cases = [case(class_components=(n,)) for n in components]
+    assert rules.single_component(cases, LABELS) == single
+
+
+def test_ct_is_normalized_by_the_dataset_and_all_else_by_itself() -> None:
+    statistics = Intensities(100, 25.0, 50.0, -80.0, 150.0)
+    planned = plan(fingerprint(five(), ("CT", "PET"), (statistics, None)))
+    ct, other = planned.normalization
+    assert other is None
+    assert ct is not None
+    assert dataclasses.astuple(ct) == (-80.0, 150.0, 25.0, 50.0)
+
+
+def test_a_constant_ct_foreground_is_refused() -> None:
+    with pytest.raises(PlanError, match="CT: all 100 foreground voxels have the value 25"):
+        plan(fingerprint(five(), ("CT",), (Intensities(100, 25.0, 0.0, 25.0, 25.0),)))
+
+
+def test_folds_stay_the_same_from_version_to_version() -> None:
+    expected = (("b", "g"), ("c", "f"), ("d",), ("e",), ("a",))
+    assert rules.folds(list("gfedcba")) == expected
+
+
+def test_few_cases_make_few_folds_and_a_warning() -> None:
+    planned = plan(fingerprint(five()[:3]))
+    assert [len(f) for f in planned.folds] == [1, 1, 1]
+    assert "fewer than 5" in warnings(planned)[0].because
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]], ids=str)
+def test_folds_need_two_cases(names) -> None:
+    with pytest.raises(PlanError, match="at least two cases"):
+        rules.folds(names)
+
+
+def test_a_class_that_never_occurs_is_a_warning() -> None:
+    planned = plan(fingerprint(five(class_voxels=(0,), class_components=(0,))))
+    assert "organ (label 7) occurs in no training label" in warnings(planned)[0].because
+
+
+def test_the_second_stage_sees_one_more_channel_a_foreground_class() -> None:
+    names = ("3d_fullres", "3d_cascade_fullres")
+    assert [num_input_channels(n, modalities=("a", "b"), labels=LABELS) for n in names] == [2, 3]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((35, 50, 36), (1.0, 1.0, 1.0)), ((96, 96, 20), (1.0, 1.0, 3.6))])
+def test_num_parameters_are_those_of_dynunet(shape, spacing) -> None:
+    torch = pytest.importorskip("torch")
+    nets = pytest.importorskip("monai.networks.nets")
+    for c in configurations(shape, spacing, num_cases=100, max_features=64):
+        kernels = [3] * len(c.strides)
+        with torch.device("meta"):
+            network = nets.DynUNet(
+                len(c.patch_size), 2, 3, kernels, c.strides, c.strides[1:], filters=c.features, dropout=None
+            )
+        assert topology.num_parameters(c, 2, 3) == sum(p.numel() for p in network.parameters())
