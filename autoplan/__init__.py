@@ -1,3 +1,3 @@
-"""Plans U-Nets for medical segmentation by the rules of nnU-Net (arXiv:1809.10486) and writes them down as MONAI bundles."""
+"""Plans U-Nets for medical segmentation by the rules of nnU-Net (arXiv:1809.10486), as MONAI bundles."""
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def from_table_order(values: Sequence[T]) -> tuple[T, ...]:
-    """Values in x, y, z order, from the z, y, x order of the paper's tables. Only tests that read those tables need it."""
+    """Values in x, y, z order, from the z, y, x order of the paper's tables. Only tests of those tables need it."""
     return tuple(reversed(values))
 
 

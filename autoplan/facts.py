@@ -25,7 +25,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says. `labels` pairs the value in the label files with its name; the first is the background, 0."""
+    """What dataset.json says. `labels` pairs a value in the label files with its name; the first is the background, 0."""
 
     root: Path
     name: str
@@ -112,7 +112,7 @@ AugmentationMode = Literal["2d", "3d", "slicewise"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """One network and the data it sees. `strides[s]` is the downsampling that leads into stage s; the first is all ones."""
+    """One network and the data it sees. `strides[s]` is the downsampling that leads into stage s, the first all ones."""
 
     name: ConfigurationName
     spacing: Spacing
@@ -177,7 +177,7 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(kind: Any, data: Any) -> Any:
-    """The value of type `kind` (a dataclass of this module, or a type that stands in one) that `to_dict` wrote as `data`.
+    """The value of type `kind`, a dataclass of this module or the type of a field, that `to_dict` wrote as `data`.
 
     Raises:
         KeyError, TypeError, ValueError: `data` does not describe such a value.

@@ -93,7 +93,8 @@ def configurations(
     ]
     if low is not None:
         seen += [("3d_lowres", *low), ("3d_cascade_fullres", median_shape, spacing)]
-    necessary = rules.cascade_is_necessary(median_shape)
+    # Where a cascade is planned against the criterion, 3d_fullres is treated as a net that has one.
+    necessary = rules.cascade_is_necessary(median_shape) or cascade == "always"
     return tuple(_configuration(*s, num_cases=num_cases, max_features=max_features, necessary=necessary) for s in seen)
 
 
@@ -363,4 +364,8 @@ def _augmentation_decision(c: Configuration) -> Decision:
         "slicewise": f"The longest patch edge, {longest}, is more than {rules.SLICEWISE_RATIO} times the shortest, "
         f"{shortest}, so the 2D augmentation is applied slice by slice.",
     }[c.augmentation]
+    because += (
+        f" Rotation by up to {rules.rotation_degrees(c.augmentation):g} degrees and elastic alpha up to "
+        f"{rules.elastic_alpha(c.augmentation)[1]:g} are known defaults of nnU-Net."
+    )
     return Decision(c.name, "augmentation", c.augmentation, "section 2.3", because)

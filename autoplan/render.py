@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoplan import __version__
+from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 
@@ -74,9 +74,10 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
     templates = templates_folder()
     values = _planned_values(plan, configuration, dataset_dir)
     files = {}
-    for name in ("train.json", "evaluate.json", "inference.json"):
+    for name in ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json"):
         config = _load(templates / "configs" / name)
-        config.update((key, value) for key, value in values.items() if key in config)
+        if name in ("train.json", "inference.json"):
+            config.update((key, value) for key, value in values.items() if key in config)
         files[f"configs/{name}"] = format_json(config).encode()
     files["configs/metadata.json"] = format_json(
         _metadata(_load(templates / "configs" / "metadata.json"), plan, configuration)
@@ -103,7 +104,7 @@ def _planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) 
     return {
         "bundle_root": f"$scripts.root({bundle_name(plan, configuration)!r})",
         "dataset_dir": f"$@bundle_root + {_literal('/' + dataset_dir)}",
-        "class_names": [name for _, name in plan.labels],
+        "class_names": [_text(name) for _, name in plan.labels],
         "label_values": [value for value, _ in plan.labels],
         "target_spacing": list(configuration.spacing),
         "slice_axis": plan.slice_axis,
@@ -115,15 +116,21 @@ def _planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) 
         "features": list(configuration.features),
         "batch_dice": configuration.batch_dice,
         "warp_slice_axis": plan.slice_axis if configuration.augmentation == "slicewise" else None,
-        "rotation_degrees": 180.0 if configuration.augmentation != "3d" else [15.0, 15.0, 15.0],
-        "elastic_alpha": [0.0, 200.0 if configuration.augmentation != "3d" else 900.0],
+        "rotation_degrees": rules.rotation_degrees(configuration.augmentation),
+        "elastic_alpha": list(rules.elastic_alpha(configuration.augmentation)),
     }
 
 
 def _literal(text: str) -> str:
-    """A Python string literal that MONAI's config parser leaves alone: it takes @ and % for references wherever they
-    stand, and "import" for a statement."""
-    return repr(text).replace("@", r"\x40").replace("%", r"\x25").replace("import", r"\x69mport")
+    """A Python string literal that MONAI's config parser leaves alone: it takes @ and % for references and # for a
+    separator wherever they stand, and "import" for a statement."""
+    escaped = repr(text).replace("@", r"\x40").replace("%", r"\x25").replace("#", r"\x23")
+    return escaped.replace("import", r"\x69mport")
+
+
+def _text(name: str) -> str:
+    """A name as it stands in a config: itself, or an expression that gives it where MONAI would read something in it."""
+    return "$" + _literal(name) if any(mark in name for mark in "$@%#") or "::" in name else name
 
 
 def _metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
@@ -141,8 +148,8 @@ def _metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration
     pred.update(num_channels=len(classes), spatial_shape=list(configuration.patch_size), channel_def=classes)
     metadata.update(
         name=bundle_name(plan, configuration),
-        description=f"U-Net ({configuration.name}) that segments {foreground} in {modalities} images, configured by the "
-        "rules of nnU-Net (2018) for the dataset it is named after.",
+        description=f"U-Net ({configuration.name}) that segments {foreground} in {modalities} images, configured by "
+        "the rules of nnU-Net (2018) for the dataset it is named after.",
         data_source=plan.name,
         image_classes=f"{len(plan.modalities)} channel(s): {modalities}",
         label_classes=f"single channel: {', '.join(f'{value} {name}' for value, name in plan.labels)}",
@@ -186,7 +193,7 @@ def format_json(value: Any) -> str:
 
 def _format(value: Any, depth: int, used: int = 0) -> str:
     line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, (dict, list)) or _numbers(value) or depth and depth + used + len(line) < LINE_LENGTH:
+    if not isinstance(value, (dict, list)) or _numbers(value) or (depth and depth + used + len(line) < LINE_LENGTH):
         return line
     space = " " * (depth + 1)
     if isinstance(value, list):
@@ -226,9 +233,9 @@ def _changes(folder: Path, files: dict[str, bytes]) -> list[str]:
         except ValueError:
             changes.append(f"{path}: {'differs' if old else 'is missing'}")
             continue
-        for key in [*before, *(k for k in after if k not in before)]:
-            if before.get(key) != after.get(key):
-                changes.append(f"{path}: {key}: {_short(before.get(key))} -> {_short(after.get(key))}")
+        keys = [*before, *(k for k in after if k not in before)]
+        changed = [(k, _short(before.get(k)), _short(after.get(k))) for k in keys if before.get(k) != after.get(k)]
+        changes.extend(f"{path}: {key}: {old_value} -> {new_value}" for key, old_value, new_value in changed)
     return changes + [f"{path}: is not part of the bundle" for path in _stale(folder, files)]
 
 

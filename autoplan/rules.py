@@ -175,6 +175,22 @@ def augmentation(patch_size: Shape, *, ratio: float = SLICEWISE_RATIO) -> Augmen
     return "slicewise" if max(patch_size) > ratio * min(patch_size) else "3d"
 
 
+def rotation_degrees(mode: AugmentationMode) -> float:
+    """Rotations are drawn from plus and minus this angle: about every axis in 3D, in the plane of slices in 2D.
+
+    Source: known default of nnU-Net (the paper names the kinds of augmentation, and one set for 2D and one for 3D).
+    """
+    return 15.0 if mode == "3d" else 180.0
+
+
+def elastic_alpha(mode: AugmentationMode) -> tuple[float, float]:
+    """Range of the strength of elastic deformations, voxels: see `RandCropWarpd` in the bundles.
+
+    Source: known default of nnU-Net.
+    """
+    return (0.0, 900.0) if mode == "3d" else (0.0, 200.0)
+
+
 def folds(
     case_names: Sequence[str], *, num_folds: int = NUM_FOLDS, seed: int = FOLD_SEED
 ) -> tuple[tuple[str, ...], ...]:

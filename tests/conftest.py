@@ -1,6 +1,7 @@
 """Fixtures: real datasets where they are there, and a tiny one made on the spot."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from autoplan.facts import ChannelNormalization, Configuration, Plan
+
 PROJECT = Path(__file__).resolve().parent.parent
+# The package `scripts` of a bundle, as the templates have it.
+sys.path.insert(0, str(PROJECT / "templates"))
 
 
 @pytest.fixture
@@ -93,3 +98,109 @@ def tiny(tmp_path: Path) -> Tiny:
 def make_tiny(tmp_path: Path) -> Callable[..., Tiny]:
     """`make_tiny(num_cases=5, modalities=("MRI",))`: a valid dataset."""
     return lambda **options: write_tiny(tmp_path / "Task91_Tiny", **options)
+
+
+TINY_PLAN = Plan(
+    name="Task90_Tiny",
+    modalities=("MRI", "CT"),
+    labels=((0, "background"), (2, "ball"), (5, "box")),
+    num_training=5,
+    slice_axis=2,
+    normalization=(None, ChannelNormalization(lower=-50.0, upper=150.0, mean=40.5, std=30.25)),
+    nonzero_only=False,
+    single_component=(2,),
+    folds=tuple((f"case_{i}",) for i in range(5)),
+    configurations=(
+        Configuration(
+            name="2d",
+            spacing=(1.5, 1.25, 2.0),
+            median_shape=(16, 14),
+            patch_size=(16, 16),
+            batch_size=4,
+            strides=((1, 1), (2, 2), (2, 2)),
+            features=(4, 8, 16),
+            batch_dice=True,
+            augmentation="2d",
+        ),
+        Configuration(
+            name="3d_fullres",
+            spacing=(1.5, 1.25, 2.0),
+            median_shape=(16, 14, 10),
+            patch_size=(16, 16, 8),
+            batch_size=2,
+            strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+            features=(4, 8, 16),
+            batch_dice=False,
+            augmentation="3d",
+        ),
+    ),
+    decisions=(),
+)
+"""A plan by hand, with networks that train in seconds: two channels of which one is CT, labels that do not count up."""
+
+
+def write_task(folder: Path, plan: Plan = TINY_PLAN) -> Path:
+    """Writes the dataset of `TINY_PLAN`: anisotropic images of another orientation than RAS, with a border of zeros."""
+    rng = np.random.default_rng(0)
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / part).mkdir(parents=True)
+    turned = np.array([[-1.25, 0, 0, 40], [0, 1.0, 0, -20], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+    angle = np.deg2rad(15)
+    oblique = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    rotated = np.block([[oblique @ np.diag([-2.0, -1.5, 3.0]), np.array([[3.0], [4.0], [5.0]])], [0, 0, 0, 1]])
+    cases = [(f"case_{i}", "imagesTr", (22, 20, 12), turned) for i in range(plan.num_training)]
+    tests = [("test_0", "imagesTs", (18, 25, 9), turned), ("test_1", "imagesTs", (9, 8, 5), rotated)]
+    for name, part, shape, affine in [*cases, *tests]:
+        image = np.zeros((*shape, 2), np.float32)
+        image[2:-2, 1:-1, :-1] = rng.normal(50, 20, (shape[0] - 4, shape[1] - 2, shape[2] - 1, 2))
+        label = np.zeros(shape, np.uint8)
+        label[4:8, 4:8, 2:6] = 2
+        label[11:15, 9:14, 3:7] = 5
+        image[label > 0] += 60
+        nibabel.save(nibabel.Nifti1Image(image, affine), folder / part / f"{name}.nii.gz")
+        if part == "imagesTr":
+            nibabel.save(nibabel.Nifti1Image(label, affine), folder / "labelsTr" / f"{name}.nii.gz")
+    description = {
+        "name": "Tiny",
+        "modality": {str(i): m for i, m in enumerate(plan.modalities)},
+        "labels": {str(v): n for v, n in plan.labels},
+        "training": [{"image": f"./imagesTr/{c[0]}.nii.gz", "label": f"./labelsTr/{c[0]}.nii.gz"} for c in cases],
+        "test": [f"./imagesTs/{t[0]}.nii.gz" for t in tests],
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:
+    """Writes data/<task> and the bundles/<task>/<configuration> of a plan."""
+    from autoplan.render import render_all
+
+    render_all(plan, write_task(folder / "data" / plan.name, plan), folder / "bundles")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dataset and the bundles of `TINY_PLAN`; not to be changed by a test."""
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[..., Any]:
+    """`parse(bundle, "train", fold=1, …)`: a MONAI ConfigParser on configs of a bundle, with values set in them.
+
+    The package `scripts` is that of the templates, so the check that it belongs to the bundle is replaced by the path.
+    """
+    from monai.bundle import ConfigParser
+
+    def parsed(bundle: Path, *names: str, **values: Any) -> Any:
+        parser = ConfigParser()
+        parser.read_meta(bundle / "configs" / "metadata.json")
+        parser.read_config([bundle / "configs" / f"{name}.json" for name in names])
+        parser["bundle_root"] = str(bundle)
+        for key, value in values.items():
+            parser[key] = value
+        parser.parse()
+        return parser
+
+    return parsed

@@ -1,13 +1,14 @@
 """The run-time parts of this bundle that MONAI does not have: one concept a file, no import from outside the bundle but
 MONAI, torch, ignite, numpy, scipy and tqdm."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
 from scripts.normalization import nonzero
 
-__all__ = ["nonzero", "root"]
+__all__ = ["has_tensorboard", "nonzero", "root"]
 
 
 def root(name: str) -> str:
@@ -33,3 +34,8 @@ def root(name: str) -> str:
             "Start from another working directory: the folder of the bundle itself, or one that holds no `scripts`."
         )
     return str(here)
+
+
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed."""
+    return importlib.util.find_spec("tensorboard") is not None

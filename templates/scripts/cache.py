@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from scripts.data import case_name
 
 FORMAT = 1
 STALE_SECONDS = 3600
+_RANDOM_STATE = ("R", "_do_transform")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def read_case(path: str | Path, slice_axis: int) -> CachedCase:
         name=path.name.rpartition("-")[0],
         image=np.moveaxis(image, 0, slice_axis + 1),
         label=np.moveaxis(label, 0, slice_axis)[None],
-        locations=tuple(indices[end - count : end] for count, end in zip(counts, ends)),
+        locations=tuple(indices[end - count : end] for count, end in zip(counts, ends, strict=True)),
     )
 
 
@@ -97,13 +99,21 @@ def describe(value: Any) -> Any:
         return [[describe(k), describe(v)] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray, torch.Tensor)):
         values = value.tolist() if hasattr(value, "tolist") else value
-        return [describe(v) for v in values] if isinstance(values, (list, tuple)) else describe(list(values))
+        if isinstance(values, (set, frozenset)):
+            return sorted((describe(v) for v in values), key=repr)
+        return [describe(v) for v in values] if isinstance(values, (list, tuple)) else describe(values)
     if hasattr(value, "__code__"):
-        return [value.__module__, value.__qualname__, hashlib.sha256(value.__code__.co_code).hexdigest()]
+        return [value.__module__, value.__qualname__, *_describe_code(value.__code__)]
     if isinstance(value, type):
         return [value.__module__, value.__qualname__]
-    settings = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "R"}
+    settings = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in _RANDOM_STATE}
     return [type(value).__module__, type(value).__qualname__, describe(settings)]
+
+
+def _describe_code(code: CodeType) -> list[Any]:
+    # Two lambdas that differ in a number or a name alone have the same bytes of code.
+    constants = [_describe_code(c) if isinstance(c, CodeType) else describe(c) for c in code.co_consts]
+    return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
 
 
 def _digest(value: Any, length: int) -> str:

@@ -170,6 +170,7 @@ class Checkpoint:
 
 
 def _replace_by_link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:

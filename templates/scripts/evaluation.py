@@ -41,7 +41,7 @@ class DiceReport:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def __call__(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output):
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case_name(output["pred"].meta["filename_or_obj"])
             self.rows[name] = dice(output["pred"], item["reference"], self.values)
 
@@ -49,14 +49,14 @@ class DiceReport:
         """Write dice.csv and dice.json, and log the table."""
         scores = np.array(list(self.rows.values()), dtype=float).reshape(len(self.rows), len(self.classes))
         counted = ~np.isnan(scores)
-        means = [float(s[c].mean()) if c.any() else None for s, c in zip(scores.T, counted.T)]
+        means = [float(s[c].mean()) if c.any() else None for s, c in zip(scores.T, counted.T, strict=True)]
         present = [m for m in means if m is not None]
         foreground = sum(present) / len(present) if present else None
         self.output_dir.mkdir(parents=True, exist_ok=True)
         summary = {
             "mean_foreground_dice": foreground,
-            "mean_dice": dict(zip(self.classes, means)),
-            "cases": {name: dict(zip(self.classes, row)) for name, row in self.rows.items()},
+            "mean_dice": dict(zip(self.classes, means, strict=True)),
+            "cases": {name: dict(zip(self.classes, row, strict=True)) for name, row in self.rows.items()},
         }
         _replace(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
         lines = [["case", *self.classes], *([n, *r] for n, r in self.rows.items()), ["mean", *means]]
@@ -91,9 +91,9 @@ def _cell(value: object) -> str:
 def table(lines: Sequence[Sequence[object]]) -> str:
     """Lines of cells as text with aligned columns: the first to the left, the others to the right."""
     cells = [[_cell(value) for value in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*cells)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) for line in cells
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in cells
     )
 
 

@@ -56,7 +56,7 @@ class NormalizeChannelsd(MapTransform):
                 raise ValueError(f"the image has {len(image)} channels, the bundle is made for {len(self.channels)}")
             d[key] = image.clone() if image is d[key] else image
             values = d[key].as_tensor() if hasattr(d[key], "as_tensor") else d[key]
-            for channel, statistics in zip(values, self.channels):
+            for channel, statistics in zip(values, self.channels, strict=True):
                 self._normalize(channel, statistics, inside)
         return d
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,8 +72,9 @@ class PatchDataset(torch.utils.data.Dataset):
         center = self._center(case, request.foreground, rng)
         image, label = case.image, case.label
         if len(self.patch_size) == image.ndim - 2:
-            number = center.pop(self.slice_axis)
-            image, label = (np.take(a, number, axis=self.slice_axis + 1) for a in (image, label))
+            # An index and not np.take, which copies the whole of an array that is not contiguous.
+            where = (slice(None),) * (self.slice_axis + 1) + (center.pop(self.slice_axis),)
+            image, label = image[where], label[where]
         data = {"image": image, "label": label, "center": tuple(center), "case": case.name}
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))
@@ -121,6 +123,11 @@ class ForegroundBatchSampler(torch.utils.data.Sampler):
         # In distributed training every rank takes its share of the same batch.
         self.rank, self.num_ranks = idist.get_rank(), idist.get_world_size()
         self.batch_size = math.ceil(int(batch_size) / self.num_ranks) * self.num_ranks
+        if self.num_ranks > 1:
+            logging.getLogger(__name__).info(
+                "a batch of %d is divided over %d ranks: %d samples each, %d in all",
+                batch_size, self.num_ranks, self.batch_size // self.num_ranks, self.batch_size,
+            )  # fmt: skip
         self.num_forced = min(self.batch_size, int(self.batch_size * foreground_fraction) + 1)
         self.start = 0
 

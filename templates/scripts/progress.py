@@ -81,9 +81,8 @@ class EpochLog:
         self._close()
         if idist.get_rank() == 0:
             done = engine.state.iteration % engine.state.epoch_length
-            self._bar = tqdm(
-                total=engine.state.epoch_length, initial=done, desc=f"epoch {engine.state.epoch}", leave=False, disable=None
-            )
+            title = f"epoch {engine.state.epoch}"
+            self._bar = tqdm(total=engine.state.epoch_length, initial=done, desc=title, leave=False, disable=None)
 
     def _start_waiting(self, _: Engine) -> None:
         self._wait_start = time.monotonic()
@@ -110,15 +109,15 @@ class EpochLog:
         row = {"epoch": engine.state.epoch, **{name: metrics[name] for name in names}}
         row |= {"seconds": seconds, "waiting_seconds": self._waited}
         dice = self.validator.state.metrics["patch_dice"]
-        row |= {f"dice_{name}": value for name, value in zip(self.classes, dice)}
+        row |= {f"dice_{name}": value for name, value in zip(self.classes, dice, strict=True)}
         self.history.append(row)
         left = (engine.state.max_epochs - engine.state.epoch) * seconds
         logger.info(
-            "epoch %d/%d  train %.4f (avg %.4f)  val %.4f (avg %.4f)  lr %.2g  %.1f s, %.1f s waiting for data  at most "
-            "%s left  estimated Dice (patches): %s",
+            "epoch %d/%d  train %.4f (avg %.4f)  val %.4f (avg %.4f)  lr %.2g  %.1f s, %.1f s waiting for data  "
+            "at most %s left  estimated Dice (patches): %s",
             row["epoch"], engine.state.max_epochs, row["train_loss"], row["train_average"], row["val_loss"],
             row["val_average"], row["lr"], seconds, self._waited, _duration(left),
-            ", ".join(f"{name} {value:.3f}" for name, value in zip(self.classes, dice)),
+            ", ".join(f"{name} {value:.3f}" for name, value in zip(self.classes, dice, strict=True)),
         )  # fmt: skip
         self._write_curve()
         draw_curve(self.history, self.classes, self.output_dir / "progress.png")

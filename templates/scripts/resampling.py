@@ -8,6 +8,7 @@ the outer edges of first and last voxel stay where they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 
@@ -23,8 +24,8 @@ MODES = ("spline", "linear", "nearest")
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]) -> tuple[int, ...]:
-    """Voxels of each axis when `spacing` (mm) becomes `target_spacing`: the rounded quotient, at least 1."""
-    return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target_spacing))
+    """Voxels of each axis when `spacing` (mm) becomes `target_spacing`: the quotient rounded half up, at least 1."""
+    return tuple(max(1, math.floor(n * s / t + 0.5)) for n, s, t in zip(shape, spacing, target_spacing, strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -64,7 +65,7 @@ def _linear(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
     # Channel by channel, so that no second copy of all channels is needed on the way.
     out = image.new_empty((image.shape[0], *shape))
-    for channel, result in zip(image, out):
+    for channel, result in zip(image, out, strict=True):
         result.copy_(torch.nn.functional.interpolate(channel[None, None], size=tuple(shape), mode=mode)[0, 0])
     return out
 
@@ -94,7 +95,7 @@ def resample(image: torch.Tensor, shape: Sequence[int], mode: str = "spline") ->
 def resampled_affine(affine: torch.Tensor, shape: Sequence[int], new_shape: Sequence[int]) -> torch.Tensor:
     """Voxel-to-world matrix (4 x 4) of the grid of `new_shape` voxels over the field of view of the old one."""
     step = torch.ones(affine.shape[-1], dtype=torch.float64)
-    step[: len(shape)] = torch.tensor([n / m for n, m in zip(shape, new_shape)], dtype=torch.float64)
+    step[: len(shape)] = torch.tensor([n / m for n, m in zip(shape, new_shape, strict=True)], dtype=torch.float64)
     change = torch.diag(step)
     change[: len(shape), -1] = (step[: len(shape)] - 1) / 2
     return affine.to(torch.float64) @ change
