@@ -1,6 +1,7 @@
 """Fixtures: real datasets where they are there, and a tiny one made on the spot."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import pytest
 from autoplan.facts import ChannelNormalization, Configuration, Plan
 
 PROJECT = Path(__file__).resolve().parent.parent
+# More threads than that make the small arrays of these tests slower; subprocesses inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The package `scripts` of a bundle, as the templates have it.
 sys.path.insert(0, str(PROJECT / "templates"))
 

@@ -68,15 +68,14 @@ def test_files_in_another_order_of_axes_give_the_same(axes, preprocessing, tmp_p
     turned = preprocessing(write_image(tmp_path / "turned", AFFINES["oblique"], axes))
     for key in ("image", "label"):
         torch.testing.assert_close(turned[key].as_tensor(), plain[key].as_tensor(), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(turned[key].affine, plain[key].affine)
+        torch.testing.assert_close(turned[key].affine, plain[key].affine, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_a_prediction_returns_to_the_file_s_grid(affine, preprocessing, tmp_path) -> None:
     files = write_image(tmp_path, affine)
     data = preprocessing(files)
-    one_hot = [(data["label"][0] == c).float() for c in range(3)]
-    data["pred"] = torch.stack([p.as_tensor() for p in one_hot])
+    data["pred"] = torch.cat([data["label"] == c for c in range(3)]).float()
     inverted = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)(data)["pred"]
     original = nibabel.load(files["label"])
     assert tuple(inverted.shape[1:]) == original.shape
@@ -100,12 +99,12 @@ def test_within_the_nonzero_region_only(parse, tmp_path) -> None:
     bundle = write_project(tmp_path, plan) / "bundles/Task90_Tiny/3d_fullres"
     masked = parse(bundle, "train").get_parsed_content("preprocessing")
     image = np.zeros((30, 28, 16, 2), np.float32)
-    ball = (np.indices((30, 28, 16)) - np.array([15, 14, 8]).reshape(3, 1, 1, 1)) / np.array([13, 12, 7]).reshape(3, 1, 1, 1)
-    ball = (ball**2).sum(0) < 1
+    x, y, z = np.indices((30, 28, 16))
+    ball = ((x - 15) / 13) ** 2 + ((y - 14) / 12) ** 2 + ((z - 8) / 7) ** 2 < 1
     image[ball] = np.random.default_rng(0).normal(300, 20, (ball.sum(), 2))
     nibabel.save(nibabel.Nifti1Image(image, AFFINES["LAS"]), tmp_path / "ball.nii.gz")
     data = masked({"image": str(tmp_path / "ball.nii.gz")})
-    assert set(data) == {"image"}
+    assert "mask" not in data
     out = data["image"][0].as_tensor()
     inside = out != 0
     assert 0.4 < float(inside.float().mean()) < 0.6  # a ball in its box: 0.52

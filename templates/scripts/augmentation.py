@@ -33,6 +33,9 @@ from torch.nn.functional import grid_sample
 SLAB_POINTS = 1 << 17
 """Points sampled at a time. Their intermediate arrays then stay in the processor's cache."""
 
+MIXED_POINTS = 1 << 13
+"""Points in mixed cells worked out at a time, for the same reason."""
+
 MIXED = 255
 """Mark of a grid cell whose corners carry more than one label; hence no label may be 255."""
 
@@ -454,27 +457,36 @@ def _settle_mixed_cells(
     out: NDArray, flat: NDArray, shape: Sequence[int], strides: Sequence[int], points: NDArray
 ) -> None:
     """Replaces every MIXED in out (M, P * N) by the label of largest weight among the corners of its cell."""
-    mixed = np.flatnonzero(out.reshape(-1) == MIXED)
-    maps, numbers = np.divmod(mixed, out.shape[1])
-    planes, within = np.divmod(numbers, points.shape[2])
-    first = planes * points[0].size + within
+    labels = out.reshape(-1)
+    mixed = np.flatnonzero(labels == MIXED)
+    for a in range(0, len(mixed), MIXED_POINTS):
+        part = mixed[a : a + MIXED_POINTS]
+        maps, numbers = np.divmod(part, out.shape[1])
+        planes, within = np.divmod(numbers, points.shape[2])
+        first = planes * points[0].size + within
+        coordinates = [points.reshape(-1).take(first + axis * points.shape[2]) for axis in range(len(shape))]
+        labels[part] = _heaviest_corner(flat, maps, coordinates, shape, strides)
+
+
+def _heaviest_corner(
+    flat: NDArray, maps: NDArray, coordinates: Sequence[NDArray], shape: Sequence[int], strides: Sequence[int]
+) -> NDArray:
+    """(F,) labels at F points of the maps with these numbers, of the flat maps (M, V)."""
     index = maps * flat.shape[1]
-    weights = np.ones((1, len(mixed)), np.float32)
-    offsets = np.zeros((1, 1), np.int64)
-    for axis, stride in enumerate(strides):
-        x = points.reshape(-1).take(first + axis * points.shape[2])
-        below = np.clip(np.floor(x), 0, shape[axis] - 2)
-        index += below.astype(np.int64) * stride
+    weights, offsets = np.ones((1, len(maps)), np.float32), np.zeros((1, 1), np.int64)
+    for x, n, stride in zip(coordinates, shape, strides, strict=True):
+        below = np.clip(np.floor(x), 0, n - 2)
         upper = x - below
+        index += below.astype(np.int64) * stride
         weights = np.concatenate((weights * (1 - upper), weights * upper))
         offsets = np.concatenate((offsets, offsets + stride))
     corners = flat.reshape(-1).take(index + offsets)
-    labels, largest = np.zeros(len(mixed), np.uint8), np.full(len(mixed), -1, np.float32)
+    heaviest, largest = np.zeros(len(maps), np.uint8), np.full(len(maps), -1, np.float32)
     for label in np.flatnonzero(np.bincount(corners.reshape(-1))):
         weight = (weights * (corners == label)).sum(0)
         wins = weight > largest
-        labels[wins], largest[wins] = label, weight[wins]
-    out.reshape(-1)[mixed] = labels
+        heaviest[wins], largest[wins] = label, weight[wins]
+    return heaviest
 
 
 def _cubic_spline(voxels: NDArray, knots: NDArray) -> NDArray:

@@ -193,8 +193,12 @@ class CaseCache:
             self._remove_stale()
             # Another order in every process: trainings that start together share the work.
             random.Random(os.getpid()).shuffle(missing)
+            # A generator of its own: filling a cache must not change the random numbers of the training.
             jobs = torch.utils.data.DataLoader(
-                _Jobs(self, missing), batch_size=None, num_workers=min(int(num_workers), len(missing))
+                _Jobs(self, missing),
+                batch_size=None,
+                num_workers=min(int(num_workers), len(missing)),
+                generator=torch.Generator(),
             )
             for _ in tqdm(jobs, total=len(missing), desc="preprocessing", unit="case", disable=None):
                 pass

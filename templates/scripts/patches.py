@@ -172,6 +172,7 @@ class PatchLoader(torch.utils.data.DataLoader):
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),
         )
 
 

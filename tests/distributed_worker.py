@@ -1,0 +1,60 @@
+"""One rank of the tests of distributed training, started by torchrun: `distributed_worker.py CHECK ARGUMENTS`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "templates"))
+
+from scripts import distributed
+
+
+def gradients(samples: Path, out: Path) -> None:
+    """Gradients of a small network on this rank's share of some samples, averaged as in training; for both losses."""
+    distributed.start("cpu")
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    data = torch.load(samples, weights_only=True)
+    found = []
+    for batch in (False, True):
+        network = torch.nn.Conv3d(1, 3, 3, padding=1)
+        network.load_state_dict(data["network"])
+        shared = torch.nn.parallel.DistributedDataParallel(network)
+        loss_function = distributed.SharedDiceCELoss(
+            to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8
+        )
+        loss_function(shared(data["image"][rank::size]), data["label"][rank::size]).backward()
+        found.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    if rank == 0:
+        torch.save(found, out)
+
+
+def train(bundle: Path, out: Path, settings: str) -> None:
+    """The bundle's training under torchrun; every rank then says what its rules know."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_meta(bundle / "configs" / "metadata.json")
+    parser.read_config([bundle / "configs" / "train.json", bundle / "configs" / "multi_gpu_train.json"])
+    parser["bundle_root"] = str(bundle)
+    for key, value in json.loads(settings).items():
+        parser[key] = value
+    parser.parse()
+    distributed.start("cpu")
+    torch.manual_seed(parser.get_parsed_content("seed"))
+    trainer = parser.get_parsed_content("train#trainer")
+    trainer.run()
+    rank = torch.distributed.get_rank()
+    rules = parser.get_parsed_content("train#rules").state_dict()
+    sampler = parser.get_parsed_content("train#sampler")
+    (out / f"rank_{rank}.json").write_text(json.dumps({"rules": rules, "batch": len(next(iter(sampler)))}))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), out / f"rank_{rank}.pt")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "gradients":
+        gradients(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        train(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,125 @@
+"""Scores: Dice against a plain count, and the files that hold it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from scripts.evaluation import DiceReport, dice, table
+
+LABELS = st_numpy.arrays(np.uint8, (1, 3, 3, 2), elements=st.sampled_from([0, 2, 5]))
+
+
+def plain_dice(pred, label, value):
+    """2 |P and T| / (|P| + |T|), voxel by voxel."""
+    pairs = list(zip(pred.flatten().tolist(), label.flatten().tolist(), strict=True))
+    both = sum(p == value and t == value for p, t in pairs)
+    size = sum(p == value for p, _ in pairs) + sum(t == value for _, t in pairs)
+    return 2 * both / size if size else None
+
+
+@given(LABELS, LABELS)
+@settings(max_examples=100, deadline=None)
+def test_equals_a_plain_count(pred, label) -> None:
+    found = dice(torch.from_numpy(pred), torch.from_numpy(label), [2, 5])
+    assert found == [pytest.approx(plain_dice(pred, label, v)) for v in (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("pred", "label", "expected"),
+    [
+        ([1, 1, 0, 0], [1, 1, 0, 0], 1.0),
+        ([1, 1, 0, 0], [0, 0, 1, 1], 0.0),
+        ([1, 1, 0, 0], [1, 0, 0, 0], 2 / 3),
+        ([0, 0, 0, 0], [0, 0, 0, 0], None),
+        ([1, 0, 0, 0], [0, 0, 0, 0], 0.0),
+        ([0, 0, 0, 0], [1, 0, 0, 0], 0.0),
+    ],
+    ids=["equal", "apart", "half found", "both empty", "label empty", "prediction empty"],
+)
+def test_dice(pred, label, expected) -> None:
+    assert dice(torch.tensor([pred]), torch.tensor([label]).float(), [1]) == [pytest.approx(expected)]
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4\) and label \(1, 5\)"):
+        dice(torch.zeros(1, 4), torch.zeros(1, 5), [1])
+
+
+def report(folder, *runs):
+    """Files that are written when an evaluator brings (prediction, label) pairs, one by one, in one run or more."""
+    handler = DiceReport(folder / "new" / "folder", ["background", "ball", "box"], [0, 2, 5])
+
+    def step(engine, case):
+        name, (pred, label) = case
+        meta = {"filename_or_obj": f"/data/imagesTr/{name}.nii.gz"}
+        engine.state.batch = [{"reference": MetaTensor(torch.tensor([label]).float())}]
+        return [{"pred": MetaTensor(torch.tensor([pred]).float(), meta=meta)}]
+
+    engine = Engine(step)
+    handler.attach(engine)
+    for cases in runs:
+        engine.run(list(cases.items()))
+    folder = folder / "new" / "folder"
+    with (folder / "dice.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert sorted(p.name for p in folder.iterdir()) == ["dice.csv", "dice.json"]
+    return json.loads((folder / "dice.json").read_text()), rows
+
+
+CASES = {
+    "case_a": ([2, 2, 5, 0], [2, 2, 5, 5]),  # 1 and 2/3
+    "case_b": ([2, 0, 0, 0], [2, 2, 0, 0]),  # 2/3 and none
+    "case_c": ([5, 0, 0, 0], [0, 0, 0, 0]),  # none and 0
+}
+
+
+def test_files_hold_every_case_and_class(tmp_path) -> None:
+    summary, rows = report(tmp_path, CASES)
+    third = pytest.approx(2 / 3)
+    assert summary["cases"] == {
+        "case_a": {"ball": 1.0, "box": third},
+        "case_b": {"ball": third, "box": None},
+        "case_c": {"ball": None, "box": 0.0},
+    }
+    # A class that is absent from both is left out of the mean; absent from the label alone it counts 0.
+    assert summary["mean_dice"] == {"ball": pytest.approx(5 / 6), "box": pytest.approx(1 / 3)}
+    assert summary["mean_foreground_dice"] == pytest.approx((5 / 6 + 1 / 3) / 2)
+    assert rows[0] == ["case", "ball", "box"]
+    assert [row[0] for row in rows[1:]] == ["case_a", "case_b", "case_c", "mean"]
+    assert (rows[1][1], rows[2][2], rows[3][1]) == ("1.0", "", "")
+    assert float(rows[4][1]) == pytest.approx(5 / 6)
+
+
+def test_a_class_that_never_occurs_has_no_mean(tmp_path) -> None:
+    summary, rows = report(tmp_path, {"case_a": ([2, 0], [2, 0])})
+    assert summary["mean_dice"] == {"ball": 1.0, "box": None}
+    assert summary["mean_foreground_dice"] == 1.0
+    assert rows[-1] == ["mean", "1.0", ""]
+
+
+def test_nothing_at_all(tmp_path) -> None:
+    summary, _ = report(tmp_path, {"case_a": ([0, 0], [0, 0])})
+    assert summary["mean_foreground_dice"] is None
+    assert "NaN" not in (tmp_path / "new/folder/dice.json").read_text()
+
+
+def test_a_second_run_starts_anew(tmp_path) -> None:
+    summary, _ = report(tmp_path, CASES, {"case_d": ([2, 0], [2, 0])})
+    assert list(summary["cases"]) == ["case_d"]
+
+
+def test_the_table_is_aligned() -> None:
+    lines = table([["case", "ball"], ["a", 0.5], ["a_long_name", None], ["mean", 1.0]]).splitlines()
+    assert lines == [
+        "case           ball",
+        "a            0.5000",
+        "a_long_name       -",
+        "mean         1.0000",
+    ]

@@ -1,0 +1,192 @@
+"""A training that is interrupted goes on as if it had never stopped: section "Resume" of the bundle's README."""
+
+import csv
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+
+EPOCHS, LENGTH = 3, 4
+SETTINGS = {"max_epochs": EPOCHS, "epoch_length": LENGTH, "val_batches": 2, "num_workers": 0, "device": "cpu"}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the training catches it."""
+
+
+@pytest.fixture(scope="module")
+def train(project: Path, parse: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`train(ckpt_dir, at=7, do=f)`: run the training of a tiny bundle; `do()` is called in iteration 7."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(ckpt_dir: Path, *, at: int | None = None, do: Callable[[], None] | None = None, **values: Any) -> Any:
+        bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+        settings = {**SETTINGS, "cache_dir": str(cache), "ckpt_dir": str(ckpt_dir), **values}
+        parser = parse(bundle, "train", **settings)
+        torch.manual_seed(parser.get_parsed_content("seed"))
+        trainer = parser.get_parsed_content("train#trainer")
+        if do is not None:
+            trainer.add_event_handler(Events.ITERATION_STARTED(once=at), lambda _: do())
+        trainer.run()
+        return trainer
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open() as file:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    assert curve(first) == curve(second)
+    assert len(curve(first)) == EPOCHS
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("iteration", [1, LENGTH, LENGTH + 1, EPOCHS * LENGTH])
+def test_killed_in_any_iteration(
+    train: Callable[..., Any], undisturbed: Path, tmp_path: Path, iteration: int
+) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, at=iteration, do=kill)
+    train(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("send", "iteration"),
+    [
+        pytest.param(terminate, 1, id="SIGTERM in the first iteration"),
+        pytest.param(terminate, LENGTH, id="SIGTERM in the last iteration of an epoch"),
+        pytest.param(interrupt, LENGTH + 2, id="Ctrl-C in the middle of an epoch"),
+    ],
+)
+def test_a_signal_ends_after_the_iteration_with_everything_saved(
+    train: Callable[..., Any], undisturbed: Path, tmp_path: Path, send: Callable[[], None], iteration: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, at=iteration, do=send)
+    assert stopped.value.code == 128 + (signal.SIGTERM if send is terminate else signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["epoch"] * LENGTH + state["batches"] == iteration
+    train(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_finished_training_says_so_and_changes_nothing(
+    train: Callable[..., Any], undisturbed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in undisturbed.iterdir()}
+    with caplog.at_level(logging.INFO):
+        train(undisturbed)
+    assert f"is finished: {EPOCHS} epochs" in caplog.text
+    assert {p.name: p.stat().st_mtime_ns for p in undisturbed.iterdir()} == before
+
+
+def test_a_finished_training_goes_on_with_more_epochs(
+    train: Callable[..., Any], tmp_path: Path, undisturbed: Path
+) -> None:
+    train(tmp_path, max_epochs=1)
+    assert len(curve(tmp_path)) == 1
+    train(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    train: Callable[..., Any], undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    train(tmp_path, max_epochs=2)
+    last = tmp_path / "last.pt"
+    content = {"empty": b"", "cut": last.read_bytes()[:-1000], "garbage": b"x" * 5000}[damage]
+    last.unlink()
+    last.write_bytes(content)
+    train(tmp_path)
+    assert "cannot be read" in caplog.text
+    assert_same(tmp_path, undisturbed)
+
+
+def test_nothing_temporary_is_left(undisturbed: Path) -> None:
+    names = {p.name for p in undisturbed.iterdir()}
+    assert names == {"last.pt", "previous.pt", "model.pt", "curve.csv", "progress.png"}
+
+
+def test_the_networks_file_is_a_flat_state_dict(undisturbed: Path) -> None:
+    assert all(torch.is_tensor(value) for value in weights(undisturbed).values())
+
+
+def test_another_seed_gives_another_training(train: Callable[..., Any], tmp_path: Path, undisturbed: Path) -> None:
+    train(tmp_path, seed=1)
+    assert curve(tmp_path) != curve(undisturbed)
+
+
+@pytest.fixture
+def running() -> Iterator[list[subprocess.Popen[bytes]]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_real_kills_of_a_real_process(
+    project: Path, tmp_path: Path, undisturbed: Path, running: list[subprocess.Popen[bytes]]
+) -> None:
+    """kill -9 at random moments after the start, the same command again each time; worker processes are used too."""
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+    settings = {**SETTINGS, "num_workers": 1, "ckpt_dir": tmp_path / "fold", "cache_dir": tmp_path / "cache"}
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", bundle / "configs/train.json"]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    moments = random.Random(0)
+    log = (tmp_path / "log").open("wb")
+    for kills in range(4):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        running.append(process)
+        if kills == 3:
+            assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
+            break
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cache").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0.0, 3.0))
+        process.kill()
+        process.wait()
+    assert_same(tmp_path / "fold", undisturbed)
