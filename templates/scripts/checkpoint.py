@@ -32,10 +32,10 @@ def save_atomically(value: Any, path: Path) -> None:
 class Checkpoint:
     """Handler for a trainer: saves all that a training needs to go on, and goes on from it when the trainer starts.
 
-    It must be the last of the handlers: at the end of an epoch it saves what the others have done. `last.pt` is written after every epoch; the one before stays as `previous.pt`
-    and takes over, with a warning, when `last.pt` cannot be read. `model.pt` is the network's flat state dict, for
-    inference. SIGTERM and Ctrl-C end the training after the iteration under way, with everything saved. Only rank 0
-    writes.
+    It must be the last of the handlers: at the end of an epoch it saves what the others have done. `last.pt` is written
+    after every epoch; the one before stays as `previous.pt` and takes over, with a warning, when `last.pt` cannot be
+    read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
+    iteration under way, with everything saved. Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -76,6 +76,8 @@ class Checkpoint:
         self.network.load_state_dict(state["network"])
         for name, thing in self.objects.items():
             thing.load_state_dict(state["objects"][name])
+        if getattr(engine, "scaler", None) is not None and state["scaler"]:
+            engine.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"])
         length = engine.state.epoch_length
         same_length = state["epoch_length"] == length
@@ -110,6 +112,7 @@ class Checkpoint:
         state = {
             "network": network,
             "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
+            "scaler": engine.scaler.state_dict() if getattr(engine, "scaler", None) is not None else {},
             "random": _random_state(),
             "epoch": epoch,
             "batches": batches,

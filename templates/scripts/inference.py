@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from scripts.precision import logits
+from scripts.precision import checked_switch, logits
 
 
 class MirroredWindowInferer(SlidingWindowInferer):
@@ -47,8 +47,8 @@ class MirroredWindowInferer(SlidingWindowInferer):
             **kwargs,
         )
         self.slice_axis = slice_axis if len(patch_size) == 2 else None
-        self.mirror = mirror
-        self.amp = bool(amp)
+        self.mirror = checked_switch("mirror", mirror)
+        self.amp = checked_switch("amp", amp)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Class probabilities, (B, classes, X, Y, Z), of images (B, C, X, Y, Z)."""

@@ -96,7 +96,7 @@ class LossRules:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, cases "
-                f"{', '.join(engine.state.batch.get('case', ['unknown']))}. Try a lower learning rate, or --amp false."
+                f"{', '.join(engine.state.batch.get('case', ['unknown']))}. Try a lower learning rate, or --amp False."
             )
         self.loss_sum += loss
         self.num_losses += 1
