@@ -164,7 +164,8 @@ class Plan:
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name. Raises KeyError when the plan has none."""
-        return {c.name: c for c in self.configurations}[name]
+        by_name: dict[str, Configuration] = {c.name: c for c in self.configurations}
+        return by_name[name]
 
 
 def to_dict(value: Any) -> Any:
@@ -183,11 +184,11 @@ def from_dict(kind: Any, data: Any) -> Any:
         KeyError, TypeError, ValueError: `data` does not describe such a value.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         fields = typing.get_type_hints(kind)
         if set(data) != set(fields):
             raise ValueError(f"{kind.__name__} has the fields {sorted(fields)}, not {sorted(data)}")
-        return kind(**{name: from_dict(field, data[name]) for name, field in fields.items()})  # type: ignore[operator]
+        return kind(**{name: from_dict(field, data[name]) for name, field in fields.items()})
     if origin is tuple:
         inner = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(from_dict(i, v) for i, v in zip(inner, data, strict=True))

@@ -133,17 +133,23 @@ def _text(name: str) -> str:
     return "$" + _literal(name) if any(mark in name for mark in "$@%#") or "::" in name else name
 
 
+def _plain(name: str) -> str:
+    """A name as it stands in the metadata, where programs expect no expression and MONAI looks up what follows a %."""
+    return " " + name if name.startswith("%") else name
+
+
 def _metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
-    classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
+    classes = {str(i): _plain(name) for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
-    modalities = ", ".join(plan.modalities)
+    channels = {str(i): _plain(name) for i, name in enumerate(plan.modalities)}
+    modalities = ", ".join(channels.values())
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
     image.update(
         modality=modalities,
         num_channels=len(plan.modalities),
         spatial_shape=list(configuration.patch_size),
-        channel_def={str(i): modality for i, modality in enumerate(plan.modalities)},
+        channel_def=channels,
     )
     pred.update(num_channels=len(classes), spatial_shape=list(configuration.patch_size), channel_def=classes)
     metadata.update(
@@ -185,7 +191,8 @@ def format_json(value: Any) -> str:
         return _format(value, 0) + "\n"
     lines = []
     for number, (key, item) in enumerate(value.items()):
-        entry = f" {json.dumps(key)}: {_format(item, 1, len(json.dumps(key)) + 3)}"
+        name = json.dumps(key, ensure_ascii=False)
+        entry = f" {name}: {_format(item, 1, len(name) + 3)}"
         block = "\n" in entry and number > 0
         lines.append("\n" + entry if block else entry)
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -209,7 +209,7 @@ def batches(dataset, batch_size, num_workers):
         yield default_collate([dataset[j] for j in range(i, i + batch_size)])
 
 
-def rate(dataset, batch_size, num_workers, seconds, min_patches=48):
+def rate(dataset, batch_size, num_workers, seconds, min_patches=32):
     """Patches per second over `seconds` and at least `min_patches` (at most four times `seconds`), after a warm-up."""
     stream = batches(dataset, batch_size, num_workers)
     for _ in range(2 * max(1, num_workers) + 1):
@@ -277,43 +277,45 @@ def machine():
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 
 
+def compare(folder, patch_size, batch_size, num_workers, *, seconds, rounds):
+    """Cells of a table row: median rate of each chain, then median over the rounds of ours / theirs.
+
+    The chains take turns, so that a ratio compares numbers taken under much the same load of the machine.
+    """
+    rates = np.array(
+        [
+            [rate(Patches(folder, c(patch_size)), batch_size, num_workers, seconds) for c in CHAINS]
+            for _ in range(rounds)
+        ]
+    )
+    ratios = rates[:, :1] / rates[:, 1:]
+    spans = zip(np.median(ratios, 0), ratios.min(0), ratios.max(0), strict=True)
+    return [*(f"{r:.4g}" for r in np.median(rates, 0)), *(f"{m:.1f} ({a:.1f} to {b:.1f})" for m, a, b in spans)]
+
+
 def main():
-    """Measures everything and prints three tables."""
+    """Measures everything and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=15, help="time for each number")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--seconds", type=float, default=8, help="time for each chain in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each chain")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     print(machine() + "\n")
-    rows = [
-        [
-            "patch",
-            "batch",
-            "processes",
-            *(f"{c.name}, patches/s" for c in CHAINS),
-            *("ours / " + c.name for c in CHAINS[1:]),
-        ]
-    ]
+    rows = [["patch", "batch", "processes", *(f"{c.name}, patches/s" for c in CHAINS)]]
+    rows[0] += [f"ours / {c.name}" for c in CHAINS[1:]]
     part_rows = []
     for patch_size, batch_size, edge in SETTINGS:
+        size = "x".join(map(str, patch_size))
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             write_volumes(folder, edge)
             for num_workers in (2, 0):
-                rates = [rate(Patches(folder, c(patch_size)), batch_size, num_workers, seconds) for c in CHAINS]
                 processes = f"{num_workers} workers" if num_workers else "1 thread"
-                size = "x".join(map(str, patch_size))
-                rows.append(
-                    [
-                        size,
-                        str(batch_size),
-                        processes,
-                        *(f"{r:.4g}" for r in rates),
-                        *(f"{rates[0] / r:.1f}" for r in rates[1:]),
-                    ]
-                )
-            num = int(20e6 / math.prod(patch_size)) * 20
-            parts = milliseconds_of_parts(Patches(folder, Ours(patch_size)), min(num, 2000))
-            part_rows += [["ms per patch", *parts]] if not part_rows else []
+                cells = compare(folder, patch_size, batch_size, num_workers, seconds=args.seconds, rounds=args.rounds)
+                rows.append([size, str(batch_size), processes, *cells])
+            num = min(2000, int(4e8 / math.prod(patch_size)))
+            parts = milliseconds_of_parts(Patches(folder, Ours(patch_size)), num)
+            part_rows += [] if part_rows else [["ms per patch", *parts]]
             part_rows.append([size, *(f"{ms:.2f}" for ms in parts.values())])
     print_table(rows)
     print("\nOurs, where the time goes (one thread, mean over all patches, warped or not):\n")

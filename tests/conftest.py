@@ -21,6 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(PROJECT / "templates"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-example", action="store_true", help="render the committed example anew")
+
+
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
     """`real_data(task)`: the folder of a real dataset; the test is skipped where it is not there."""

@@ -1,0 +1,41 @@
+"""The run-time parts of this bundle that MONAI does not have: one concept a file, no import from outside the bundle but
+MONAI, torch, ignite, numpy, scipy and tqdm."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from scripts.normalization import nonzero
+
+__all__ = ["has_tensorboard", "nonzero", "root"]
+
+
+def root(name: str) -> str:
+    """The folder of this bundle, which holds `scripts`, after a check that it is the one that the config belongs to.
+
+    `monai.bundle run` puts a bundle's folder on the search path, but behind the working directory. Started inside the
+    folder of another bundle it would import that one's `scripts` and go on with that one's weights.
+
+    Args:
+        name: the bundle's name, as in its configs/metadata.json.
+
+    Raises:
+        RuntimeError: the imported `scripts` belongs to another bundle; both folders are named.
+    """
+    here = Path(__file__).resolve().parent.parent
+    candidates = [Path(entry).resolve() for entry in sys.path if (Path(entry) / "scripts" / "__init__.py").is_file()]
+    others = sorted({str(c) for c in candidates if c != here and (c / "configs" / "metadata.json").is_file()})
+    found = json.loads((here / "configs" / "metadata.json").read_text())["name"]
+    if others or found != name:
+        wanted = f"the bundle in {', '.join(others)}" if others else f"the bundle named '{name}'"
+        raise RuntimeError(
+            f"The config belongs to {wanted}, but Python imported `scripts` from the bundle '{found}' in {here}. "
+            "Start from another working directory: the folder of the bundle itself, or one that holds no `scripts`."
+        )
+    return str(here)
+
+
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed."""
+    return importlib.util.find_spec("tensorboard") is not None

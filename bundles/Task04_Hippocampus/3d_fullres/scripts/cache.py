@@ -1,0 +1,224 @@
+"""Preprocessed cases on disk, of which a patch is read without reading the case.
+
+One file a case holds four arrays in NumPy's own format, one after the other: the image, float32, and the label, uint8,
+both with the slice axis first, so that a slice is one run of bytes and a 3D patch touches only the slices it spans;
+the number of foreground voxels of each class that were kept; and their voxel indices, sorted by class.
+
+A file is written under a temporary name and renamed, so a file that exists is whole: two trainings may fill the same
+folder at once, and either may be killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from scripts.data import case_name
+
+FORMAT = 1
+STALE_SECONDS = 3600
+_RANDOM_STATE = ("R", "_do_transform")
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """A preprocessed case.
+
+    Attributes:
+        image: float32 (C, *spatial), memory-mapped.
+        label: uint8 (1, *spatial), memory-mapped.
+        locations: for each foreground class the indices of some of its voxels, (n, spatial dims) each, memory-mapped.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    locations: tuple[np.ndarray, ...]
+
+
+def _read_arrays(path: Path) -> list[np.ndarray]:
+    arrays = []
+    with path.open("rb") as file:
+        while file.tell() < os.fstat(file.fileno()).st_size:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+            size = int(np.prod(shape)) * dtype.itemsize
+            # An array without elements cannot be mapped.
+            arrays.append(np.memmap(file, dtype, "r", offset, shape) if size else np.empty(shape, dtype))
+            file.seek(offset + size)
+    return arrays
+
+
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for array in arrays:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_case(path: str | Path, slice_axis: int) -> CachedCase:
+    """Open a file of the cache. Only what is then indexed is read from disk.
+
+    Args:
+        path: the file.
+        slice_axis: the spatial axis that the file has first.
+    """
+    path = Path(path)
+    image, label, counts, indices = _read_arrays(path)
+    ends = np.cumsum(counts)
+    return CachedCase(
+        name=path.name.rpartition("-")[0],
+        image=np.moveaxis(image, 0, slice_axis + 1),
+        label=np.moveaxis(label, 0, slice_axis)[None],
+        locations=tuple(indices[end - count : end] for count, end in zip(counts, ends, strict=True)),
+    )
+
+
+def describe(value: Any) -> Any:
+    """A nested list of plain values that tells what a transform does: its class and its settings, without its random
+    state. Equal settings give equal descriptions in every process."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return [[describe(k), describe(v)] for k, v in sorted(value.items(), key=lambda item: str(item[0]))]
+    if isinstance(value, (list, tuple, set, frozenset, np.ndarray, torch.Tensor)):
+        values = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(values, (set, frozenset)):
+            return sorted((describe(v) for v in values), key=repr)
+        return [describe(v) for v in values] if isinstance(values, (list, tuple)) else describe(values)
+    if hasattr(value, "__code__"):
+        return [value.__module__, value.__qualname__, *_describe_code(value.__code__)]
+    if isinstance(value, type):
+        return [value.__module__, value.__qualname__]
+    settings = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in _RANDOM_STATE}
+    return [type(value).__module__, type(value).__qualname__, describe(settings)]
+
+
+def _describe_code(code: CodeType) -> list[Any]:
+    # Two lambdas that differ in a number or a name alone have the same bytes of code.
+    constants = [_describe_code(c) if isinstance(c, CodeType) else describe(c) for c in code.co_consts]
+    return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
+
+
+def _digest(value: Any, length: int) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
+
+
+class CaseCache:
+    """The folder of preprocessed cases that belongs to one preprocessing.
+
+    The files lie in a subfolder that is named by what the preprocessing does, so configurations and folds that
+    preprocess alike share them, and another `target_spacing` never meets the files of this one. A file's name also
+    holds size and time of its image and label: a changed case is preprocessed again.
+
+    Args:
+        folder: where caches lie; made when it does not exist.
+        preprocessing: transform from {"image": path, "label": path} to tensors (C, *spatial) and (1, *spatial).
+        slice_axis: spatial axis to store first.
+        num_classes: classes, background included.
+        max_locations: voxels of each class whose indices are kept, drawn at random. 10000 is the known default of
+            nnU-Net.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        preprocessing: Callable[[dict], dict],
+        slice_axis: int,
+        num_classes: int,
+        max_locations: int = 10000,
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.slice_axis = int(slice_axis)
+        self.num_classes = int(num_classes)
+        self.max_locations = int(max_locations)
+        what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
+        self.folder = Path(folder) / _digest(what, 12)
+
+    def path(self, item: Mapping[str, str]) -> Path:
+        """File of a case, which may not exist yet."""
+        stats = [os.stat(item[key]) for key in ("image", "label")]
+        stamp = _digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
+        return self.folder / f"{case_name(item['image'])}-{stamp}.npys"
+
+    def write(self, item: Mapping[str, str]) -> Path:
+        """Preprocess one case unless its file exists, and give the file."""
+        path = self.path(item)
+        if not path.exists():
+            data = self.preprocessing(dict(item))
+            image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
+            label = np.asarray(data["label"])[0].astype(np.uint8)
+            locations = self._locations(label, np.random.default_rng(int(_digest(path.name, 8), 16)))
+            counts = np.array([len(found) for found in locations], np.int64)
+            indices = np.concatenate([np.empty((0, label.ndim), np.int32), *locations])
+            _write_arrays(path, [image, np.moveaxis(label, self.slice_axis, 0), counts, indices])
+        return path
+
+    def _locations(self, label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        flat = label.reshape(-1)
+        found = []
+        for value in range(1, self.num_classes):
+            where = np.flatnonzero(flat == value)
+            if len(where) > self.max_locations:
+                where = rng.choice(where, self.max_locations, replace=False)
+            found.append(np.stack(np.unravel_index(where, label.shape), axis=-1).astype(np.int32))
+        return found
+
+    def fill(self, items: Sequence[Mapping[str, str]], num_workers: int = 0) -> list[Path]:
+        """Files of the cases, after preprocessing those that have none yet.
+
+        Args:
+            items: {"image": path, "label": path} of each case.
+            num_workers: processes that preprocess at the same time.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [item for item in items if not self.path(item).exists()]
+        if missing:
+            self._remove_stale()
+            # Another order in every process: trainings that start together share the work.
+            random.Random(os.getpid()).shuffle(missing)
+            # A generator of its own: filling a cache must not change the random numbers of the training.
+            jobs = torch.utils.data.DataLoader(
+                _Jobs(self, missing),
+                batch_size=None,
+                num_workers=min(int(num_workers), len(missing)),
+                generator=torch.Generator(),
+            )
+            for _ in tqdm(jobs, total=len(missing), desc="preprocessing", unit="case", disable=None):
+                pass
+        return [self.path(item) for item in items]
+
+    def _remove_stale(self) -> None:
+        for left in self.folder.glob(".*.tmp"):
+            try:
+                if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    left.unlink()
+            except FileNotFoundError:
+                pass  # its writer has finished
+
+
+class _Jobs(torch.utils.data.Dataset):
+    def __init__(self, cache: CaseCache, items: Sequence[Mapping[str, str]]) -> None:
+        self.cache, self.items = cache, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> str:
+        return str(self.cache.write(self.items[index]))

@@ -1,0 +1,200 @@
+"""Saving a training and going on with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite import distributed as idist
+from ignite.engine import Engine, Events
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """`torch.save` under a temporary name, then rename: a file that exists is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(value, file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Checkpoint:
+    """Handler for a trainer: saves all that a training needs to go on, and goes on from it when the trainer starts.
+
+    It must be the last of the handlers: at the end of an epoch it saves what the others have done. `last.pt` is written
+    after every epoch; the one before stays as `previous.pt` and takes over, with a warning, when `last.pt` cannot be
+    read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
+    iteration under way, with everything saved. Only rank 0 writes.
+
+    Args:
+        ckpt_dir: folder of the fold.
+        network: bare network, whose state dict is saved and, as model.pt, used for inference.
+        objects: whatever else has `state_dict` and `load_state_dict`.
+        model_file: where to leave a copy of model.pt, the network that the bundle's inference uses; None for no copy.
+        interval: epochs between two savings.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: torch.nn.Module,
+        objects: Mapping[str, Any],
+        model_file: str | Path | None = None,
+        interval: int = 1,
+    ) -> None:
+        self.ckpt_dir, self.network, self.objects = Path(ckpt_dir), network, dict(objects)
+        self.model_file = None if model_file is None else Path(model_file)
+        self.interval = int(interval)
+        self.signal: int | None = None
+        self._old_handlers: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Load on start, save after epochs and when a signal asks to stop."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.STARTED, self._listen)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_on_signal)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def load(self, engine: Engine) -> None:
+        """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished."""
+        state = self._read()
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        for name, thing in self.objects.items():
+            thing.load_state_dict(state["objects"][name])
+        if getattr(engine, "scaler", None) is not None and state["scaler"]:
+            engine.scaler.load_state_dict(state["scaler"])
+        _set_random_state(state["random"])
+        length = engine.state.epoch_length
+        same_length = state["epoch_length"] == length
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * length + (state["batches"] if same_length else 0)
+        stopped = any(getattr(thing, "stopped", False) for thing in self.objects.values())
+        if stopped or engine.state.epoch >= engine.state.max_epochs:
+            engine.terminate()
+            logger.info(
+                "The training in %s is finished: %d epochs. More are trained with --max_epochs, a new training "
+                "starts with another --ckpt_dir.", self.ckpt_dir, engine.state.epoch,
+            )  # fmt: skip
+        else:
+            logger.info("Going on from %s, after epoch %d.", self.ckpt_dir, engine.state.epoch)
+
+    def _read(self) -> dict[str, Any] | None:
+        for name in ("last.pt", "previous.pt"):
+            path = self.ckpt_dir / name
+            if not path.is_file():
+                continue
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
+                logger.warning("%s cannot be read (%s); trying the checkpoint before it.", path, _first_line(error))
+        return None
+
+    def save(self, engine: Engine) -> None:
+        """Write last.pt and the network's own file."""
+        length = engine.state.epoch_length
+        epoch, batches = divmod(engine.state.iteration, length)
+        network = self.network.state_dict()
+        state = {
+            "network": network,
+            "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
+            "scaler": engine.scaler.state_dict() if getattr(engine, "scaler", None) is not None else {},
+            "random": _random_state(),
+            "epoch": epoch,
+            "batches": batches,
+            "epoch_length": length,
+        }
+        if idist.get_rank() == 0:
+            last = self.ckpt_dir / "last.pt"
+            if last.is_file():
+                # A second name for the same file, so that there is no moment without last.pt.
+                _replace_by_link(last, self.ckpt_dir / "previous.pt")
+            save_atomically(state, last)
+            save_atomically(network, self.ckpt_dir / "model.pt")
+            if self.model_file is not None:
+                _replace_by_link(self.ckpt_dir / "model.pt", self.model_file)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        done = engine.state.epoch >= engine.state.max_epochs or engine.should_terminate
+        if done or self.signal or engine.state.epoch % self.interval == 0:
+            self.save(engine)
+        if self.signal:
+            engine.terminate()
+
+    def _listen(self, _: Engine) -> None:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old_handlers[number] = signal.signal(number, self._receive)
+        except ValueError:
+            pass  # not in the main thread: whoever runs the training there decides about signals
+
+    def _receive(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        logger.warning("%s: the training ends after this iteration.", signal.Signals(number).name)
+
+    def _stop_on_signal(self, engine: Engine) -> None:
+        # All ranks stop at the same iteration, or the others would wait for ever.
+        asked = idist.all_reduce(float(self.signal or 0), op="MAX") if idist.get_world_size() > 1 else self.signal
+        if asked:
+            self.signal = int(asked)
+            if engine.state.iteration % engine.state.epoch_length:
+                self.save(engine)
+                engine.terminate()
+
+    def _finish(self, _: Engine) -> None:
+        self._restore_signals()
+        if self.signal is not None:
+            logger.warning("Stopped. The same command goes on from here.")
+            raise SystemExit(128 + self.signal)
+
+    def _fail(self, _: Engine, error: BaseException) -> None:
+        self._restore_signals()
+        raise error
+
+    def _restore_signals(self) -> None:
+        while self._old_handlers:
+            signal.signal(*self._old_handlers.popitem())
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,63 @@
+"""Which images a run works on: the datalists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+NIFTI = (".nii.gz", ".nii")
+
+
+def case_name(path: str | Path) -> str:
+    """File name of an image without .nii or .nii.gz."""
+    name = Path(path).name
+    return next((name[: -len(ending)] for ending in NIFTI if name.endswith(ending)), name)
+
+
+def _read(dataset_dir: str | Path) -> dict:
+    path = Path(dataset_dir) / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()} does not exist. Name the folder of the dataset: --dataset_dir DIR")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fold_cases(dataset_dir: str | Path, folds_file: str | Path, fold: int) -> tuple[list[dict], list[dict]]:
+    """Image and label paths of the training and of the validation cases of a fold.
+
+    Args:
+        dataset_dir: folder with the dataset.json that lists the cases.
+        folds_file: JSON list with a list of case names, the validation cases, for each fold.
+        fold: counts from 0.
+
+    Raises:
+        FileNotFoundError: no dataset.json in `dataset_dir`.
+        ValueError: there is no such fold, or dataset.json lacks a case.
+    """
+    folds = json.loads(Path(folds_file).read_text(encoding="utf-8"))
+    if fold not in range(len(folds)):
+        raise ValueError(f"There is no fold {fold}: there are {len(folds)}, counted from 0.")
+    root = Path(dataset_dir)
+    entries = {case_name(e["image"]): e for e in _read(root)["training"]}
+    missing = [name for names in folds for name in names if name not in entries]
+    if missing:
+        raise ValueError(
+            f"{root.absolute()}: dataset.json lacks {len(missing)} of the cases that the bundle was planned for, the first "
+            f"is {missing[0]}. Plan again with python -m autoplan, or name the right folder: --dataset_dir DIR"
+        )
+    cases = [[{key: str(root / entries[n][key]) for key in ("image", "label")} for n in names] for names in folds]
+    return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
+
+
+def images_to_predict(dataset_dir: str | Path) -> list[dict[str, str]]:
+    """Paths of the test images that dataset.json lists; without a dataset.json, of all NIfTI images in the folder."""
+    root = Path(dataset_dir)
+    if (root / "dataset.json").is_file():
+        entries = [e if isinstance(e, str) else e["image"] for e in _read(root).get("test", [])]
+        paths = [root / e for e in entries]
+    elif root.is_dir():
+        paths = sorted(p for p in root.iterdir() if p.name.endswith(NIFTI) and not p.name.startswith("."))
+    else:
+        raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one that holds the images: --dataset_dir DIR")
+    if not paths:
+        raise ValueError(f"{root.absolute()}: no images to predict (neither in dataset.json's list of tests, nor files).")
+    return [{"image": str(path)} for path in paths]

@@ -1,0 +1,74 @@
+"""Intensity normalization, and what counts as foreground of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+
+def nonzero(image: torch.Tensor) -> torch.Tensor:
+    """Mask of the nonzero voxels, the region that images are cropped to.
+
+    Raises:
+        ValueError: every voxel is zero (MONAI would crop to an empty image).
+
+    Source: arXiv:1809.10486, section 2.2, "Cropping".
+    """
+    mask = image != 0
+    if not mask.any():
+        name = getattr(image, "meta", {}).get("filename_or_obj", "the image")
+        raise ValueError(f"{name}: every voxel is zero, so there is nothing to segment. Leave the image out.")
+    return mask
+
+
+class NormalizeChannelsd(MapTransform):
+    """Normalize every channel of an image, each by its own rule.
+
+    A channel with statistics (CT) is clipped to [lower, upper], then mean and std of the dataset are taken out. A channel
+    without (None) is z-scored by itself. Where the data hold a mask, only voxels inside it count and all others become 0.
+
+    Args:
+        keys: images, (C, X, Y, Z); changed to float32.
+        channels: for each channel a mapping with "lower", "upper", "mean" and "std", or None.
+        mask_key: key of a mask (C, X, Y, Z), whose channels are joined, made before resampling, for the spline leaves no exact zeros. It is used and
+            removed when the data hold it.
+
+    Source: arXiv:1809.10486, section 2.2, "Normalization".
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channels: Sequence[Mapping[str, float] | None], mask_key: str = "mask"
+    ) -> None:
+        super().__init__(keys)
+        self.channels = tuple(channels)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        mask = d.pop(self.mask_key, None)
+        inside = None if mask is None else (torch.as_tensor(mask) > 0).any(0)
+        for key in self.key_iterator(d):
+            image = d[key].float()
+            if len(image) != len(self.channels):
+                raise ValueError(f"the image has {len(image)} channels, the bundle is made for {len(self.channels)}")
+            d[key] = image.clone() if image is d[key] else image
+            values = d[key].as_tensor() if hasattr(d[key], "as_tensor") else d[key]
+            for channel, statistics in zip(values, self.channels, strict=True):
+                self._normalize(channel, statistics, inside)
+        return d
+
+    @staticmethod
+    def _normalize(channel: torch.Tensor, statistics: Mapping[str, float] | None, inside: torch.Tensor | None) -> None:
+        if statistics is None:
+            voxels = channel if inside is None or not inside.any() else channel[inside]
+            std, mean = torch.std_mean(voxels, correction=0)
+            std = torch.where(std > 0, std, torch.ones_like(std))
+        else:
+            channel.clamp_(statistics["lower"], statistics["upper"])
+            mean, std = statistics["mean"], statistics["std"]
+        channel.sub_(mean).div_(std)
+        if inside is not None:
+            channel.mul_(inside)

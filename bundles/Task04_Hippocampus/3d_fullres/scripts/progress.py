@@ -1,0 +1,205 @@
+"""What a training shows: a progress bar on a terminal, a line an epoch, curve.csv and progress.png."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite import distributed as idist
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from tqdm import tqdm
+
+from scripts.data import case_name
+
+logger = logging.getLogger(__name__)
+
+
+class PatchDice(Metric):
+    """Dice of every foreground class over all voxels of the validation patches of an epoch: an estimate of the Dice of
+    whole cases. Updated with (logits (B, classes, ...), label (B, 1, ...)); a class that never occurs gives NaN."""
+
+    def reset(self) -> None:
+        """Forget all patches."""
+        self._counts: torch.Tensor | None = None
+
+    def update(self, output: Sequence[torch.Tensor]) -> None:
+        """Take in a batch."""
+        logits, label = output
+        num_classes = logits.shape[1]
+        pairs = label.flatten().long() * num_classes + logits.argmax(1).flatten()
+        counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double().cpu()
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def compute(self) -> list[float]:
+        """Dice of each foreground class, over all ranks."""
+        counts = idist.all_reduce(self._counts.to(idist.device())).cpu() if idist.get_world_size() > 1 else self._counts
+        return (2 * counts.diagonal() / (counts.sum(0) + counts.sum(1)))[1:].tolist()
+
+
+class EpochLog:
+    """Handler for a trainer: shows and writes down every epoch.
+
+    It must come after :class:`scripts.rules.LossRules`, whose averages it shows, and before the checkpoint, which saves
+    its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
+
+    Args:
+        output_dir: folder of curve.csv and progress.png.
+        class_names: names of all classes, background first.
+        validator: engine with the metric "patch_dice".
+    """
+
+    def __init__(self, output_dir: str | Path, class_names: Sequence[str], validator: Engine) -> None:
+        self.output_dir = Path(output_dir)
+        self.classes = list(class_names)[1:]
+        self.validator = validator
+        self.history: list[dict[str, float]] = []
+        self._bar: Any = None
+        self._epoch_start = self._wait_start = self._waited = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Take the time of epochs and of waiting for data; report at the end of every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_waiting)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._end_waiting)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._close())
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _fail(self, _: Engine, error: BaseException) -> None:
+        self._close()
+        raise error
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._epoch_start, self._waited = time.monotonic(), 0.0
+        self._close()
+        if idist.get_rank() == 0:
+            done = engine.state.iteration % engine.state.epoch_length
+            title = f"epoch {engine.state.epoch}"
+            self._bar = tqdm(total=engine.state.epoch_length, initial=done, desc=title, leave=False, disable=None)
+
+    def _start_waiting(self, _: Engine) -> None:
+        self._wait_start = time.monotonic()
+
+    def _end_waiting(self, _: Engine) -> None:
+        self._waited += time.monotonic() - self._wait_start
+
+    def _advance(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix_str(f"loss {float(engine.state.output['loss'].detach()):.3f}", refresh=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __call__(self, engine: Engine) -> None:
+        self._close()
+        if idist.get_rank() != 0:
+            return
+        metrics, seconds = engine.state.metrics, time.monotonic() - self._epoch_start
+        names = ("train_loss", "val_loss", "train_average", "val_average", "lr")
+        row = {"epoch": engine.state.epoch, **{name: metrics[name] for name in names}}
+        row |= {"seconds": seconds, "waiting_seconds": self._waited}
+        dice = self.validator.state.metrics["patch_dice"]
+        row |= {f"dice_{name}": value for name, value in zip(self.classes, dice, strict=True)}
+        self.history.append(row)
+        left = (engine.state.max_epochs - engine.state.epoch) * seconds
+        logger.info(
+            "epoch %d/%d  train %.4f (avg %.4f)  val %.4f (avg %.4f)  lr %.2g  %.1f s, %.1f s waiting for data  "
+            "at most %s left  estimated Dice (patches): %s",
+            row["epoch"], engine.state.max_epochs, row["train_loss"], row["train_average"], row["val_loss"],
+            row["val_average"], row["lr"], seconds, self._waited, _duration(left),
+            ", ".join(f"{name} {value:.3f}" for name, value in zip(self.classes, dice, strict=True)),
+        )  # fmt: skip
+        self._write_curve()
+        draw_curve(self.history, self.classes, self.output_dir / "progress.png")
+
+    def _write_curve(self) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        temporary = self.output_dir / ".curve.csv.tmp"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+        temporary.replace(self.output_dir / "curve.csv")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of curve.csv."""
+        return {"history": [dict(row) for row in self.history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the rows that `state_dict` gave."""
+        self.history = [dict(row) for row in state["history"]]
+
+
+class CaseProgress:
+    """Handler for an evaluator of whole cases: a progress bar on a terminal, a line a case in a log.
+
+    Args:
+        output_dir: named at the end as the place of the segmentations.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self._bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Count the cases of a run."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+
+    def _start(self, engine: Engine) -> None:
+        self._bar = tqdm(total=engine.state.epoch_length, desc="predicting", unit="case", leave=False, disable=None)
+
+    def __call__(self, engine: Engine) -> None:
+        self._bar.update()
+        if self._bar.disable:
+            names = ", ".join(case_name(item["pred"].meta["filename_or_obj"]) for item in engine.state.output)
+            logger.info("%d/%d %s", engine.state.iteration, engine.state.epoch_length, names)
+
+    def _end(self, engine: Engine) -> None:
+        self._bar.close()
+        logger.info("%d segmentations are in %s", engine.state.iteration, self.output_dir.absolute())
+
+
+def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path: Path) -> None:
+    """Draw losses and their averages, the estimated Dice and the learning rate over the epochs, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    losses, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+    for name, color in (("train", "tab:blue"), ("val", "tab:red")):
+        losses.plot(epochs, [row[f"{name}_loss"] for row in history], color=color, alpha=0.35, label=f"{name} loss")
+        losses.plot(epochs, [row[f"{name}_average"] for row in history], color=color, label=f"{name} average")
+    for name in classes:
+        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=name)
+    rate.plot(epochs, [row["lr"] for row in history], color="black")
+    rate.set_yscale("log")
+    losses.set_ylabel("loss")
+    dice.set_ylabel("Dice, estimated on patches")
+    dice.set_ylim(0, 1)
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+    for axes in (losses, dice):
+        axes.legend(fontsize="small")
+    for axes in (losses, dice, rate):
+        axes.grid(alpha=0.3)
+    temporary = path.with_name(f".{path.name}.tmp")
+    FigureCanvasAgg(figure).print_png(str(temporary))
+    temporary.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,354 @@
+"""What a bundle's files say: the plan and nothing else, once, in JSON to be read; and when they are written."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, TINY_PLAN, write_project
+
+from autoplan import dataset, fingerprint, plan
+from autoplan.errors import TemplateError
+from autoplan.facts import ChannelNormalization, to_dict
+from autoplan.render import RENDERED, format_json, render, render_all
+
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
+OVERRIDES = (
+    "dataset_dir", "fold", "patch_size", "batch_size", "target_spacing", "epoch_length", "max_epochs", "num_workers",
+    "device", "amp", "cache_dir", "ckpt_dir", "output_dir",
+)  # fmt: skip
+"""Top-level keys of train.json that a user may set."""
+EXAMPLE = PROJECT / "bundles" / "Task04_Hippocampus"
+
+
+def files_of(folder):
+    """Content and time of every file."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {p.relative_to(folder).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def config(bundle, name):
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def leaves(value, path=""):
+    """(path, value) of everything in a config that is neither dict nor list."""
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{path}#{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+@pytest.fixture(params=RENDERED)
+def bundle(request, project):
+    return project / "bundles" / "Task90_Tiny" / request.param
+
+
+# What the files say.
+
+
+def test_files_of_a_bundle(bundle) -> None:
+    there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
+    scripts = {f"scripts/{p.name}" for p in (PROJECT / "templates" / "scripts").glob("*.py")}
+    configs = {f"configs/{name}.json" for name in (*CONFIGS, "folds")}
+    assert there == {"LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
+
+
+def test_planned_values_arrive(bundle) -> None:
+    planned, train = TINY_PLAN.configuration(bundle.name), config(bundle, "train")
+    expected = {
+        "target_spacing": list(planned.spacing),
+        "patch_size": list(planned.patch_size),
+        "batch_size": planned.batch_size,
+        "strides": to_dict(planned.strides),
+        "features": list(planned.features),
+        "batch_dice": planned.batch_dice,
+        "slice_axis": 2,
+        "normalization": [None, {"lower": -50.0, "upper": 150.0, "mean": 40.5, "std": 30.25}],
+        "nonzero_only": False,
+        "class_names": ["background", "ball", "box"],
+        "label_values": [0, 2, 5],
+    }
+    assert {key: train[key] for key in expected} == expected
+
+
+def test_training_and_inference_agree(bundle) -> None:
+    train, inference = config(bundle, "train"), config(bundle, "inference")
+    shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"}
+    assert {"patch_size", "strides", "features", "target_spacing", "normalization", "network_def"} <= shared
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+
+
+@pytest.mark.parametrize("augmentation", ["2d", "3d", "slicewise"])
+def test_augmentation(augmentation, tmp_path) -> None:
+    planned = dataclasses.replace(TINY_PLAN.configurations[1], augmentation=augmentation)
+    files = render(dataclasses.replace(TINY_PLAN, slice_axis=1), planned, "data")
+    train = json.loads(files["configs/train.json"])
+    assert train["warp_slice_axis"] == (1 if augmentation == "slicewise" else None)
+    assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
+
+
+def test_no_planned_number_stands_twice() -> None:
+    """A plan of numbers that no template holds: each is in a config once, or not at all."""
+    spacing, patch, features = (1.1011, 1.2022, 1.3033), (272, 304, 336), (6007, 6011, 6029, 6037, 6043)
+    planned = dataclasses.replace(
+        TINY_PLAN.configurations[1],
+        spacing=spacing,
+        patch_size=patch,
+        batch_size=7919,
+        strides=((1, 1, 1), *((2, 2, 2),) * 4),
+        features=features,
+    )
+    statistics = ChannelNormalization(lower=-123.25, upper=456.75, mean=78.125, std=31.375)
+    labels = ((0, "background"), (171, "a"), (173, "b"))
+    numbers = [*spacing, *patch, *features, 7919, 171, 173, *dataclasses.astuple(statistics)]
+    chosen = dataclasses.replace(TINY_PLAN, normalization=(statistics,), labels=labels, modalities=("CT",))
+    files = render(chosen, planned, "data")
+    for name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
+        found = [value for _, value in leaves(json.loads(files[f"configs/{name}.json"]))]
+        twice = {n: found.count(n) for n in numbers if found.count(n) > 1}
+        assert not twice, name
+        if name == "train":
+            assert all(n in found for n in numbers)
+
+
+def test_keys_that_a_user_may_set_exist_and_are_documented(bundle) -> None:
+    train, readme = config(bundle, "train"), (bundle / "docs" / "README.md").read_text()
+    assert set(OVERRIDES) <= set(train)
+    assert all(f"`{key}`" in readme for key in OVERRIDES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "where"),
+    [
+        ("fold", 3, "$@cases[1][0]['image'][-13:]"),
+        ("patch_size", [8, 8], "$@train#dataset.patch_size"),
+        ("batch_size", 3, "$@train#sampler.batch_size"),
+        (
+            "target_spacing",
+            [3.0, 3.0, 3.0],
+            "$[t for t in @preprocessing.transforms if hasattr(t, 'transforms')][0].transforms[0].target_spacing",
+        ),
+        ("cache_dir", "elsewhere", "$str(@cache.folder.parent)"),
+        ("max_epochs", 7, "$@train#trainer.state.max_epochs"),
+        ("epoch_length", 9, "$@train#trainer.state.epoch_length"),
+        ("ckpt_dir", "there", "$str(@train#checkpoint.ckpt_dir)"),
+        ("num_workers", 0, "$@train#dataloader.num_workers"),
+    ],
+)
+def test_a_key_that_is_set_takes_effect(key, value, where, project, parse, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = project / "bundles" / "Task90_Tiny" / "2d"
+    settings = {"cache_dir": str(tmp_path / "cache"), "num_workers": 0, "device": "cpu", key: value, "_probe": where}
+    found = parse(bundle, "train", **settings).get_parsed_content("_probe")
+    if key == "fold":
+        assert found in (f"{name}.nii.gz"[-13:] for name in TINY_PLAN.folds[3])
+    elif key == "target_spacing":
+        assert found == (3.0, 3.0, 3.0)
+    else:
+        assert list(found) == value if isinstance(value, list) else found == value
+
+
+def test_every_target_exists(bundle) -> None:
+    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick"):
+        for path, value in leaves(config(bundle, name)):
+            if path.endswith("_target_") and str(value).startswith("scripts."):
+                module, _, attribute = value.rpartition(".")
+                assert hasattr(importlib.import_module(module), attribute), value
+            for attribute in re.findall(r"scripts\.(\w+)", str(value) if str(value).startswith("$") else ""):
+                assert hasattr(importlib.import_module("scripts"), attribute), value
+
+
+def test_no_absolute_path(project) -> None:
+    bundles = project / "bundles"
+    for name, (content, _) in files_of(bundles).items():
+        assert str(project).encode() not in content, name
+        if name.endswith(".json"):
+            texts = [v for _, v in leaves(json.loads(content)) if isinstance(v, str)]
+            assert not [t for t in texts if re.match(r"/|~|[A-Za-z]:\\|file:", t)], name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "with space", "imports", "a@b", "100%", "it's", 'a "quote"', "back\\slash", "#1", "a$b", "@fold", "%fold#x",
+     "ümläut", "{x}"],
+)  # fmt: skip
+def test_any_dataset_folder(name, tmp_path, parse) -> None:
+    data = tmp_path / name / "Task90_Tiny"
+    [bundle, _] = render_all(TINY_PLAN, data, tmp_path / "bundles")
+    for config_name in ("train", "inference"):
+        found = parse(bundle, config_name).get_parsed_content("dataset_dir")
+        assert Path(os.path.normpath(found)) == data
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "two words", "import", "a@b", "@fold", "50% mix", "%fold", "tumor #1", "$1", 'it\'s "x"', "a::b"]
+)
+def test_any_class_name(name, tmp_path, parse) -> None:
+    labels = ((0, "background"), (1, name))
+    [bundle, _] = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
+    for config_name in ("train", "inference"):
+        parser = parse(bundle, config_name)
+        assert parser.get_parsed_content("class_names") == ["background", name]
+        assert parser.get_parsed_content("network_def").out_channels == 2
+
+
+def test_folds_are_the_same_for_all_configurations(project) -> None:
+    found = [config(project / "bundles" / "Task90_Tiny" / name, "folds") for name in RENDERED]
+    assert found == [to_dict(TINY_PLAN.folds)] * len(RENDERED)
+
+
+def test_metadata_is_about_this_bundle(bundle) -> None:
+    planned, metadata = TINY_PLAN.configuration(bundle.name), config(bundle, "metadata")
+    assert metadata["name"] == f"Task90_Tiny_{bundle.name}"
+    assert metadata["version"] in metadata["changelog"]
+    image, pred = (metadata["network_data_format"][p] for p in ("inputs", "outputs"))
+    assert image["image"]["num_channels"] == 2
+    assert image["image"]["channel_def"] == {"0": "MRI", "1": "CT"}
+    assert pred["pred"]["num_channels"] == 3
+    assert pred["pred"]["channel_def"] == {"0": "background", "1": "ball", "2": "box"}
+    assert image["image"]["spatial_shape"] == pred["pred"]["spatial_shape"] == list(planned.patch_size)
+
+
+# The form.
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_json_to_be_read(name, bundle) -> None:
+    text = (bundle / "configs" / f"{name}.json").read_text()
+    assert format_json(json.loads(text)) == text
+    assert max(map(len, text.splitlines())) <= 200
+    for line in text.splitlines():
+        assert not re.fullmatch(r"\s*-?[\d.e+-]+,?", line), "a list of numbers stands on one line"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_templates_have_the_same_form(name) -> None:
+    path = PROJECT / "templates" / "configs" / f"{name}.json"
+    assert path.read_text() == format_json(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({}, "{\n\n}\n"),
+        ({"a": 1, "b": [1, 2.5, [3]]}, '{\n "a": 1,\n "b": [1, 2.5, [3]]\n}\n'),
+        ({"a": {"b": "c"}, "d": "e"}, '{\n "a": {"b": "c"},\n "d": "e"\n}\n'),
+        ({"long": list(range(90))}, '{\n "long": ' + str(list(range(90))) + "\n}\n"),
+        ({"a": 1, "b": ["x" * 70] * 2}, '{\n "a": 1,\n\n "b": [\n  "' + "x" * 70 + '",\n  "' + "x" * 70 + '"\n ]\n}\n'),
+        ({"ä": None, "t": True}, '{\n "ä": null,\n "t": true\n}\n'),
+    ],
+    ids=["nothing", "numbers", "short", "many numbers", "a block", "other values"],
+)
+def test_format(value, text) -> None:
+    assert format_json(value) == text
+    assert json.loads(text) == value
+
+
+# When files are written.
+
+
+def test_rendering_again_changes_nothing(tmp_path) -> None:
+    write_project(tmp_path)
+    before = files_of(tmp_path)
+    for force in (False, True):
+        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles", force=force)
+        assert files_of(tmp_path) == before
+
+
+def test_order_of_keys_and_bytes_do_not_depend_on_where_it_runs(project, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_project(Path("elsewhere"))
+    here, there = (files_of(p / "bundles") for p in (project, tmp_path / "elsewhere"))
+    assert {k: v[0] for k, v in here.items() if "__pycache__" not in k} == {k: v[0] for k, v in there.items()}
+
+
+def another_plan():
+    first, second = TINY_PLAN.configurations
+    return dataclasses.replace(TINY_PLAN, configurations=(first, dataclasses.replace(second, batch_size=3)))
+
+
+def test_another_plan_is_refused_with_the_list_of_changes(tmp_path) -> None:
+    write_project(tmp_path)
+    before = files_of(tmp_path)
+    with pytest.raises(TemplateError) as error:
+        render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+    lines = str(error.value).splitlines()
+    train = tmp_path / "bundles/Task90_Tiny/3d_fullres/configs/train.json"
+    assert f"  {train}: batch_size: 2 -> 3" in lines
+    assert all("2d" not in line for line in lines[1:-1]), "2d has not changed"
+    assert "--force" in lines[-1]
+    assert "--bundles" in lines[-1]
+    assert files_of(tmp_path) == before
+
+
+def test_nothing_is_written_when_one_bundle_is_refused(tmp_path) -> None:
+    """Also not the bundle that was not there."""
+    write_project(tmp_path)
+    shutil.rmtree(tmp_path / "bundles/Task90_Tiny/2d")
+    before = files_of(tmp_path)
+    with pytest.raises(TemplateError):
+        render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("scripts/patches.py", "differs"), ("configs/logging.conf", "differs"), ("scripts/mine.py", "is not part of")],
+)
+def test_what_a_user_changed_is_not_lost(file, said, tmp_path) -> None:
+    bundle = write_project(tmp_path) / "bundles/Task90_Tiny/2d"
+    (bundle / file).write_text("# mine\n")
+    with pytest.raises(TemplateError, match=rf"{file}: {said}"):
+        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+    assert (bundle / file).read_text() == "# mine\n"
+
+
+def test_force_rewrites_all_but_models(tmp_path) -> None:
+    bundle = write_project(tmp_path) / "bundles/Task90_Tiny/3d_fullres"
+    kept = ["models/model.pt", "models/fold_0/last.pt", "eval/test_0.nii.gz", "mine.txt", "../cache/x/case.npys"]
+    for name in (*kept, "scripts/left_over.py"):
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(name)
+    render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles", force=True)
+    assert config(bundle, "train")["batch_size"] == 3
+    assert not (bundle / "scripts/left_over.py").exists()
+    assert all((bundle / name).read_text() == name for name in kept)
+    fresh = write_project(tmp_path / "fresh", another_plan()) / "bundles/Task90_Tiny/3d_fullres"
+    expected = {k: v[0] for k, v in files_of(fresh).items()}
+    assert {k: v[0] for k, v in files_of(bundle).items() if k in expected} == expected
+
+
+# The committed example.
+
+
+def test_the_example_is_what_would_be_rendered_now(request) -> None:
+    """`pytest tests/test_render.py --rewrite-example` renders it anew from its fingerprint."""
+    planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
+    if request.config.getoption("--rewrite-example"):
+        render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
+    for name in RENDERED:
+        files = render(planned, planned.configuration(name), f"../../../data/{EXAMPLE.name}")
+        for path, content in files.items():
+            assert (EXAMPLE / name / path).read_text() == content.decode(), f"{name}/{path}"
+        parts = [EXAMPLE / name / part for part in ("configs", "scripts", "docs")]
+        there = {p.relative_to(EXAMPLE / name).as_posix() for part in parts for p in part.iterdir() if p.is_file()}
+        assert there == set(files) - {"LICENSE"}
+
+
+def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
+    facts = fingerprint.fingerprint(dataset.load(real_data(EXAMPLE.name)), progress=False)
+    assert facts == fingerprint.load(EXAMPLE / "fingerprint.json")
+
+
+def test_the_example_has_the_known_plan() -> None:
+    """208 of the paper's 260 cases, so the batches are smaller than Table 1 has them: 9 and 366."""
+    planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
+    flat, volume = (planned.configuration(name) for name in RENDERED)
+    assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
+    assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)
