@@ -25,7 +25,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says. `labels` pairs a value in the label files with its name; the first is the background, 0."""
+    """What dataset.json says. `labels` pairs a value of the label files with its name; the first is the background."""
 
     root: Path
     name: str
@@ -112,7 +112,7 @@ AugmentationMode = Literal["2d", "3d", "slicewise"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """One network and the data it sees. `strides[s]` is the downsampling that leads into stage s, the first all ones."""
+    """One network and the data it sees. `strides[s]` is the downsampling into stage s; the first is all ones."""
 
     name: ConfigurationName
     spacing: Spacing

@@ -129,7 +129,7 @@ def _literal(text: str) -> str:
 
 
 def _text(name: str) -> str:
-    """A name as it stands in a config: itself, or an expression that gives it where MONAI would read something in it."""
+    """A name as it stands in a config: itself, or an expression that gives it where MONAI would read more in it."""
     return "$" + _literal(name) if any(mark in name for mark in "$@%#") or "::" in name else name
 
 

@@ -73,8 +73,8 @@ def report(seconds: dict[str, list[float]], results: dict[str, np.ndarray]) -> N
 def processor() -> str:
     """Name of the processor."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.is_file() else []  # fmt: skip
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 

@@ -26,7 +26,8 @@ def step_seconds(patch: tuple[int, ...], batch: int, steps: int, *, amp: bool, c
         dims, 1, 3, [3] * 4, [1, 2, 2, 2], [2, 2, 2], [30, 60, 120, 240],
         norm_name=("INSTANCE", {"affine": True}),
     ).to(device)  # fmt: skip
-    layout = (torch.channels_last_3d if dims == 3 else torch.channels_last) if channels_last else torch.contiguous_format
+    last = torch.channels_last_3d if dims == 3 else torch.channels_last
+    layout = last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)
     call = torch.compile(network) if compiled else network
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=0.0, smooth_dr=1e-8)
@@ -47,7 +48,7 @@ def step_seconds(patch: tuple[int, ...], batch: int, steps: int, *, amp: bool, c
     return statistics.median(times[2:])
 
 
-def main(patch: tuple[int, ...] = (40, 56, 40), batch: int = 2, steps: int = 6, compile: bool = False) -> None:  # noqa: A002
+def main(patch: tuple[int, ...] = (40, 56, 40), batch: int = 2, steps: int = 6, compile: bool = False) -> None:
     """Measure every combination and print the table."""
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

@@ -49,6 +49,27 @@ def test_what_is_read_is_what_preprocessing_gave(slice_axis, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    "box",
+    [(slice(1, 4), slice(2, 5), slice(0, 3)), (slice(0, 1),) * 3, (slice(None),) * 3, (slice(3, 3),) * 3],
+    ids=["inside", "a voxel", "all", "nothing"],
+)
+def test_bytes_of_a_box(box, slice_axis, tmp_path) -> None:
+    """The runs hold every voxel of the box, and no slice and no channel that has none."""
+    [path] = CaseCache(tmp_path / "cache", made_up, slice_axis, num_classes=3).fill([make_item(tmp_path)])
+    case, content = read_case(path, slice_axis), path.read_bytes()
+    for array in (case.image, case.image[1:], case.label):
+        inside = array[(slice(None), *box)]
+        cache_module.ask_for(inside)
+        # Mapped memory starts at a whole page of the file: at its first byte, for so small a file.
+        runs = [np.frombuffer(content[s : s + n], array.dtype) for s, n in cache_module.byte_runs(inside)]
+        assert {*inside.flat} <= {value for run in runs for value in run}
+        if inside.size > array.shape[0]:
+            planes = np.moveaxis(inside, slice_axis + 1, 1).reshape(-1, *np.delete(inside.shape[1:], slice_axis))
+            assert [(r[0], r[-1]) for r in runs] == [(p.flat[0], p.flat[-1]) for p in planes]
+
+
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
 def test_a_slice_is_one_run_of_bytes_and_reading_maps_the_file(slice_axis, tmp_path) -> None:
     [path] = CaseCache(tmp_path / "cache", made_up, slice_axis, num_classes=3).fill([make_item(tmp_path)])
     case = read_case(path, slice_axis)

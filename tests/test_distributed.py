@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from monai.losses import DiceCELoss
-
 from scripts.distributed import SharedDiceCELoss
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -18,7 +17,8 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 def torchrun(*arguments: object) -> str:
     """Start two ranks of the worker and wait; their output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER, *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER]
+    command += arguments
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

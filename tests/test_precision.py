@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from scripts.precision import AutocastInferer, checked_switch, default_amp, has_fast_bfloat16
 
 

@@ -17,6 +17,7 @@ import torch
 from ignite.engine import Events
 
 EPOCHS, LENGTH = 3, 4
+KILLS = int(os.environ.get("KILLS", "3"))
 SETTINGS = {"max_epochs": EPOCHS, "epoch_length": LENGTH, "val_batches": 2, "num_workers": 0, "device": "cpu"}
 
 
@@ -177,10 +178,10 @@ def test_real_kills_of_a_real_process(
     command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     moments = random.Random(0)
     log = (tmp_path / "log").open("wb")
-    for kills in range(4):
+    for kills in range(KILLS + 1):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
         running.append(process)
-        if kills == 3:
+        if kills == KILLS:
             assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
             break
         deadline = time.monotonic() + 120

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from ignite.engine import Engine, Events
-
 from scripts.rules import LossRules
 
 Curve = Callable[[int], float]

@@ -58,7 +58,7 @@ def choose(task: str, root: Path, folder: Path, *, fetch: Callable[[], str]) -> 
     if not failure:
         return Source(str(root / TASK), "downloaded from the Medical Segmentation Decathlon")
     phantom = str(folder / "data" / PHANTOM)
-    return Source(phantom, f"made up, for {root / TASK} is not there and the download failed ({failure})", True)
+    return Source(phantom, f"made up; {root / TASK} is not there and its download failed: {failure}", True)
 
 
 def download(root: Path) -> str:
@@ -71,7 +71,7 @@ def download(root: Path) -> str:
         urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
         datasets.locate(TASK, root)
     except OSError as error:
-        return str(error)
+        return str(getattr(error, "reason", error))
     except AutoplanError as error:
         return str(error).splitlines()[0]
     return ""

@@ -35,8 +35,8 @@ class SharedDiceCELoss(DiceCELoss):
     """Dice and cross-entropy of a batch that is divided over the ranks.
 
     With batch Dice the sums of equation 2 are taken over the samples of all ranks, with gradients: the step of the
-    ranks, whose gradients DistributedDataParallel averages, equals the step of one process with the whole batch. Without
-    batch Dice, and in one process, it is MONAI's DiceCELoss.
+    ranks, whose gradients DistributedDataParallel averages, equals the step of one process with the whole batch.
+    Without batch Dice, and in one process, it is MONAI's DiceCELoss.
 
     Source: arXiv:1809.10486, section 2.3, equation 2 and the pseudo-volume of the batch.
     """

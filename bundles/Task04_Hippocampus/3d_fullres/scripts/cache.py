@@ -10,7 +10,10 @@ folder at once, and either may be killed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import mmap
 import os
 import random
 import time
@@ -88,6 +91,35 @@ def read_case(path: str | Path, slice_axis: int) -> CachedCase:
         label=np.moveaxis(label, 0, slice_axis)[None],
         locations=tuple(indices[end - count : end] for count, end in zip(counts, ends, strict=True)),
     )
+
+
+def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
+    """Runs of bytes that hold a box (C, *spatial) of an array: of each the first, counted from the start of the mapped
+    memory, and the length. A run for each channel and each index along the axis that is slowest in memory."""
+    if not box.size:
+        return []
+    extents = [(n - 1) * step for n, step in zip(box.shape[1:], box.strides[1:], strict=True)]
+    slowest = int(np.argmax(extents))
+    length = sum(extents) - extents[slowest] + box.itemsize
+    mapped = np.frombuffer(box._mmap, np.uint8).__array_interface__["data"][0]
+    first = box.__array_interface__["data"][0] - mapped
+    steps = (range(n) for n in (box.shape[0], box.shape[slowest + 1]))
+    return [
+        (first + channel * box.strides[0] + i * box.strides[slowest + 1], length)
+        for channel, i in itertools.product(*steps)
+    ]
+
+
+def ask_for(box: np.ndarray) -> None:
+    """Have the system read a box (C, *spatial) of a memory-mapped array, and no more than its pages, before it is
+    indexed.
+
+    Without it every page that is missing makes the system read far ahead, mostly of what no patch needs.
+    """
+    if isinstance(box, np.memmap) and hasattr(mmap, "MADV_WILLNEED"):
+        for start, length in byte_runs(box):
+            into_page = start % mmap.PAGESIZE
+            box._mmap.madvise(mmap.MADV_WILLNEED, start - into_page, length + into_page)
 
 
 def describe(value: Any) -> Any:
@@ -206,11 +238,10 @@ class CaseCache:
 
     def _remove_stale(self) -> None:
         for left in self.folder.glob(".*.tmp"):
-            try:
+            # Its writer may finish and rename it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > STALE_SECONDS:
                     left.unlink()
-            except FileNotFoundError:
-                pass  # its writer has finished
 
 
 class _Jobs(torch.utils.data.Dataset):

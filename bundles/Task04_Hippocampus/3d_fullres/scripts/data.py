@@ -41,8 +41,8 @@ def fold_cases(dataset_dir: str | Path, folds_file: str | Path, fold: int) -> tu
     missing = [name for names in folds for name in names if name not in entries]
     if missing:
         raise ValueError(
-            f"{root.absolute()}: dataset.json lacks {len(missing)} of the cases that the bundle was planned for, the first "
-            f"is {missing[0]}. Plan again with python -m autoplan, or name the right folder: --dataset_dir DIR"
+            f"{root.absolute()}: dataset.json lacks {len(missing)} of the cases that the bundle was planned for, the "
+            f"first is {missing[0]}. Plan again with python -m autoplan, or name the right folder: --dataset_dir DIR"
         )
     cases = [[{key: str(root / entries[n][key]) for key in ("image", "label")} for n in names] for names in folds]
     return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
@@ -57,7 +57,7 @@ def images_to_predict(dataset_dir: str | Path) -> list[dict[str, str]]:
     elif root.is_dir():
         paths = sorted(p for p in root.iterdir() if p.name.endswith(NIFTI) and not p.name.startswith("."))
     else:
-        raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one that holds the images: --dataset_dir DIR")
+        raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one with the images: --dataset_dir DIR")
     if not paths:
-        raise ValueError(f"{root.absolute()}: no images to predict (neither in dataset.json's list of tests, nor files).")
+        raise ValueError(f"{root.absolute()}: no images to predict, neither listed in dataset.json nor as files.")
     return [{"image": str(path)} for path in paths]

@@ -18,9 +18,9 @@ from scripts.data import case_name
 class DiceReport:
     """Handler for an evaluator: Dice of every case and foreground class, as dice.csv, dice.json and a table in the log.
 
-    It compares the "pred" of `engine.state.output` with the "reference" of `engine.state.batch`, one item a case. A class that is absent from
-    both label and prediction has no Dice (null) and is left out of the means; absent from the label alone it counts 0.
-    The mean foreground Dice is the mean over the classes of the mean over the cases.
+    It compares the "pred" of `engine.state.output` with the "reference" of `engine.state.batch`, one item a case. A
+    class that is absent from both label and prediction has no Dice (null) and is left out of the means; absent from the
+    label alone it counts 0. The mean foreground Dice is the mean over the classes of the mean over the cases.
 
     Args:
         output_dir: folder of the two files; made when it does not exist.
@@ -92,9 +92,9 @@ def table(lines: Sequence[Sequence[object]]) -> str:
     """Lines of cells as text with aligned columns: the first to the left, the others to the right."""
     cells = [[_cell(value) for value in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in cells
-    )
+    first, *others = widths
+    rows = [[name.ljust(first), *map(str.rjust, rest, others)] for name, *rest in cells]
+    return "\n".join(map("  ".join, rows))
 
 
 def _replace(path: Path, text: str) -> None:

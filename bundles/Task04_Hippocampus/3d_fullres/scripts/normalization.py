@@ -27,14 +27,15 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
 class NormalizeChannelsd(MapTransform):
     """Normalize every channel of an image, each by its own rule.
 
-    A channel with statistics (CT) is clipped to [lower, upper], then mean and std of the dataset are taken out. A channel
-    without (None) is z-scored by itself. Where the data hold a mask, only voxels inside it count and all others become 0.
+    A channel with statistics (CT) is clipped to [lower, upper], then mean and std of the dataset are taken out. A
+    channel without (None) is z-scored by itself. Where the data hold a mask, only voxels inside it count and all others
+    become 0.
 
     Args:
         keys: images, (C, X, Y, Z); changed to float32.
         channels: for each channel a mapping with "lower", "upper", "mean" and "std", or None.
-        mask_key: key of a mask (C, X, Y, Z), whose channels are joined, made before resampling, for the spline leaves no exact zeros. It is used and
-            removed when the data hold it.
+        mask_key: key of a mask (C, X, Y, Z), whose channels are joined, made before resampling, for the spline leaves
+            no exact zeros. It is used and removed when the data hold it.
 
     Source: arXiv:1809.10486, section 2.2, "Normalization".
     """

@@ -14,7 +14,8 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
-from scripts.cache import CachedCase, CaseCache, read_case
+from scripts.augmentation import patch_start
+from scripts.cache import CachedCase, CaseCache, ask_for, read_case
 
 
 class Request(NamedTuple):
@@ -75,6 +76,11 @@ class PatchDataset(torch.utils.data.Dataset):
             # An index and not np.take, which copies the whole of an array that is not contiguous.
             where = (slice(None),) * (self.slice_axis + 1) + (center.pop(self.slice_axis),)
             image, label = image[where], label[where]
+        else:
+            start = patch_start(center, self.patch_size, label.shape[1:])
+            inside = tuple(slice(max(s, 0), s + n) for s, n in zip(start, self.patch_size, strict=True))
+            for array in (image, label):
+                ask_for(array[(slice(None), *inside)])
         data = {"image": image, "label": label, "center": tuple(center), "case": case.name}
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))

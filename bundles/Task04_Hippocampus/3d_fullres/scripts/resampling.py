@@ -56,8 +56,8 @@ def _nearest(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     for axis, num_out in enumerate(shape, start=1):
         num_in = image.shape[axis]
         if num_in != num_out:
-            index = ((torch.arange(num_out, dtype=torch.float64) + 0.5) * (num_in / num_out)).long().clamp_(max=num_in - 1)
-            image = image.index_select(axis, index.to(image.device))
+            centers = (torch.arange(num_out, dtype=torch.float64) + 0.5) * (num_in / num_out)
+            image = image.index_select(axis, centers.long().clamp_(max=num_in - 1).to(image.device))
     return image
 
 

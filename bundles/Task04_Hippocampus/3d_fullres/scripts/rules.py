@@ -51,7 +51,7 @@ class LossRules:
     Source: arXiv:1809.10486, section 2.3; the weights of the averages are known defaults of nnU-Net.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (every number stands in train.json)
         self,
         optimizer: torch.optim.Optimizer,
         validator: Engine,
