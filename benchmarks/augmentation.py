@@ -1,6 +1,6 @@
 """Patches per second of the augmentation, beside batchgeneratorsv2 and a chain of stock MONAI transforms.
 
-    pip install -c constraints.txt --no-deps batchgeneratorsv2 pandas
+    pip install -c constraints.txt --no-deps batchgeneratorsv2 pandas six
     python benchmarks/augmentation.py
 
 All three cut patches out of the same memory-mapped volumes and draw the same kinds with the same probabilities:
