@@ -1,7 +1,6 @@
 """What `make demo` runs: which dataset it takes, and the whole of it on a tiny one."""
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -69,14 +68,6 @@ def test_the_commands_can_be_typed(demo, tmp_path, monkeypatch, capfd) -> None:
     assert stopped.value.code == 2
 
 
-def test_the_setting_for_mirroring_is_where_the_demo_looks(demo) -> None:
-    value = json.loads((PROJECT / "templates" / "configs" / "train.json").read_text())
-    for key in demo.MIRRORING.split("#")[:-1]:
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    assert value["_target_"].endswith("RandMirrord")
-    assert "prob" in value
-
-
 def test_the_table_names_worst_and_best(demo) -> None:
     cases = {f"case_{i}": {"a": i / 10, "bb": None if i == 4 else i / 10} for i in range(10)}
     lines = demo.table(cases, {"a": 0.45, "bb": 0.5}).splitlines()
@@ -114,11 +105,11 @@ def test_the_whole_of_it(tmp_path) -> None:
     assert {p.name for p in (bundle / "eval").glob("*.nii.gz")} == {"phantom_005.nii.gz", "phantom_006.nii.gz"}
     for path in ("models/fold_0/progress.png", "models/fold_0/validation/dice.csv", "models/model.pt"):
         assert (bundle / path).is_file(), path
-    assert [line.split()[4] for line in first.splitlines() if " monai.bundle run " in line] == [
+    assert [line.split()[5] for line in first.splitlines() if " monai.bundle run " in line] == [
         "training",
         "evaluating",
         "inference",
     ]
     again = _run(tmp_path, *arguments)
-    assert [line.split()[4] for line in again.splitlines() if " monai.bundle run " in line] == ["training"]
+    assert [line.split()[5] for line in again.splitlines() if " monai.bundle run " in line] == ["training"]
     assert again[again.index("Dice on") :] == first[first.index("Dice on") :]

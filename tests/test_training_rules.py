@@ -132,6 +132,22 @@ def test_state_survives_a_restart_at_any_epoch(restart: int) -> None:
                 assert second.lr == whole.lr
 
 
+def test_a_schedule_takes_the_place_of_the_rule_and_is_resumed() -> None:
+    def with_schedule() -> LossRules:
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=10, power=0.9)
+        return LossRules(optimizer, Engine(lambda *_: None), schedule=schedule, lr_patience=1)
+
+    first, second = with_schedule(), with_schedule()
+    for _ in range(4):
+        first.step(0.5, 0.5)
+    assert first.lr == pytest.approx(LR * 0.6**0.9)
+    second.load_state_dict(first.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.step(0.5, 0.5)
+    assert second.lr == pytest.approx(LR * 0.5**0.9)
+
+
 def engine_with(losses: list[float], rule: LossRules, val_losses: list[float]) -> Engine:
     values = iter(losses)
     engine = Engine(lambda *_: {"loss": torch.tensor(next(values))})

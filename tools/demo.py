@@ -25,9 +25,6 @@ PHANTOM = "Task00_Phantom"
 PHANTOM_CASES = 20
 TIMEOUT_S = 10
 """Seconds after which an address that does not answer counts as out of reach."""
-MIRRORING = "train#preprocessing#transforms#2#prob"
-"""Probability that a training patch is mirrored along an axis. The demo sets it to 0, and predicts without mirroring:
-to tell classes apart that differ by their place alone, such as anterior and posterior, takes longer otherwise."""
 EXTREMES = 3
 """Worst and best cases in the table."""
 
@@ -144,13 +141,13 @@ def demo(source: Source, folder: Path, *, epoch_length: int, max_epochs: int) ->
     bundle = bundles / dataset.name / "3d_fullres"
     fold = bundle / "models" / "fold_0"
     scores, predictions = fold / "validation" / "dice.json", bundle / "eval"
-    quick = {"epoch_length": epoch_length, "max_epochs": max_epochs, MIRRORING: 0.0}
+    quick = {"epoch_length": epoch_length, "max_epochs": max_epochs}
     run(bundle_run("training", bundle, ["train.json", "quick.json"], **quick))
     if not is_newer([scores], fold / "model.pt"):
-        run(bundle_run("evaluating", bundle, ["train.json", "evaluate.json"], mirror=False))
+        run(bundle_run("evaluating", bundle, ["train.json", "evaluate.json", "quick.json"]))
     test = [predictions / Path(case.image).name for case in dataset.test]
     if test and not is_newer(test, bundle / "models" / "model.pt"):
-        run(bundle_run("inference", bundle, ["inference.json"], mirror=False))
+        run(bundle_run("inference", bundle, ["inference.json", "quick.json"]))
     dice = json.loads(scores.read_text())
     print("\nDice on the validation cases of fold 0\n")
     print(table(dice["cases"], dice["mean_dice"]))
