@@ -167,27 +167,50 @@ def running() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.kill()
 
 
+def command(project: Path, folder: Path, **values: Any) -> list[str]:
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+    settings = {**SETTINGS, "num_workers": 1, "ckpt_dir": folder / "fold", "cache_dir": folder / "cache", **values}
+    words = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", bundle / "configs/train.json"]
+    return [str(w) for w in words + [word for key, value in settings.items() for word in (f"--{key}", value)]]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_real_kills_of_a_real_process(
     project: Path, tmp_path: Path, undisturbed: Path, running: list[subprocess.Popen[bytes]]
 ) -> None:
     """kill -9 at random moments after the start, the same command again each time; worker processes are used too."""
-    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
-    settings = {**SETTINGS, "num_workers": 1, "ckpt_dir": tmp_path / "fold", "cache_dir": tmp_path / "cache"}
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", bundle / "configs/train.json"]
-    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     moments = random.Random(0)
     log = (tmp_path / "log").open("wb")
     for kills in range(KILLS + 1):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        process = subprocess.Popen(command(project, tmp_path), cwd=tmp_path, stdout=log, stderr=log)
         running.append(process)
         if kills == KILLS:
             assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
             break
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "cache").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(tmp_path / "cache", process)
         time.sleep(moments.uniform(0.0, 3.0))
         process.kill()
         process.wait()
     assert_same(tmp_path / "fold", undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_of_a_job(
+    project: Path, tmp_path: Path, running: list[subprocess.Popen[bytes]]
+) -> None:
+    """As schedulers send it: the workers leave the end to the training, which saves and exits with 143."""
+    log = (tmp_path / "log").open("wb")
+    endless = command(project, tmp_path, max_epochs=10**6)
+    process = subprocess.Popen(endless, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    running.append(process)
+    wait_for(tmp_path / "fold" / "curve.csv", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-2000:]
+    assert "The same command goes on from here" in (tmp_path / "log").read_text()
+    assert torch.load(tmp_path / "fold" / "last.pt", weights_only=True)["epoch"] >= 1

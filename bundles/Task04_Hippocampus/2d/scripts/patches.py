@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import signal
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -177,11 +177,12 @@ class PatchLoader(torch.utils.data.DataLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_leave_group,
             generator=torch.Generator(),
         )
 
 
-def _ignore_interrupt(_: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the training ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    # Ctrl-C, and SIGTERM to a job, reach every process of a group; the training ends its workers itself.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

@@ -163,7 +163,10 @@ class Checkpoint:
             logger.warning("Stopped. The same command goes on from here.")
             raise SystemExit(128 + self.signal)
 
-    def _fail(self, _: Engine, error: BaseException) -> None:
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        # A signal to the whole job may have killed a worker in the middle of an iteration: what is on disk is whole.
+        if self.signal is not None and isinstance(error, RuntimeError):
+            self._finish(engine)
         self._restore_signals()
         raise error
 

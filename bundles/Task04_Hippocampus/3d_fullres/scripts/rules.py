@@ -41,6 +41,8 @@ class LossRules:
     Args:
         optimizer: its learning rate is divided.
         validator: engine whose `state.metrics["val_loss"]` is the validation loss of the epoch.
+        schedule: a learning-rate schedule of torch's, stepped every epoch, that takes the place of the rule for the
+            learning rate; None for the rule.
         train_average_weight, val_average_weight: weight of the old average against the epoch's loss.
         lr_patience, lr_delta: no improvement of the training average by at least `lr_delta` in `lr_patience` epochs ...
         lr_divisor: ... divides the learning rate by this, and counting starts again.
@@ -56,6 +58,7 @@ class LossRules:
         optimizer: torch.optim.Optimizer,
         validator: Engine,
         *,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
         train_average_weight: float = 0.93,
         val_average_weight: float = 0.9,
         lr_patience: int = 30,
@@ -65,7 +68,7 @@ class LossRules:
         stop_delta: float = 5e-3,
         stop_lr: float = 1e-6,
     ) -> None:
-        self.optimizer, self.validator = optimizer, validator
+        self.optimizer, self.validator, self.schedule = optimizer, validator, schedule
         self.train_average_weight, self.val_average_weight = train_average_weight, val_average_weight
         self.lr_patience, self.lr_divisor = lr_patience, lr_divisor
         self.stop_patience, self.stop_lr = stop_patience, stop_lr
@@ -119,7 +122,10 @@ class LossRules:
         """Apply the rules to the losses of one epoch."""
         self.train_average = _average(self.train_average, train_loss, self.train_average_weight)
         self.val_average = _average(self.val_average, val_loss, self.val_average_weight)
-        if self.train_plateau.update(self.train_average) >= self.lr_patience:
+        waited = self.train_plateau.update(self.train_average)
+        if self.schedule is not None:
+            self.schedule.step()
+        elif waited >= self.lr_patience:
             self.train_plateau.epochs = 0
             for group in self.optimizer.param_groups:
                 group["lr"] /= self.lr_divisor
@@ -137,6 +143,7 @@ class LossRules:
             "stopped": self.stopped,
             "loss_sum": self.loss_sum,
             "num_losses": self.num_losses,
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -146,6 +153,8 @@ class LossRules:
         self.val_plateau.best, self.val_plateau.epochs = state["val_best"], state["val_epochs"]
         self.stopped = state["stopped"]
         self.loss_sum, self.num_losses = state["loss_sum"], state["num_losses"]
+        if self.schedule is not None and state["schedule"] is not None:
+            self.schedule.load_state_dict(state["schedule"])
 
 
 def _average(old: float | None, value: float, weight: float) -> float:
