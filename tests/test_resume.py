@@ -146,7 +146,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_nothing_temporary_is_left(undisturbed: Path) -> None:
-    names = {p.name for p in undisturbed.iterdir()}
+    # TensorBoard's files are there where it is installed.
+    names = {p.name for p in undisturbed.iterdir() if not p.name.startswith("events.")}
     assert names == {"last.pt", "previous.pt", "model.pt", "curve.csv", "progress.png"}
 
 
