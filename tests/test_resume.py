@@ -1,6 +1,7 @@
 """A training that is interrupted goes on as if it had never stopped: section "Resume" of the bundle's README."""
 
 import csv
+import json
 import logging
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from scripts.checkpoint import digest
 
 EPOCHS, LENGTH = 3, 4
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -131,6 +133,55 @@ def test_a_finished_training_goes_on_with_more_epochs(
     assert_same(tmp_path, undisturbed)
 
 
+def finished(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "finished.json").read_text())
+
+
+def test_a_finished_training_is_marked(undisturbed: Path) -> None:
+    expected = {"epochs": EPOCHS, "stopped": False, "model": digest(undisturbed / "model.pt")}
+    assert finished(undisturbed) == expected
+    assert len(expected["model"]) == 16
+
+
+def test_the_stop_rule_marks_a_training_too(train: Callable[..., Any], tmp_path: Path) -> None:
+    train(tmp_path, **{"train#rules#stop_patience": 0, "train#rules#stop_lr": 1.0})
+    assert finished(tmp_path)["stopped"] is True
+    assert finished(tmp_path)["epochs"] < EPOCHS
+
+
+@pytest.mark.parametrize("iteration", [1, EPOCHS * LENGTH], ids=["first iteration", "last iteration"])
+def test_a_signal_does_not_mark_a_training_as_finished(
+    train: Callable[..., Any], tmp_path: Path, iteration: int
+) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, at=iteration, do=terminate)
+    assert not (tmp_path / "finished.json").exists()
+    train(tmp_path)
+    assert finished(tmp_path)["epochs"] == EPOCHS
+
+
+def test_the_mark_goes_when_a_training_goes_on(train: Callable[..., Any], tmp_path: Path) -> None:
+    train(tmp_path, max_epochs=1)
+    assert finished(tmp_path)["epochs"] == 1
+    with pytest.raises(Killed):
+        train(tmp_path, at=LENGTH + 1, do=kill)
+    assert not (tmp_path / "finished.json").exists()
+
+
+def test_a_kill_between_the_checkpoint_and_the_network_loses_neither(
+    train: Callable[..., Any], tmp_path: Path, undisturbed: Path
+) -> None:
+    """last.pt of the last epoch beside the model.pt of the one before, and no mark yet."""
+    train(tmp_path, max_epochs=EPOCHS - 1)
+    old = (tmp_path / "model.pt").read_bytes()
+    train(tmp_path)
+    (tmp_path / "model.pt").write_bytes(old)
+    (tmp_path / "finished.json").unlink()
+    train(tmp_path)
+    assert_same(tmp_path, undisturbed)
+    assert finished(tmp_path)["model"] == digest(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train: Callable[..., Any], undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
@@ -148,7 +199,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 def test_nothing_temporary_is_left(undisturbed: Path) -> None:
     # TensorBoard's files are there where it is installed.
     names = {p.name for p in undisturbed.iterdir() if not p.name.startswith("events.")}
-    assert names == {"last.pt", "previous.pt", "model.pt", "curve.csv", "progress.png"}
+    assert names == {"last.pt", "previous.pt", "model.pt", "curve.csv", "progress.png", "finished.json"}
 
 
 def test_the_networks_file_is_a_flat_state_dict(undisturbed: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -16,6 +18,8 @@ from ignite.engine import Engine, Events
 
 logger = logging.getLogger(__name__)
 
+FINISHED = "finished.json"
+
 
 def save_atomically(value: Any, path: Path) -> None:
     """`torch.save` under a temporary name, then rename: a file that exists is whole."""
@@ -29,13 +33,24 @@ def save_atomically(value: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def digest(path: str | Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file: which network it holds."""
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return found.hexdigest()[:16]
+
+
 class Checkpoint:
     """Handler for a trainer: saves all that a training needs to go on, and goes on from it when the trainer starts.
 
     It must be the last of the handlers: at the end of an epoch it saves what the others have done. `last.pt` is written
     after every epoch; the one before stays as `previous.pt` and takes over, with a warning, when `last.pt` cannot be
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
-    iteration under way, with everything saved. Only rank 0 writes.
+    iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
+    folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
+    rule) and "model", the digest of model.pt. Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -72,6 +87,7 @@ class Checkpoint:
         """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished."""
         state = self._read()
         if state is None:
+            self._unmark()
             return
         self.network.load_state_dict(state["network"])
         for name, thing in self.objects.items():
@@ -83,15 +99,19 @@ class Checkpoint:
         same_length = state["epoch_length"] == length
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * length + (state["batches"] if same_length else 0)
-        stopped = any(getattr(thing, "stopped", False) for thing in self.objects.values())
-        if stopped or engine.state.epoch >= engine.state.max_epochs:
+        if self._stopped() or engine.state.epoch >= engine.state.max_epochs:
             engine.terminate()
+            self._restore_model()
             logger.info(
                 "The training in %s is finished: %d epochs. More are trained with --max_epochs, a new training "
                 "starts with another --ckpt_dir.", self.ckpt_dir, engine.state.epoch,
             )  # fmt: skip
         else:
+            self._unmark()
             logger.info("Going on from %s, after epoch %d.", self.ckpt_dir, engine.state.epoch)
+
+    def _stopped(self) -> bool:
+        return any(getattr(thing, "stopped", False) for thing in self.objects.values())
 
     def _read(self) -> dict[str, Any] | None:
         for name in ("last.pt", "previous.pt"):
@@ -124,9 +144,40 @@ class Checkpoint:
                 # A second name for the same file, so that there is no moment without last.pt.
                 _replace_by_link(last, self.ckpt_dir / "previous.pt")
             save_atomically(state, last)
-            save_atomically(network, self.ckpt_dir / "model.pt")
-            if self.model_file is not None:
-                _replace_by_link(self.ckpt_dir / "model.pt", self.model_file)
+            self._save_model(network)
+
+    def _save_model(self, network: Mapping[str, Any]) -> None:
+        save_atomically(network, self.ckpt_dir / "model.pt")
+        if self.model_file is not None:
+            _replace_by_link(self.ckpt_dir / "model.pt", self.model_file)
+
+    def _restore_model(self) -> None:
+        """Write the model.pt of a finished training where it is not the one that finished.json names: the process was
+        killed between last.pt and it, or somebody took it away."""
+        if idist.get_rank() == 0:
+            model = self.ckpt_dir / "model.pt"
+            if not model.is_file() or self._marked().get("model") != digest(model):
+                self._save_model(self.network.state_dict())
+
+    def _marked(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.ckpt_dir / FINISHED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _mark(self, engine: Engine) -> None:
+        """Write finished.json, unless it says the same already or something else has ended the training."""
+        if idist.get_rank() == 0 and (self._stopped() or engine.state.epoch >= engine.state.max_epochs):
+            model = digest(self.ckpt_dir / "model.pt")
+            found = {"epochs": engine.state.epoch, "stopped": self._stopped(), "model": model}
+            if self._marked() != found:
+                temporary = self.ckpt_dir / f".{FINISHED}.{os.getpid()}.tmp"
+                temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+                temporary.replace(self.ckpt_dir / FINISHED)
+
+    def _unmark(self) -> None:
+        if idist.get_rank() == 0:
+            (self.ckpt_dir / FINISHED).unlink(missing_ok=True)
 
     def _epoch_completed(self, engine: Engine) -> None:
         done = engine.state.epoch >= engine.state.max_epochs or engine.should_terminate
@@ -157,11 +208,12 @@ class Checkpoint:
                 self.save(engine)
                 engine.terminate()
 
-    def _finish(self, _: Engine) -> None:
+    def _finish(self, engine: Engine) -> None:
         self._restore_signals()
         if self.signal is not None:
             logger.warning("Stopped. The same command goes on from here.")
             raise SystemExit(128 + self.signal)
+        self._mark(engine)
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         # A signal to the whole job may have killed a worker in the middle of an iteration: what is on disk is whole.
