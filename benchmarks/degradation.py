@@ -62,7 +62,7 @@ def timed(transforms, data):
 
 
 def measure(image, label, patch_size, num, seed):
-    """(num, 4) for each patch: milliseconds of the rest and of the mistakes, whether either kind was drawn."""
+    """(num, 4), for each patch: milliseconds of the rest and of the mistakes, whether either kind was drawn."""
     rest = [RandCropWarpd(KEYS, patch_size), RandGammad("image"), RandMirrord(KEYS)]
     mistakes = RandDegradeSegmentationd("previous")
     for i, transform in enumerate((*rest, mistakes)):
@@ -78,7 +78,7 @@ def measure(image, label, patch_size, num, seed):
 
 
 def cells(rounds):
-    """Cells of a table row from a list of what `measure` returns."""
+    """Cells of a table row from a list of what `measure` returns; for one kind alone median (largest)."""
     all_rows = np.concatenate(rounds)
     rest, mistakes, changed, removed = all_rows.T
     ratios = [r[:, 1].sum() / r[:, 0].sum() for r in rounds]
@@ -97,8 +97,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(("torch", "monai", "numpy", "scipy")) + "\n")
-    rows = [["patch", "classes", "rest, ms", "mistakes, ms", "mistakes / rest", "operators drawn, ms"]]
-    rows[0].append("removal drawn, ms")
+    rows = [["patch", "classes", "rest, ms", "mistakes, ms", "mistakes / rest", "only operators drawn, ms"]]
+    rows[0].append("only removal drawn, ms")
     for patch_size, edge, num in SETTINGS:
         for make in (organ, regions, half):
             with tempfile.TemporaryDirectory() as name:

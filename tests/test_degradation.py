@@ -144,6 +144,23 @@ def test_a_class_takes_voxels_from_others_and_leaves_background(operator):
     np.testing.assert_array_equal(with_changes(label_map, (1, operator, 2))[0], expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 24)] * 3),
+    st.sampled_from(sorted(OPERATORS)),
+    st.integers(1, 5),
+    st.tuples(*[st.integers(0, 23)] * 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_class_in_a_part_of_the_patch_is_changed_as_in_the_whole(shape, operator, radius, corner, seed):
+    """The work is done in a box around the class, which must not be taken for the border of the patch."""
+    label_map = np.zeros((1, *shape), np.uint8)
+    part = label_map[(0, *(slice(min(c, n - 1), min(c, n - 1) + 6) for c, n in zip(corner, shape, strict=True)))]
+    part[...] = np.random.default_rng(seed).random(part.shape) < 0.8
+    after = with_changes(torch.from_numpy(label_map), (1, operator, radius))
+    np.testing.assert_array_equal(after[0] == 1, by_scipy(label_map[0] == 1, operator, radius))
+
+
 def test_later_classes_work_on_what_earlier_ones_left():
     label_map = torch.zeros((1, 5, 5, 20), dtype=torch.uint8)
     label_map[..., 4:9], label_map[..., 9:14] = 1, 2

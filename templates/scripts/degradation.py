@@ -131,7 +131,9 @@ class RandDegradeSegmentationd(Randomizable, MapTransform):
         label_map = np.array(label_map, order="C")
         for label, operator, radius in self._changes:
             mask = label_map == label
-            replace_class(label_map, label, mask, morphology(mask, operator, radius))
+            # Beyond the ball one layer of background is enough to stand for all that is further away.
+            box = bounding_box(mask, margin=radius + 1)
+            replace_class(label_map[box], label, mask[box], morphology(mask[box], operator, radius))
         largest = self.removal_fraction * label_map.size
         for label, choice in self._removals:
             remove_component(label_map, label, choice, largest)
@@ -160,11 +162,12 @@ def remove_component(label_map: NDArray, label: int, choice: float, largest: flo
         label_map[box] *= components != small[int(choice * len(small))]
 
 
-def bounding_box(mask: NDArray) -> tuple[slice, ...]:
-    """Slices of the smallest box that holds all that is True in a mask (X, Y, Z); an empty one where nothing is."""
+def bounding_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
+    """Slices of the smallest box that holds all that is True in a mask (X, Y, Z), with a margin of voxels on each side
+    where the mask has so many. An empty box where nothing is True."""
     others = ((1, 2), (0, 2), (0, 1))
     filled = [np.flatnonzero(mask.any(axes)) for axes in others]
-    return tuple(slice(int(f[0]), int(f[-1]) + 1) if len(f) else slice(0, 0) for f in filled)
+    return tuple(slice(max(int(f[0]) - margin, 0), int(f[-1]) + 1 + margin) if len(f) else slice(0) for f in filled)
 
 
 def morphology(mask: NDArray, operator: Operator, radius: int) -> NDArray:
