@@ -1,5 +1,6 @@
 """The command line: `python -m autoplan DATASET`. Reads, calls, writes, prints; decides nothing."""
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -10,6 +11,7 @@ import fire
 from fire.decorators import SetParseFns
 
 from autoplan import dataset as datasets
+from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import topology
@@ -80,14 +82,49 @@ def phantom(folder: str, *extra: str, num_cases: int = 10, num_test: int = 3, se
     print(folder)
 
 
+def evaluate(
+    *extra: str,
+    labels: str = "",
+    predictions: str = "",
+    output: str | None = None,
+    tolerance: float = 1.0,
+    num_processes: int | None = None,
+    **unknown: Any,
+) -> None:
+    """Scores predictions: Dice, surface Dice and 95th percentile of the Hausdorff distance, by case and class.
+
+    Args:
+        labels: folder of the labels. A dataset.json in it or above it names the classes.
+        predictions: folder of the predictions, files named as the labels are.
+        output: folder for scores.csv and scores.json; nothing is written if not given.
+        tolerance: of the surface Dice, mm; the finest voxel edge of a case where that is longer.
+        num_processes: processes that score; as many as there are processors if not given.
+    """
+    _refuse("evaluate", extra, unknown)
+    _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
+    _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
+    _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
+    counted = num_processes is None or _is_count(num_processes, least=1)
+    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    scores = evaluations.evaluate(
+        Path(labels), Path(predictions), tolerance=float(tolerance), num_processes=num_processes
+    )
+    written = () if output is None else evaluations.save(scores, Path(output))
+    print(evaluations.report(scores))
+    for path in written:
+        print(path)
+
+
 # Text stays text: fire would read `--bundles 2024_01` as the number 202401.
 COMMANDS = {
     "plan": SetParseFns(dataset=str, root=str, bundles=str, cascade=str)(plan),
     "phantom": SetParseFns(folder=str)(phantom),
+    "evaluate": SetParseFns(labels=str, predictions=str, output=str)(evaluate),
 }
 FLAGS = {
     "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
     "phantom": ("num_cases", "num_test", "seed"),
+    "evaluate": ("labels", "predictions", "output", "tolerance", "num_processes"),
 }
 SWITCHES = ("--explain", "--force")
 
@@ -95,8 +132,9 @@ SWITCHES = ("--explain", "--force")
 def _refuse(command: str, extra: Sequence[str], unknown: Iterable[str]) -> None:
     """Refuses arguments that a command does not have, before it does anything."""
     known = ", ".join(f"--{flag}" for flag in FLAGS[command])
+    takes = "none" if command == "evaluate" else "one"
     for argument in extra:
-        raise AutoplanError(f"{command}: one argument too many, {argument!r}. It takes one, and {known}.")
+        raise AutoplanError(f"{command}: one argument too many, {argument!r}. It takes {takes}, and {known}.")
     for flag in unknown:
         raise AutoplanError(f"{command}: there is no flag --{flag}. The flags are {known}.")
 
@@ -110,6 +148,11 @@ def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
 def _is_count(value: object, *, least: int = 0) -> bool:
     """Whether a value is a whole number that is not too small."""
     return type(value) is int and value >= least
+
+
+def _is_length(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return type(value) in (int, float) and 0 < float(str(value)) < math.inf
 
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> tuple[Fingerprint, bool]:
