@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
@@ -10,11 +10,13 @@ from typing import Any, get_args
 import fire
 from fire.decorators import SetParseFns
 
+from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import topology
+from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
 from autoplan.facts import Configuration, Dataset, Fingerprint, Plan
 from autoplan.rules import Cascade
@@ -115,15 +117,52 @@ def evaluate(
         print(path)
 
 
+def select(
+    dataset: str,
+    *extra: str,
+    root: str = "data",
+    bundles: str = "bundles",
+    name: str | None = None,
+    num_processes: int | None = None,
+    **unknown: Any,
+) -> None:
+    """Chooses the best model or ensemble by cross-validation, from the folds that are finished.
+
+    Args:
+        dataset: folder with a dataset.json, or the name of a task under root.
+        root: folder of the datasets.
+        bundles: folder of the bundles.
+        name: of the chosen bundle's folder, under bundles/TASK; best if not given.
+        num_processes: processes that score; as many as there are processors if not given.
+    """
+    _refuse("select", extra, unknown)
+    counted = num_processes is None or _is_count(num_processes, least=1)
+    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    loaded = datasets.load(datasets.locate(dataset, Path(root)))
+    folder = Path(bundles) / loaded.name
+    facts, is_new = _fingerprint(loaded, folder / "fingerprint.json", num_processes)
+    # Bundles of the cascade are there by its rule or by --cascade always; planning it again does no harm.
+    has_cascade = any((folder / c / "configs").is_dir() for c in ("3d_lowres", "3d_cascade_fullres"))
+    planned = plans.plan(facts, cascade="always" if has_cascade else "auto")
+    chosen = _crossvalidated(planned, loaded, Path(bundles), facts.key, num_processes)
+    if is_new:
+        fingerprints.save(facts, folder / "fingerprint.json")
+    print(f"\n{choices.report(chosen)}\n")
+    for path in (folder / "choice.json", *_render_best(planned, chosen, loaded.root, Path(bundles), name or "best")):
+        print(path)
+
+
 # Text stays text: fire would read `--bundles 2024_01` as the number 202401.
 COMMANDS = {
     "plan": SetParseFns(dataset=str, root=str, bundles=str, cascade=str)(plan),
     "phantom": SetParseFns(folder=str)(phantom),
+    "select": SetParseFns(dataset=str, root=str, bundles=str, name=str)(select),
     "evaluate": SetParseFns(labels=str, predictions=str, output=str)(evaluate),
 }
 FLAGS = {
     "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
     "phantom": ("num_cases", "num_test", "seed"),
+    "select": ("root", "bundles", "name", "num_processes"),
     "evaluate": ("labels", "predictions", "output", "tolerance", "num_processes"),
 }
 SWITCHES = ("--explain", "--force")
@@ -172,6 +211,25 @@ def _render(planned: Plan, dataset_root: Path, bundles: Path, *, force: bool) ->
 
     written: list[Path] = render_all(planned, dataset_root, bundles, force=force)
     return written
+
+
+def _crossvalidated(
+    planned: Plan, dataset: Dataset, bundles: Path, fingerprint_key: str, num_processes: int | None
+) -> Choice:
+    """Scores the candidates and chooses."""
+    from autoplan import crossvalidation
+
+    return crossvalidation.select(
+        planned, dataset, bundles, fingerprint_key=fingerprint_key, num_processes=num_processes
+    )
+
+
+def _render_best(planned: Plan, chosen: Choice, dataset_root: Path, bundles: Path, name: str) -> list[Path]:
+    """Writes the chosen model as one more bundle, the one to share, where rendering knows how."""
+    from autoplan import render
+
+    best: Callable[..., Path] | None = getattr(render, "render_best", None)
+    return [] if best is None else [best(planned, chosen.winner.members, dataset_root, bundles, name=name)]
 
 
 def table(planned: Plan) -> str:

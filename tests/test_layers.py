@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "trainings": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "evaluation": {"errors", "axes", "facts", "dataset", "fingerprint", "processes"},
-    "crossvalidation": {"errors", "axes", "facts", "dataset", "plan", "processes", "evaluation", "choice"},
+    "crossvalidation": {"errors", "axes", "facts", "dataset", "render", "processes", "evaluation", "choice"},
 }
 """What each module may import; `__main__` may import all."""
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__main__")
