@@ -220,7 +220,12 @@ def _crossvalidated(
     from autoplan import crossvalidation
 
     return crossvalidation.select(
-        planned, dataset, bundles, fingerprint_key=fingerprint_key, num_processes=num_processes
+        planned,
+        dataset,
+        bundles,
+        fingerprint_key=fingerprint_key,
+        segmenter=crossvalidation.segmentations,
+        num_processes=num_processes,
     )
 
 

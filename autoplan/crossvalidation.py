@@ -100,7 +100,7 @@ def select(
     bundles: Path,
     *,
     fingerprint_key: str,
-    segmenter: Segmenter = segmentations,
+    segmenter: Segmenter,
     num_processes: int | None = None,
     progress: bool | None = None,
 ) -> Choice:
