@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
 from autoplan.errors import DatasetError, TemplateError
-from autoplan.evaluation import dice, read_classes
+from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
@@ -46,7 +46,8 @@ class Segmenter(Protocol):
     """Turns the probabilities of one case into segmentations on the grid of its image, with the dataset's labels."""
 
     def __call__(self, members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The segmentation with and without postprocessing, both (X, Y, Z) as the label's file has them.
+        """The segmentation with and without postprocessing, both (X, Y, Z) as the label's file has them, best as uint8;
+        the same array twice where nothing is postprocessed.
 
         Args:
             members: the case's file of probabilities, one of each member; they are averaged.
@@ -351,7 +352,7 @@ def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores
 def _score(job: Job, *, segmenter: Segmenter, values: Sequence[int]) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
     """Dice of one case for each candidate, with and without postprocessing. The label is read once."""
     label, _ = read_classes(job.label)
-    made = []
+    masks, made = class_masks(label, values), []
     for candidate, members, bundle in job.candidates:
         try:
             pair = segmenter(members, bundle)
@@ -366,8 +367,8 @@ def _score(job: Job, *, segmenter: Segmenter, values: Sequence[int]) -> tuple[st
                     f"{job.name}: the segmentation by {candidate.name} has shape {segmentation.shape}, the label "
                     f"{label.shape}. Predict the fold again, with the dataset as it is now."
                 )
-        postprocessed, plain = (dice(label, segmentation, values) for segmentation in pair)
-        made.append((candidate, CaseDice(postprocessed, plain)))
+        postprocessed = dice(masks, pair[0])
+        made.append((candidate, CaseDice(postprocessed, postprocessed if pair[1] is pair[0] else dice(masks, pair[1]))))
     return job.name, made
 
 

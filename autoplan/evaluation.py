@@ -310,14 +310,40 @@ def tolerance_mm(spacing: Sequence[float], *, at_least: float = TOLERANCE_MM) ->
     return max(at_least, min(spacing))
 
 
-def dice(label: NDArray[Any], prediction: NDArray[Any], values: Sequence[int]) -> tuple[float | None, ...]:
-    """Dice of each of `values`: 2 |T and P| / (|T| + |P|). None for a class that neither array holds.
+@dataclass(frozen=True)
+class ClassMask:
+    """Where a label has a class: `mask`, inside `box`, which holds all its `size` voxels."""
+
+    value: int
+    size: int
+    box: tuple[slice, ...]
+    mask: NDArray[np.bool_]
+
+
+def class_masks(label: NDArray[Any], values: Sequence[int]) -> tuple[ClassMask, ...]:
+    """Where a label has each of `values`. Made once for all predictions that are compared with it."""
+    masks = []
+    for value in values:
+        mask = label == value
+        size = int(np.count_nonzero(mask))
+        box = bounding_box(mask) if size else (slice(0, 0),) * mask.ndim
+        masks.append(ClassMask(value, size, box, np.ascontiguousarray(mask[box])))
+    return tuple(masks)
+
+
+def dice(label: Sequence[ClassMask], prediction: NDArray[Any]) -> tuple[float | None, ...]:
+    """Dice of each class: 2 |T and P| / (|T| + |P|). None for a class that neither has.
 
     Args:
-        label, prediction: whole numbers, of equal shape.
-        values: of the classes.
+        label: of `class_masks`.
+        prediction: whole numbers, on the label's grid.
     """
-    return tuple(_dice(label == value, prediction == value) for value in values)
+    scores = []
+    for c in label:
+        size = c.size + int(np.count_nonzero(prediction == c.value))
+        both = int(np.count_nonzero((prediction[c.box] == c.value) & c.mask))
+        scores.append(2 * both / size if size else None)
+    return tuple(scores)
 
 
 def _dice(label: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float | None:

@@ -102,8 +102,8 @@ def test_dice_is_that_of_monai() -> None:
     label, prediction = rng.integers(0, 4, (2, 6, 5, 4))
     masks = [torch.from_numpy(np.stack([array == v for v in (1, 2, 3)])[None]) for array in (prediction, label)]
     expected = compute_dice(*masks, include_background=True)[0].tolist()
-    assert evaluation.dice(label, prediction, [1, 2, 3]) == pytest.approx(tuple(expected))
-    assert evaluation.dice(label, prediction, [9]) == (None,)
+    assert evaluation.dice(evaluation.class_masks(label, [1, 2, 3]), prediction) == pytest.approx(tuple(expected))
+    assert evaluation.dice(evaluation.class_masks(label, [8, 9]), prediction * 3) == (None, 0.0)
 
 
 @pytest.mark.parametrize(
