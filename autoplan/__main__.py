@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
@@ -148,8 +148,8 @@ def select(
     if is_new:
         fingerprints.save(facts, folder / "fingerprint.json")
     print(f"\n{choices.report(chosen)}\n")
-    for path in (folder / "choice.json", *_render_best(planned, chosen, loaded.root, Path(bundles), name or "best")):
-        print(path)
+    print(folder / "choice.json")
+    print(_share(planned, chosen, loaded.root, Path(bundles), name, facts.key))
 
 
 # Text stays text: fire would read `--bundles 2024_01` as the number 202401.
@@ -229,12 +229,11 @@ def _crossvalidated(
     )
 
 
-def _render_best(planned: Plan, chosen: Choice, dataset_root: Path, bundles: Path, name: str) -> list[Path]:
-    """Writes the chosen model as one more bundle, the one to share, where rendering knows how."""
-    from autoplan import render
+def _share(planned: Plan, chosen: Choice, root: Path, bundles: Path, name: str | None, fingerprint_key: str) -> Path:
+    """Writes the chosen model as one more bundle, the one to share."""
+    from autoplan import sharing
 
-    best: Callable[..., Path] | None = getattr(render, "render_best", None)
-    return [] if best is None else [best(planned, chosen.winner.members, dataset_root, bundles, name=name)]
+    return sharing.share(planned, chosen, root, bundles, name=name, fingerprint_key=fingerprint_key)
 
 
 def table(planned: Plan) -> str:

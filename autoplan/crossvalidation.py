@@ -11,15 +11,17 @@ networks that they belong to: what is there and still holds is not made again.
 import itertools
 import json
 import os
+import sys
 import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -56,15 +58,48 @@ class Segmenter(Protocol):
 
 
 def segmentations(members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The `Segmenter` of the bundles.
+    """The `Segmenter` of the bundles: the mean of the members' probabilities, through the bundle's own postprocessing.
 
     Raises:
         TemplateError: the bundle has no code for it.
     """
-    raise TemplateError(
-        f"{bundle}: scripts/ has no probabilities.py, which makes segmentations of {len(members)} members. "
-        "Write the bundle anew, by python -m autoplan DATASET --force (models/ stays)."
-    )
+    load, invert, clean, finish = _bundle_code(bundle)
+    first, *others = (load(path) for path in members)
+    for other in others:
+        first["pred"] += other["pred"]  # the scale does not matter for the largest
+    data = invert(first)
+    # Cleaning makes a new tensor, so the one without it is not changed.
+    plain = finish(data)["pred"][0].numpy().astype(np.uint8)
+    if clean is None:
+        return plain, plain
+    return finish(clean(data))["pred"][0].numpy().astype(np.uint8), plain
+
+
+@lru_cache(maxsize=8)
+def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
+    """Functions of a bundle: from a file to probabilities; from those to a label map; from that to one with largest
+    components only (None where no class has that); from class numbers to the dataset's labels."""
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose, SaveImaged
+
+    root = bundle.resolve()
+    if "scripts" not in sys.modules:
+        sys.path.insert(0, str(root))
+    try:
+        from scripts import components  # type: ignore[import-not-found]
+        from scripts import probabilities as stored
+    except ImportError as error:
+        raise TemplateError(
+            f"{bundle}: scripts/ has no probabilities.py, which makes segmentations of predictions. "
+            "Write the bundle anew, by python -m autoplan DATASET --force (models/ stays)."
+        ) from error
+    parser = ConfigParser()
+    parser.read_config([root / "configs" / name for name in ("train.json", "evaluate.json")])
+    parser["bundle_root"] = str(root)
+    steps = parser.get_parsed_content("validate#postprocessing").transforms
+    invert, *rest = (s for s in steps if not isinstance(s, (stored.SaveProbabilitiesd, SaveImaged)))
+    clean = next((s for s in rest if isinstance(s, components.KeepLargestComponentd)), None)
+    return stored.load, invert, clean, Compose([s for s in rest if s is not clean])
 
 
 @dataclass(frozen=True)
@@ -322,7 +357,7 @@ def _scored(
     score = partial(_score, segmenter=segmenter, values=[value for value, _ in dataset.labels[1:]])
     hidden, since = None if progress is None else not progress, time.monotonic()
     try:
-        with mapper(processes, preload=("torch", "autoplan.crossvalidation")) as each:
+        with mapper(processes, preload=("monai.bundle", "monai.transforms", "autoplan.crossvalidation")) as each:
             for name, made in tqdm(each(score, jobs), total=len(jobs), desc="scoring", unit="case", disable=hidden):
                 for candidate, result in made:
                     scores[candidate][name] = result
@@ -406,9 +441,7 @@ def _valid(comparison: Comparison, candidate: Candidate, content: Mapping[str, A
 def _networks(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Network and settings behind the predictions of each compared configuration and fold."""
     folds = sorted(set(comparison.cases.values()))
-    return {
-        name: {str(k): to_dict(comparison.found[name][k]) for k in folds} for name in comparison.configurations
-    }
+    return {name: {str(k): to_dict(comparison.found[name][k]) for k in folds} for name in comparison.configurations}
 
 
 def _state(comparison: Comparison, scores: Scores) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = F
                 "Keep them and name another folder with --bundles DIR, or rewrite them with --force (models/ stays)."
             )
     for folder, files in rendered.items():
-        _write(folder, files)
+        write(folder, files)
     return list(rendered)
 
 
@@ -83,26 +83,29 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
         dataset_dir: the dataset's folder relative to the bundle's.
     """
     templates = templates_folder()
-    values = _planned_values(plan, configuration, dataset_dir)
+    values = planned_values(plan, configuration, dataset_dir)
     files = {}
     for name in CONFIGS:
-        config = _load(templates / "configs" / name)
+        config = load_json(templates / "configs" / name)
         for overlay in OVERLAYS.get(configuration.name, {}).get(name, ()):
-            config = overlaid(config, _load(templates / "configs" / overlay))
+            config = overlaid(config, load_json(templates / "configs" / overlay))
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
             config["batch_size"] = max(2, configuration.batch_size // QUICK_BATCH_DIVISOR)
         files[f"configs/{name}"] = format_json(config).encode()
     files["configs/metadata.json"] = format_json(
-        _metadata(_load(templates / "configs" / "metadata.json"), plan, configuration)
+        metadata(load_json(templates / "configs" / "metadata.json"), plan, configuration)
     ).encode()
     files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
     files["docs/README.md"] = _readme((templates / "docs" / "README.md").read_text(), plan, configuration).encode()
-    copied = [templates / "LICENSE", templates / "configs" / "logging.conf", *(templates / "scripts").glob("*.py")]
-    for path in copied:
-        files[path.relative_to(templates).as_posix()] = path.read_bytes()
-    return dict(sorted(files.items()))
+    return dict(sorted({**files, **copied(templates)}.items()))
+
+
+def copied(templates: Path) -> dict[str, bytes]:
+    """The files that every bundle has alike, path in the bundle -> content."""
+    paths = [templates / "LICENSE", templates / "configs" / "logging.conf", *(templates / "scripts").glob("*.py")]
+    return {path.relative_to(templates).as_posix(): path.read_bytes() for path in paths}
 
 
 def overlaid(config: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +154,8 @@ def relative_path(target: Path, folder: Path) -> str:
     return Path(os.path.relpath(target.absolute(), folder.absolute())).as_posix()
 
 
-def _planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, Any]:
+def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, Any]:
+    """What the plan says, by the names that it has in the configs."""
     low = next((c for c in plan.configurations if c.name == "3d_lowres"), configuration)
     return {
         "bundle_root": f"$scripts.root({bundle_name(plan, configuration)!r})",
@@ -195,7 +199,8 @@ def _plain(name: str) -> str:
     return " " + name if name.startswith("%") else name
 
 
-def _metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
+def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
+    """The metadata of a configuration's bundle, made of the template's."""
     classes = {str(i): _plain(name) for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
     channels = {str(i): _plain(name) for i, name in enumerate(plan.modalities)}
@@ -238,7 +243,8 @@ def _readme(template: str, plan: Plan, configuration: Configuration) -> str:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """Content of a template."""
     return dict(json.loads(path.read_text()))
 
 
@@ -313,7 +319,8 @@ def _stale(folder: Path, files: dict[str, bytes]) -> Sequence[Path]:
     return [p for p in there if p.relative_to(folder).as_posix() not in files]
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a bundle's files, each under a temporary name first, and remove generated files that are not among them."""
     for name, content in files.items():
         path = folder / name
         if path.is_file() and path.read_bytes() == content:

@@ -3,8 +3,9 @@
     python benchmarks/inference_memory.py [--shape 400 512 512] [--classes 2] [--configuration 3d_fullres]
 
 Makes a random CT volume, a bundle with a small network and random weights, and predicts with `monai.bundle run
-inference`, without mirroring, in a process of its own. Counted is the resident memory of that process and of its
-loader's worker (shared pages once), every 50 ms, above what the process has after its imports.
+inference`, without mirroring, in a process of its own. Counted is the peak of that process's resident memory as the
+kernel knows it, above what it has after its imports, and, every half second, the memory of the process and of its
+loader's worker together (shared pages once).
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import numpy as np
 from autoplan.facts import ChannelNormalization, Configuration, Plan
 from autoplan.render import render_all
 
-PATCH = (128, 128, 128)
-STRIDES = ((1, 1, 1), *((2, 2, 2),) * 3)
+PATCH = (64, 64, 64)
+STRIDES = ((1, 1, 1), *((2, 2, 2),) * 2)
+FEATURES = (4, 8, 16)
 RUN = """
 import runpy, sys
 import monai.bundle, monai.engines, monai.inferers, monai.transforms, monai.handlers, ignite, scipy.ndimage, nibabel
@@ -38,7 +40,7 @@ runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
 
 def small_plan(classes: int, spacing: float) -> Plan:
-    """A plan with small networks: 8 features, patches of 128^3, a first stage of half the resolution."""
+    """A plan with small networks and patches, and a first stage of half the resolution."""
 
     def configuration(name: str, factor: float) -> Configuration:
         return Configuration(
@@ -48,7 +50,7 @@ def small_plan(classes: int, spacing: float) -> Plan:
             patch_size=PATCH,
             batch_size=2,
             strides=STRIDES,
-            features=(8, 16, 32, 64),
+            features=FEATURES,
             batch_dice=True,
             augmentation="3d",
         )
@@ -84,6 +86,12 @@ def memory(pid: int) -> int:
     return total
 
 
+def resident(pid: int, kind: str) -> int:
+    """Bytes of a process: VmRSS is now, VmHWM the peak."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,7 +118,14 @@ def main() -> None:
             "torch.save(p.get_parsed_content('network_def').state_dict(), sys.argv[1] + '/models/model.pt')"
         )
         subprocess.run([sys.executable, "-c", weights, str(bundle)], check=True)
-        arguments = ["run", "inference", "--config_file", str(bundle / "configs" / "inference.json"), "--mirror", "False"]
+        arguments = [
+            "run",
+            "inference",
+            "--config_file",
+            str(bundle / "configs" / "inference.json"),
+            "--mirror",
+            "False",
+        ]
         arguments += ["--dataset_dir", str(images), "--output_dir", str(folder / "out")]
         started = time.monotonic()
         process = subprocess.Popen(
@@ -120,20 +135,27 @@ def main() -> None:
         assert process.stdout is not None
         assert process.stdin is not None
         process.stdout.readline()
-        base = memory(process.pid)
+        base, base_resident = memory(process.pid), resident(process.pid, "VmRSS")
         process.stdin.write("\n")
         process.stdin.flush()
+        process.stdin.close()
         curve: list[tuple[float, int]] = []
+        highest = 0
         reader = threading.Thread(target=lambda: print(process.stdout.read()[-2000:]))  # type: ignore[union-attr]
         reader.start()
         while process.poll() is None:
             curve.append((time.monotonic() - started, memory(process.pid) - base))
-            time.sleep(0.05)
+            try:
+                highest = max(highest, resident(process.pid, "VmHWM") - base_resident)
+            except (OSError, StopIteration):
+                break
+            time.sleep(0.5)
         reader.join()
         size = 4 * math.prod(given.shape)
         when, peak = max(curve, key=lambda item: item[1])
-        print(json.dumps({"exit": process.returncode, "volume_MB": size / 1e6, "peak_MB": peak / 1e6,
-                          "peak_volumes": peak / size, "at_s": when, "seconds": curve[-1][0]}, indent=1))  # fmt: skip
+        print(json.dumps({"exit": process.returncode, "volume_MB": size / 1e6, "peak_MB": highest / 1e6,
+                          "peak_volumes": highest / size, "with_worker_volumes": peak / size, "at_s": when,
+                          "seconds": curve[-1][0]}, indent=1))  # fmt: skip
         step = max(1, len(curve) // 40)
         print(" ".join(f"{seconds:.0f}s:{used / size:.1f}" for seconds, used in curve[::step]))
 

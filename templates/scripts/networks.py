@@ -133,7 +133,7 @@ def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Ten
         n = x.shape[2 + axis]
         more = max(size[axis], (n + divisor[axis] - 1) // divisor[axis] * divisor[axis]) - n
         padding = [more // 2, more - more // 2] + padding
-    return pad(x, padding)
+    return pad(x, padding) if max(padding) > 0 else x
 
 
 def cropped_to(x: torch.Tensor, size: list[int]) -> torch.Tensor:

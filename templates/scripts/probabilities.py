@@ -17,6 +17,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import TraceKeys
 
 from scripts.data import case_name
 
@@ -30,7 +31,7 @@ def save(path: str | Path, probabilities: torch.Tensor, image: MetaTensor) -> No
     """
     foreground = probabilities[1:].float().mul(LEVELS).round_().to(torch.uint8).cpu().numpy()
     geometry = io.BytesIO()
-    torch.save({"affine": image.affine, "applied_operations": _plain(image.applied_operations)}, geometry)
+    torch.save({"affine": _plain(image.affine), "applied_operations": _plain(image.applied_operations)}, geometry)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -86,9 +87,10 @@ class SaveProbabilitiesd(MapTransform):
 
 
 def _plain(value: Any) -> Any:
-    """A nested value in types that `torch.load(weights_only=True)` takes."""
+    """A nested value in types that `torch.load(weights_only=True)` takes, without the identities of transforms: MONAI
+    would have a transform inverted by no other object than the one that did it."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): TraceKeys.NONE if k == TraceKeys.ID else _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, np.ndarray):

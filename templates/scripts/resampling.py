@@ -84,14 +84,15 @@ def resample(image: torch.Tensor, shape: Sequence[int], mode: str = "spline") ->
         mode: "spline" (third order), "linear" or "nearest".
 
     Returns:
-        Tensor of shape (C, *shape), float32; with "nearest", of the dtype of `image`.
+        Tensor of shape (C, *shape), float32; with "nearest", of the dtype of `image`, and where the shape stays as it
+        is, of that dtype if it is one of floats.
 
     Source: arXiv:1809.10486, section 2.2, "Resampling": third-order spline for images, nearest neighbour for labels.
     """
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
     if tuple(image.shape[1:]) == tuple(shape):
-        return image if mode == "nearest" else image.float()
+        return image if mode == "nearest" or image.is_floating_point() else image.float()
     if mode == "nearest":
         return _nearest(image, shape)
     return (_spline if mode == "spline" else _linear)(image.float(), shape)
