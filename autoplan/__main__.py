@@ -15,6 +15,7 @@ from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
+from autoplan import prediction as predictions
 from autoplan import topology
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
@@ -152,17 +153,59 @@ def select(
     print(_share(planned, chosen, loaded.root, Path(bundles), name, facts.key))
 
 
+def predict(
+    dataset: str,
+    *extra: str,
+    root: str = "data",
+    bundles: str = "bundles",
+    name: str = "best",
+    images: str | None = None,
+    output: str | None = None,
+    force: bool = False,
+    device: str | None = None,
+    **unknown: Any,
+) -> None:
+    """Predicts the test images of a dataset, or those of any folder, with the bundle that select has written.
+
+    Goes on where it stopped. An image that cannot be predicted is named at the end and does not stop the others.
+
+    Args:
+        dataset: name of the task, or the dataset's folder.
+        root: folder of the datasets.
+        bundles: folder of the bundles.
+        name: of the bundle, under bundles/TASK.
+        images: folder with NIfTI images, instead of the dataset's test images.
+        output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
+        force: predict anew what another bundle, or the same with other settings, has predicted.
+        device: cpu or cuda:0, if not what there is.
+    """
+    _refuse("predict", extra, unknown)
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    if images is None:
+        loaded = datasets.load(datasets.locate(dataset, Path(root)))
+        folder, paths = loaded.root, [loaded.root / case.image for case in loaded.test]
+    else:
+        folder, paths = Path(images), predictions.images_in(Path(images))
+    results = Path(output or Path("predictions") / folder.resolve().name)
+    bundle = Path(bundles) / Path(dataset).name / name
+    settings = {} if device is None else {"device": device}
+    done = predictions.predict(bundle, folder, paths, results, force=force, settings=settings)
+    print(f"{results}: {len(paths)} segmentations, {done} of them predicted now")
+
+
 # Text stays text: fire would read `--bundles 2024_01` as the number 202401.
 COMMANDS = {
     "plan": SetParseFns(dataset=str, root=str, bundles=str, cascade=str)(plan),
     "phantom": SetParseFns(folder=str)(phantom),
     "select": SetParseFns(dataset=str, root=str, bundles=str, name=str)(select),
+    "predict": SetParseFns(dataset=str, root=str, bundles=str, name=str, images=str, output=str, device=str)(predict),
     "evaluate": SetParseFns(labels=str, predictions=str, output=str)(evaluate),
 }
 FLAGS = {
     "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
     "phantom": ("num_cases", "num_test", "seed"),
     "select": ("root", "bundles", "name", "num_processes"),
+    "predict": ("root", "bundles", "name", "images", "output", "force", "device"),
     "evaluate": ("labels", "predictions", "output", "tolerance", "num_processes"),
 }
 SWITCHES = ("--explain", "--force")

@@ -242,10 +242,13 @@ def _test(content: dict[str, Any]) -> tuple[Case, ...]:
 
 def _case(image: str, label: str | None) -> Case:
     """A case, named after its image."""
-    plain = str(PurePosixPath(image))
+    return Case(case_name(image), str(PurePosixPath(image)), None if label is None else str(PurePosixPath(label)))
+
+
+def case_name(image: str) -> str:
+    """File name of an image, without .nii.gz or .nii."""
     name = PurePosixPath(image).name
-    suffix = next((s for s in SUFFIXES if name.endswith(s)), "")
-    return Case(name.removesuffix(suffix), plain, None if label is None else str(PurePosixPath(label)))
+    return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
 
 
 def _name_faults(name: str) -> list[str]:

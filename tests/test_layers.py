@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "fingerprint": {"errors", "axes", "facts", "dataset", "processes"},
     "phantom": {"errors", "axes", "facts"},
     "trainings": {"errors", "axes", "facts", "topology", "rules", "plan"},
+    "prediction": {"errors", "dataset"},
     "sharing": {"errors", "axes", "facts", "topology", "rules", "plan", "render", "choice", "crossvalidation"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "evaluation": {"errors", "axes", "facts", "dataset", "fingerprint", "processes"},

@@ -1,4 +1,4 @@
-"""Several networks as one module: the stages of a cascade, the folds of a cross-validation, the members of an ensemble."""
+"""Several networks as one module: stages of a cascade, folds of a cross-validation, members of an ensemble."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def append_one_hot(image: torch.Tensor, segmentation: torch.Tensor, num_classes:
     Returns:
         (B, C + num_classes - 1, X, Y, Z), of the dtype of the image.
 
-    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". That the background has no channel is nnU-Net's known default.
+    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade"; no channel for the background: known default of nnU-Net.
     """
     codes = one_hot(segmentation[:, 0].long(), num_classes).movedim(-1, 1)
     return torch.cat([image, codes[:, 1:].to(image.dtype)], 1)
@@ -91,7 +91,7 @@ class Composite(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Class probabilities (B, classes, X, Y, Z) of patches (B, C, X, Y, Z)."""
-        # TorchScript wants another name in each of these loops.
+        # TorchScript wants another name in each of these loops, and no comprehensions.
         found: list[torch.Tensor] = []
         if self.has_slices:
             axis = self.slice_axis + 2
@@ -102,14 +102,14 @@ class Composite(torch.nn.Module):
                 y = cropped_to(flat_network(padded).softmax(1), size)
                 found.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
         for network in self.fullres:
-            found.append(network(x).softmax(1))
+            found.append(network(x).softmax(1))  # noqa: PERF401
         if self.has_cascade:
             both = append_one_hot(x, self._first_stage(x), self.num_classes)
             for second in self.cascade:
-                found.append(second(both).softmax(1))
+                found.append(second(both).softmax(1))  # noqa: PERF401
         else:
             for low_network in self.lowres:
-                found.append(low_network(x).softmax(1))
+                found.append(low_network(x).softmax(1))  # noqa: PERF401
         return torch.stack(found).mean(0)
 
     def _first_stage(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Ten
     for axis in range(len(size)):
         n = x.shape[2 + axis]
         more = max(size[axis], (n + divisor[axis] - 1) // divisor[axis] * divisor[axis]) - n
-        padding = [more // 2, more - more // 2] + padding
+        padding = [more // 2, more - more // 2] + padding  # noqa: RUF005
     return pad(x, padding) if max(padding) > 0 else x
 
 

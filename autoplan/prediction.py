@@ -1,0 +1,130 @@
+"""Predicting many images with the bundle to share: resumes, and names in the end what could not be predicted."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autoplan.dataset import SUFFIXES, case_name
+from autoplan.errors import AutoplanError, DatasetError, TemplateError
+
+RECORD = ".predicted_by.json"
+"""File among the predictions that tells which bundle they are by."""
+
+
+def predict(
+    bundle: Path, folder: Path, images: Sequence[Path], output: Path, *, force: bool, settings: Mapping[str, str]
+) -> int:
+    """Predict the images that have no segmentation yet.
+
+    Args:
+        bundle: with configs/inference.json and models/model.pt.
+        folder: what the bundle gets as its `dataset_dir`: of a dataset, or of images.
+        images: that the folder stands for.
+        output: where the segmentations go, as <case>.nii.gz.
+        force: predict anew what another bundle has predicted.
+        settings: keys of inference.json with new values, as they stand on a command line.
+
+    Returns:
+        The number of images predicted now.
+
+    Raises:
+        TemplateError: the bundle is not there or has no weights.
+        DatasetError: there are no images, or two of one name.
+        AutoplanError: segmentations by another bundle are there, or some images could not be predicted.
+    """
+    if not (bundle / "configs" / "inference.json").is_file() or not (bundle / "models" / "model.pt").is_file():
+        raise TemplateError(
+            f"{bundle} is no bundle with weights. Choose the best model first: python -m autoplan select "
+            f"{bundle.parent.name} --bundles {bundle.parents[1]}"
+        )
+    targets = _targets(folder, images, output)
+    _claim(output, _signature(bundle, settings), targets, force=force)
+    missing = [image for image, target in targets.items() if not target.is_file()]
+    if not missing:
+        return 0
+    status = subprocess.run(_command(bundle, folder, output, settings), check=False).returncode
+    failed = [image for image, target in targets.items() if not target.is_file()]
+    if status < 0 or status > 128:
+        raise AutoplanError(
+            f"the prediction was stopped (exit status {status}). The same command does what is missing."
+        )
+    if failed:
+        lines = "\n".join(f"  {image}" for image in failed)
+        raise AutoplanError(
+            f"{len(failed)} of {len(targets)} images have no segmentation:\n{lines}\n"
+            "The reasons stand above. Mend the images; the same command does what is missing."
+        )
+    if status:
+        raise AutoplanError(f"the prediction ended with exit status {status}; the reason stands above.")
+    return len(missing)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The NIfTI images in a folder, sorted.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is no folder. Name the one with the images: --images DIR")
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+
+
+def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """The segmentation of each image."""
+    if not images:
+        raise DatasetError(
+            f"{folder}: no images to predict, neither listed as test in dataset.json nor as NIfTI files."
+        )
+    targets: dict[Path, Path] = {}
+    for image in images:
+        target = output / f"{case_name(image.name)}.nii.gz"
+        if target in targets.values():
+            raise DatasetError(f"{folder}: two images are called {case_name(image.name)}. Rename one of them.")
+        targets[image] = target
+    return targets
+
+
+def _signature(bundle: Path, settings: Mapping[str, str]) -> dict[str, object]:
+    """What segmentations depend on, besides the image."""
+    hashed = hashlib.sha256()
+    for name in ("configs/inference.json", "models/model.pt"):
+        with (bundle / name).open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                hashed.update(block)
+    return {"bundle": hashed.hexdigest()[:16], "settings": dict(settings)}
+
+
+def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path, Path], *, force: bool) -> None:
+    """Make the folder one of predictions by this bundle, if it is not one by another."""
+    record = output / RECORD
+    try:
+        same = json.loads(record.read_text(encoding="utf-8")) == signature
+    except (OSError, ValueError):
+        same = False
+    there = [target for target in targets.values() if target.is_file()]
+    if not same and there and not force:
+        raise AutoplanError(
+            f"{output} holds {len(there)} segmentations that this bundle has not predicted, or not with these "
+            "settings. Name another folder: --output DIR; or predict them anew: --force"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if not same:
+        for target in there:
+            target.unlink()
+        temporary = record.with_name(f"{RECORD}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(signature), encoding="utf-8")
+        temporary.replace(record)
+
+
+def _command(bundle: Path, folder: Path, output: Path, settings: Mapping[str, str]) -> list[str]:
+    given = {"dataset_dir": str(folder), "output_dir": str(output), "skip_existing": "True", **settings}
+    words = [text for name, value in given.items() for text in (f"--{name}", value)]
+    config = str(bundle / "configs" / "inference.json")
+    # MONAI warns that a config runs code. This one is autoplan's own.
+    quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts"]
+    return [sys.executable, *quiet, "-m", "monai.bundle", "run", "inference", "--config_file", config, *words]
