@@ -20,7 +20,11 @@ MAY_IMPORT = {
     "dataset": {"errors", "axes", "facts"},
     "fingerprint": {"errors", "axes", "facts", "dataset"},
     "phantom": {"errors", "axes", "facts"},
-    "trainings": {"errors", "axes", "facts", "topology", "rules", "plan"},
+    "lease": set(),
+    "trainings": {"errors", "lease"},
+    "guard": {"facts", "lease", "trainings"},
+    "pool": {"facts", "guard", "lease", "trainings"},
+    "cluster": {"errors", "guard", "lease", "pool", "trainings"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
 }
 """What each module may import; `__main__` may import all."""
@@ -58,7 +62,11 @@ def test_planning_is_pure(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("autoplan.plan", "torch monai nibabel numpy scipy"), ("autoplan.__main__", "torch monai scipy.ndimage")],
+    [
+        ("autoplan.plan", "torch monai nibabel numpy scipy"),
+        ("autoplan.__main__", "torch monai scipy.ndimage distributed"),
+        ("autoplan.guard", "torch monai nibabel numpy scipy fire distributed"),
+    ],
 )
 def test_import_stays_light(module: str, absent: str) -> None:
     code = f"import sys, {module}; print([m for m in {absent.split()!r} if m in sys.modules])"
