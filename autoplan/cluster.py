@@ -7,6 +7,7 @@ given to another; when a worker dies, the scheduler gives its job to another, wh
 
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections import Counter
@@ -70,6 +71,8 @@ class Cluster:
         error = handle.exception()
         if error is None:
             found: Outcome = handle.result()
+            # Or the scheduler would run the job again to have the result, should the worker die that keeps it.
+            handle.release()
             return found
         if isinstance(error, KilledWorker):
             reason = f"the workers that ran it died, the last was {error.last_worker.address}"
@@ -128,6 +131,8 @@ def start(path: Path) -> Cluster:
     from dask_jobqueue import SLURMCluster
 
     options = read_slurm(path)
+    if shutil.which("sbatch") is None:
+        raise TrainingError("there is no sbatch on this machine. Start the command where Slurm jobs are submitted.")
     number = options.pop("workers")
     gpu = "--resources" in options["worker_extra_args"]
     try:

@@ -247,7 +247,7 @@ def row(job: Job) -> Row:
 
 
 def state(job: Job, *, is_held: bool) -> tuple[str, str]:
-    """One word, and a reason for "failed". `is_held`: a process works on the job."""
+    """One word, and a reason for "failed" or for waiting. `is_held`: a process works on the job."""
     if is_done(job):
         return "done", ""
     if is_held:
@@ -258,7 +258,10 @@ def state(job: Job, *, is_held: bool) -> tuple[str, str]:
         return "failed", explain(status, tail).reason
     if is_trained(job):
         return "trained", ""
-    return ("stopped" if (job.folder / "last.pt").is_file() else "waiting"), ""
+    if (job.folder / "last.pt").is_file():
+        return "stopped", ""
+    missing = [other.name for other in needs(job) if not is_done(other)]
+    return "waiting", f"waits for {', '.join(missing)}" if missing else ""
 
 
 def check_all_done(rows: Sequence[Row], failed: Sequence[Job]) -> None:
