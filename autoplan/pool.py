@@ -280,6 +280,7 @@ class Display:
             return
         self._last = time.monotonic()
         rows = [(job, _line(job)) for job in running if lease.holder(job.folder) is not None]
+        rows = [(job, line) for job, line in rows if not line.endswith(": done")]
         if self.is_terminal:
             summary = f"{ended} of {total} jobs have ended, {len(rows)} run"
             self._draw([summary, *(f"  {line}" for _, line in rows)])
@@ -321,7 +322,7 @@ def _line(job: Job) -> str:
         return f"{job.name}: preprocessing"
     r = trainings.row(job)
     if r.state != "training" or not r.epoch:
-        return f"{job.name}: {r.state if r.state in ('training', 'predicting') else 'starting'}"
+        return f"{job.name}: {r.state}"
     left = "" if r.seconds_left is None else f", about {trainings.duration(r.seconds_left)} left"
     losses = ", ".join(f"{n} {v:.3f}" for n, v in (("train", r.train_average), ("val", r.val_average)) if v is not None)
     return f"{job.name}: epoch {r.epoch}/{r.max_epochs}, {losses}{left}"
