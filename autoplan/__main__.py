@@ -1,5 +1,6 @@
 """The command line: `python -m autoplan DATASET`. Reads, calls, writes, prints; decides nothing."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -11,10 +12,13 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
+from autoplan import choice as choices
 from autoplan import dataset as datasets
+from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import pool, topology, trainings
+from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
 from autoplan.facts import Configuration, Dataset, Fingerprint, Plan, to_dict
 from autoplan.rules import Cascade
@@ -80,6 +84,74 @@ def phantom(folder: str, *extra: str, num_cases: int = 10, num_test: int = 3, se
 
     generate(Path(folder), num_cases=num_cases, num_test=num_test, seed=seed)
     print(folder)
+
+
+def evaluate(
+    *extra: str,
+    labels: str = "",
+    predictions: str = "",
+    output: str | None = None,
+    tolerance: float = 1.0,
+    num_processes: int | None = None,
+    **unknown: Any,
+) -> None:
+    """Scores predictions: Dice, surface Dice and 95th percentile of the Hausdorff distance, by case and class.
+
+    Args:
+        labels: folder of the labels. A dataset.json in it or above it names the classes.
+        predictions: folder of the predictions, files named as the labels are.
+        output: folder for scores.csv and scores.json; nothing is written if not given.
+        tolerance: of the surface Dice, mm; the finest voxel edge of a case where that is longer.
+        num_processes: processes that score; as many as there are processors if not given.
+    """
+    _refuse("evaluate", extra, unknown)
+    _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
+    _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
+    _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
+    counted = num_processes is None or _is_count(num_processes, least=1)
+    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    scores = evaluations.evaluate(
+        Path(labels), Path(predictions), tolerance=float(tolerance), num_processes=num_processes
+    )
+    written = () if output is None else evaluations.save(scores, Path(output))
+    print(evaluations.report(scores))
+    for path in written:
+        print(path)
+
+
+def select(
+    dataset: str,
+    *extra: str,
+    root: str = "data",
+    bundles: str = "bundles",
+    name: str | None = None,
+    num_processes: int | None = None,
+    **unknown: Any,
+) -> None:
+    """Chooses the best model or ensemble by cross-validation, from the folds that are finished.
+
+    Args:
+        dataset: folder with a dataset.json, or the name of a task under root.
+        root: folder of the datasets.
+        bundles: folder of the bundles.
+        name: of the chosen bundle's folder, under bundles/TASK; best if not given.
+        num_processes: processes that score; as many as there are processors if not given.
+    """
+    _refuse("select", extra, unknown)
+    counted = num_processes is None or _is_count(num_processes, least=1)
+    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    loaded = datasets.load(datasets.locate(dataset, Path(root)))
+    folder = Path(bundles) / loaded.name
+    facts, is_new = _fingerprint(loaded, folder / "fingerprint.json", num_processes)
+    # Bundles of the cascade are there by its rule or by --cascade always; planning it again does no harm.
+    has_cascade = any((folder / c / "configs").is_dir() for c in ("3d_lowres", "3d_cascade_fullres"))
+    planned = plans.plan(facts, cascade="always" if has_cascade else "auto")
+    chosen = _crossvalidated(planned, loaded, Path(bundles), facts.key, num_processes)
+    if is_new:
+        fingerprints.save(facts, folder / "fingerprint.json")
+    print(f"\n{choices.report(chosen)}\n")
+    for path in (folder / "choice.json", *_render_best(planned, chosen, loaded.root, Path(bundles), name or "best")):
+        print(path)
 
 
 def train(
@@ -166,11 +238,11 @@ def run(
     train(dataset, bundles=bundles, **flags)
     for name in AFTER_TRAINING:
         if name in COMMANDS:
-            COMMANDS[name](dataset, bundles=bundles)
+            COMMANDS[name](dataset, root=root, bundles=bundles)
 
 
 AFTER_TRAINING = ("select", "predict")
-"""Commands that `run` calls in this order after the trainings, where they exist, as command(dataset, bundles=...)."""
+"""Commands that `run` calls after the trainings, where they exist: command(dataset, root=ROOT, bundles=BUNDLES)."""
 
 
 def _settings_stay_text(command: Callable[..., None], **parsers: Callable[[str], Any]) -> Callable[..., None]:
@@ -186,6 +258,8 @@ COMMANDS = {
     "train": _settings_stay_text(train, quick=DefaultParseValue, jobs=DefaultParseValue),
     "status": _settings_stay_text(status, quick=DefaultParseValue, json=DefaultParseValue),
     "run": _settings_stay_text(run, quick=DefaultParseValue, jobs=DefaultParseValue),
+    "select": SetParseFns(dataset=str, root=str, bundles=str, name=str)(select),
+    "evaluate": SetParseFns(labels=str, predictions=str, output=str)(evaluate),
 }
 FLAGS = {
     "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
@@ -193,6 +267,8 @@ FLAGS = {
     "train": ("bundles", "configurations", "folds", "quick", "jobs", "scheduler", "slurm"),
     "status": ("bundles", "configurations", "folds", "quick", "json"),
     "run": ("root", "bundles", "cascade", "configurations", "folds", "quick", "jobs", "scheduler", "slurm"),
+    "select": ("root", "bundles", "name", "num_processes"),
+    "evaluate": ("labels", "predictions", "output", "tolerance", "num_processes"),
 }
 SWITCHES = ("--explain", "--force", "--quick", "--json")
 
@@ -200,8 +276,9 @@ SWITCHES = ("--explain", "--force", "--quick", "--json")
 def _refuse(command: str, extra: Sequence[str], unknown: Iterable[str]) -> None:
     """Refuses arguments that a command does not have, before it does anything."""
     known = ", ".join(f"--{flag}" for flag in FLAGS[command])
+    takes = "none" if command == "evaluate" else "one"
     for argument in extra:
-        raise AutoplanError(f"{command}: one argument too many, {argument!r}. It takes one, and {known}.")
+        raise AutoplanError(f"{command}: one argument too many, {argument!r}. It takes {takes}, and {known}.")
     for flag in unknown:
         raise AutoplanError(f"{command}: there is no flag --{flag}. The flags are {known}.")
 
@@ -215,6 +292,11 @@ def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
 def _is_count(value: object, *, least: int = 0) -> bool:
     """Whether a value is a whole number that is not too small."""
     return type(value) is int and value >= least
+
+
+def _is_length(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return type(value) in (int, float) and 0 < float(str(value)) < math.inf
 
 
 def _jobs(
@@ -256,6 +338,30 @@ def _render(planned: Plan, dataset_root: Path, bundles: Path, *, force: bool) ->
 
     written: list[Path] = render_all(planned, dataset_root, bundles, force=force)
     return written
+
+
+def _crossvalidated(
+    planned: Plan, dataset: Dataset, bundles: Path, fingerprint_key: str, num_processes: int | None
+) -> Choice:
+    """Scores the candidates and chooses."""
+    from autoplan import crossvalidation
+
+    return crossvalidation.select(
+        planned,
+        dataset,
+        bundles,
+        fingerprint_key=fingerprint_key,
+        segmenter=crossvalidation.segmentations,
+        num_processes=num_processes,
+    )
+
+
+def _render_best(planned: Plan, chosen: Choice, dataset_root: Path, bundles: Path, name: str) -> list[Path]:
+    """Writes the chosen model as one more bundle, the one to share, where rendering knows how."""
+    from autoplan import render
+
+    best: Callable[..., Path] | None = getattr(render, "render_best", None)
+    return [] if best is None else [best(planned, chosen.winner.members, dataset_root, bundles, name=name)]
 
 
 def table(planned: Plan) -> str:

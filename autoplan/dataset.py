@@ -39,7 +39,7 @@ MIN_CASES = 2
 """Training cases that cross-validation needs."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     EOFError,
     ValueError,
@@ -110,7 +110,7 @@ def _download(task: str, root: Path) -> Path:
         _fetch(url, DecathlonDataset.md5[task], task, root)
     except Exception as error:  # the network, the archive and the disk fail in too many ways to name
         raise DatasetError(
-            f"{task}: not under {root}, and the download from {url} failed ({_one_line(error)}). "
+            f"{task}: not under {root}, and the download from {url} failed ({one_line(error)}). "
             f"Download it by other means and extract it to {root / task}."
         ) from error
     return root / task
@@ -148,6 +148,19 @@ def load(folder: Path) -> Dataset:
     if faults or modalities is None or labels is None or training is None or test is None:
         raise DatasetError("\n".join(f"{name}, {DESCRIPTION}: {fault}" for fault in faults))
     return Dataset(root=folder, name=name, modalities=modalities, labels=labels, training=training, test=test)
+
+
+def read_labels(folder: Path) -> tuple[tuple[int, str], ...]:
+    """Values and names of the classes that dataset.json of `folder` declares, background first; the rest of the file
+    does not matter.
+
+    Raises:
+        DatasetError: dataset.json is missing or malformed.
+    """
+    try:
+        return _labels(_parse(folder))
+    except ValueError as error:
+        raise DatasetError(f"{folder / DESCRIPTION}: {error}") from None
 
 
 def _parse(folder: Path) -> dict[str, Any]:
@@ -299,7 +312,7 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
         faults.append(f"the label has {label.array.shape[3]} channels. Store the classes as numbers in one channel.")
         return None
     faults += _geometry_faults(image, label) if image is not None else []
-    values, wrong = _whole_numbers(label.array[..., 0])
+    values, wrong = whole_numbers(label.array[..., 0])
     faults += wrong if wrong else _value_faults(values, dataset.labels)
     return values
 
@@ -310,12 +323,12 @@ def _read(root: Path, path: str, faults: list[str]) -> Volume | None:
         return read_volume(root / path)
     except FileNotFoundError:
         faults.append(f"{path} does not exist. Copy it there, or leave the case out of {DESCRIPTION}.")
-    except _UNREADABLE as error:
-        faults.append(f"{path} cannot be read ({_one_line(error)}). Copy it again, or leave the case out.")
+    except UNREADABLE as error:
+        faults.append(f"{path} cannot be read ({one_line(error)}). Copy it again, or leave the case out.")
     return None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -400,21 +413,21 @@ def corner_distance_mm(shape: tuple[int, ...], first: NDArray[np.float64], secon
     return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
 
 
-def _whole_numbers(array: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
-    """A label as integers, and what is wrong with it."""
+def whole_numbers(array: NDArray[Any], *, what: str = "label") -> tuple[NDArray[Any], list[str]]:
+    """A label (`what` says if it is called otherwise) as integers, and what is wrong with it."""
     if array.dtype.kind in "iu":
         return array, []
     if array.dtype.kind == "b":
         return array.astype(np.uint8), []
     if not _is_finite(array):
-        return array, ["the label has values that are NaN or infinite. Replace them by 0 or a class."]
+        return array, [f"the {what} has values that are NaN or infinite. Replace them by 0 or a class."]
     rounded = np.rint(array)
     distance = np.abs(array - rounded)
     if distance.max(initial=0) > LABEL_TOLERANCE:
         value = array.flat[int(distance.argmax())]
-        return array, [f"the label has the value {value:g}, no whole number. Resample labels by nearest neighbour."]
+        return array, [f"the {what} has the value {value:g}, no whole number. Resample labels by nearest neighbour."]
     if np.abs(rounded).max(initial=0) >= 2**31:
-        return array, ["the label has values of 2^31 or more. Number the classes from 0."]
+        return array, [f"the {what} has values of 2^31 or more. Number the classes from 0."]
     return rounded.astype(np.int32), []
 
 

@@ -3,13 +3,8 @@ changed."""
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +19,7 @@ from autoplan.axes import Shape, Spacing
 from autoplan.dataset import DESCRIPTION, Volume, count_values, read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
+from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
 FORMAT = 1
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
@@ -36,8 +32,6 @@ PERCENTILES = (0.5, 99.5)
 """Source: section 2.2, "Normalization"."""
 SPACING_DIGITS = 6
 """Significant digits of a spacing: what float32 headers hold, so that 0.9999999 and 1 are one spacing."""
-MAX_PROCESSES = 8
-"""Processes at most unless asked for: each holds one case in memory."""
 BYTES_PER_PROCESS = 2_000_000
 """Compressed bytes that are worth a process of their own; to start one takes half a second."""
 
@@ -91,7 +85,8 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
     facts: list[CaseFacts] = []
     pools: list[Pool | None] = [None] * len(dataset.modalities)
     bar = {"total": len(cases), "unit": "case", "disable": None if progress is None else not progress}
-    with _mapper(num_processes or _num_processes(dataset)) as each:
+    preload = ("scipy.ndimage", "autoplan.fingerprint")
+    with mapper(num_processes or _num_processes(dataset), preload=preload, chunksize=2) as each:
         for reading in tqdm(each(partial(_read, bare), cases), desc=f"{dataset.name}: reading", **bar):
             faults += reading.faults
             facts += [reading.facts] if reading.facts else []
@@ -112,52 +107,13 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
 
 def _num_processes(dataset: Dataset) -> int:
     """As many processes as processors, fewer where there is little to read."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_bytes = sum(_size(dataset.root / path) for path in _paths(dataset))
-    return max(1, min(processors, MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
+    return max(1, min(num_processors(), MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
 
 
 def _size(path: Path) -> int:
     """Size of a file in bytes, 0 where there is none."""
     return path.stat().st_size if path.is_file() else 0
-
-
-@contextmanager
-def _mapper(num_processes: int) -> Iterator[Any]:
-    """A `map` that works in this process or in several, results in order.
-
-    The processes are forked from a server that has no threads and has imported what they need (where there is none, on
-    Windows, they are spawned): safe whatever the caller runs, and their memory is shared.
-    """
-    if num_processes == 1:
-        yield map
-        return
-    context = _context()
-    try:
-        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupt) as pool:
-            try:
-                yield partial(pool.map, chunksize=2)
-            finally:
-                pool.shutdown(cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            "a process that read the images was ended from outside, most likely for want of memory. "
-            "Read fewer cases at a time, by --num_processes 1."
-        ) from error
-
-
-def _context() -> Any:
-    """How processes are started."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scipy.ndimage", "nibabel", "fire", "autoplan.fingerprint"])
-    return context
-
-
-def _ignore_interrupt() -> None:
-    """Leaves Ctrl-C to the main process, which ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read(dataset: Dataset, case: Case) -> _Reading:
@@ -204,10 +160,10 @@ def cropped_shape(array: NDArray[Any]) -> Shape:
 
     Source: arXiv:1809.10486, section 2.2, "Cropping".
     """
-    return tuple(s.stop - s.start for s in _bounding_box((array != 0).any(axis=3)))
+    return tuple(s.stop - s.start for s in bounding_box((array != 0).any(axis=3)))
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Smallest box that holds all true voxels; there is at least one."""
     others = ((1, 2), (0, 2), (0, 1))
     occupied = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
@@ -222,7 +178,7 @@ def num_components(label: NDArray[Any], values: Sequence[int]) -> tuple[int, ...
     foreground = label > 0
     if not foreground.any():
         return (0,) * len(values)
-    inside = label[_bounding_box(foreground)]
+    inside = label[bounding_box(foreground)]
     return tuple(_num_components(inside == value) for value in values)
 
 
@@ -233,7 +189,7 @@ def _num_components(mask: NDArray[np.bool_]) -> int:
     if not mask.any():
         return 0
     structure = ndimage.generate_binary_structure(mask.ndim, CONNECTIVITY)
-    return int(ndimage.label(mask[_bounding_box(mask)], structure=structure)[1])
+    return int(ndimage.label(mask[bounding_box(mask)], structure=structure)[1])
 
 
 def rounded(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -14,8 +14,17 @@ from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 
-RENDERED = ("2d", "3d_fullres")
-"""Configurations that there are templates for."""
+CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json")
+OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "3d_lowres": {"train.json": ("3d_lowres/train.json",), "inference.json": ("3d_lowres/inference.json",)},
+    "3d_cascade_fullres": {
+        "train.json": ("3d_cascade_fullres/networks.json", "3d_cascade_fullres/train.json"),
+        "evaluate.json": ("3d_cascade_fullres/evaluate.json",),
+        "inference.json": ("3d_cascade_fullres/networks.json", "3d_cascade_fullres/inference.json"),
+        "multi_gpu_train.json": ("3d_cascade_fullres/multi_gpu_train.json",),
+    },
+}
+"""What the stages of the cascade add to the templates of 3d_fullres; see `overlaid`."""
 QUICK_BATCH_DIVISOR = 4
 """The quick recipe's batch is the planned one divided by this, at least 2. Our choice: on CPUs more small steps learn
 faster than few large ones."""
@@ -34,7 +43,7 @@ def templates_folder() -> Path:
 
 
 def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = False) -> list[Path]:
-    """Write a bundle for each configuration of the plan that there are templates for.
+    """Write a bundle for each configuration of the plan.
 
     Args:
         plan: what to write down.
@@ -50,9 +59,8 @@ def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = F
     """
     rendered = {}
     for configuration in plan.configurations:
-        if configuration.name in RENDERED:
-            folder = bundles / plan.name / configuration.name
-            rendered[folder] = render(plan, configuration, relative_path(dataset_root, folder))
+        folder = bundles / plan.name / configuration.name
+        rendered[folder] = render(plan, configuration, relative_path(dataset_root, folder))
     if not force:
         changes = [line for folder, files in rendered.items() for line in _changes(folder, files)]
         if changes:
@@ -77,8 +85,10 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
     templates = templates_folder()
     values = _planned_values(plan, configuration, dataset_dir)
     files = {}
-    for name in ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json"):
+    for name in CONFIGS:
         config = _load(templates / "configs" / name)
+        for overlay in OVERLAYS.get(configuration.name, {}).get(name, ()):
+            config = overlaid(config, _load(templates / "configs" / overlay))
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
@@ -95,6 +105,42 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
     return dict(sorted(files.items()))
 
 
+def overlaid(config: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """A config with another laid over it: keys of the overlay are ids, and a + before one means that its list or
+    dictionary is added to what is there, as in MONAI. A new top-level key stands after the overlay's key before it."""
+    result, anchor = dict(config), ""
+    for key, value in overlay.items():
+        path = key.removeprefix("+")
+        if path in result or "#" not in path:
+            last = path
+            changed = _added(result.get(path), value) if key != path else value
+            result = _inserted(result, path, changed, anchor)
+        else:
+            top, last = path.split("#", 1)
+            result[top] = _changed(result[top], last.split("#"), value, add=key != path)
+            last = top
+        anchor = last
+    return result
+
+
+def _inserted(config: dict[str, Any], key: str, value: Any, anchor: str) -> dict[str, Any]:
+    if key in config or anchor not in config:
+        return {**config, key: value}
+    return {k: v for name, old in config.items() for k, v in [(name, old), (key, value)][: 1 + (name == anchor)]}
+
+
+def _changed(value: dict[str, Any], path: Sequence[str], new: Any, *, add: bool) -> dict[str, Any]:
+    """A copy of a nested dictionary with one entry set or added to."""
+    first, *rest = path
+    if rest:
+        return {**value, first: _changed(value[first], rest, new, add=add)}
+    return {**value, first: _added(value.get(first), new) if add else new}
+
+
+def _added(old: Any, new: Any) -> Any:
+    return {**old, **new} if isinstance(new, dict) else [*old, *new]
+
+
 def bundle_name(plan: Plan, configuration: Configuration) -> str:
     """The bundle's name in its metadata, by which its configs recognize their own `scripts`."""
     return f"{plan.name}_{configuration.name}"
@@ -106,12 +152,18 @@ def relative_path(target: Path, folder: Path) -> str:
 
 
 def _planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, Any]:
+    low = next((c for c in plan.configurations if c.name == "3d_lowres"), configuration)
     return {
         "bundle_root": f"$scripts.root({bundle_name(plan, configuration)!r})",
         "dataset_dir": f"$@bundle_root + {_literal('/' + dataset_dir)}",
         "class_names": [_text(name) for _, name in plan.labels],
         "label_values": [value for value, _ in plan.labels],
-        "target_spacing": list(configuration.spacing),
+        "single_component": list(plan.single_component),
+        "target_spacing": list(plan.configuration("3d_fullres").spacing),
+        "lowres_spacing": list(low.spacing),
+        "lowres_patch_size": list(low.patch_size),
+        "lowres_strides": to_dict(low.strides),
+        "lowres_features": list(low.features),
         "slice_axis": plan.slice_axis,
         "normalization": to_dict(plan.normalization),
         "nonzero_only": plan.nonzero_only,

@@ -23,7 +23,7 @@ STAGE_1, STAGE_2 = "3d_lowres", "3d_cascade_fullres"
 """Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
 MANAGED = (
     "imports", "bundle_root", "fold", "ckpt_dir", "output_dir", "network_def", "network", "cases", "preprocessing",
-    "cache", "loss", "optimizer", "train", "validate", "training", "caching", "run",
+    "cache", "previous", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
 )  # fmt: skip
 """Keys of train.json that are no settings: every job has its own, or they are the structure."""
 PATHS = ("dataset_dir", "cache_dir")

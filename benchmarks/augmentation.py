@@ -267,12 +267,11 @@ def print_table(rows):
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |")
 
 
-def machine():
-    """Processor, versions."""
+def machine(names=("torch", "monai", "batchgeneratorsv2", "numpy", "scipy")):
+    """Processor, versions of packages."""
     info = pathlib.Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     model = models[0].split(":")[1].strip() if models else platform.processor()
-    names = ("torch", "monai", "batchgeneratorsv2", "numpy", "scipy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
 

@@ -141,10 +141,34 @@ TINY_PLAN = Plan(
             batch_dice=False,
             augmentation="3d",
         ),
+        Configuration(
+            name="3d_lowres",
+            spacing=(3.0, 2.5, 2.0),
+            median_shape=(8, 7, 10),
+            patch_size=(8, 8, 8),
+            batch_size=2,
+            strides=((1, 1, 1), (2, 2, 2), (2, 2, 1)),
+            features=(4, 8, 12),
+            batch_dice=False,
+            augmentation="3d",
+        ),
+        Configuration(
+            name="3d_cascade_fullres",
+            spacing=(1.5, 1.25, 2.0),
+            median_shape=(16, 14, 10),
+            patch_size=(16, 16, 8),
+            batch_size=2,
+            strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+            features=(4, 8, 16),
+            batch_dice=True,
+            augmentation="3d",
+        ),
     ),
     decisions=(),
 )
 """A plan by hand, with networks that train in seconds: two channels of which one is CT, labels that do not count up."""
+NAMES = tuple(c.name for c in TINY_PLAN.configurations)
+"""Its configurations."""
 
 
 def write_task(folder: Path, plan: Plan = TINY_PLAN) -> Path:

@@ -196,7 +196,7 @@ def test_a_dead_process_is_an_error(tiny, tmp_path, capsys, monkeypatch) -> None
     def broken(*args, **kwargs):
         raise BrokenProcessPool
 
-    monkeypatch.setattr("autoplan.fingerprint.ProcessPoolExecutor.map", broken)
+    monkeypatch.setattr("autoplan.processes.ProcessPoolExecutor.map", broken)
     assert main([str(tiny.folder), "--bundles", str(tmp_path / "bundles"), "--num_processes", "2"]) == 1
     assert "want of memory" in capsys.readouterr().err
 

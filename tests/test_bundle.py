@@ -11,10 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_PLAN, write_project
+from conftest import NAMES, TINY_PLAN, write_project
 from monai.bundle.properties import InferProperties, TrainProperties
 
-from autoplan.render import RENDERED
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +85,7 @@ def trained(tmp_path_factory, commands):
     shutil.copy(project / "data" / TASK / "imagesTs" / "test_1.nii.gz", some / "mine.nii.gz")
     (some / "notes.txt").write_text("no image")
     processes = []
-    for name in RENDERED:
+    for name in NAMES:
         bundle = project / "bundles" / TASK / name
         train, evaluate, inference, metadata = (
             str(bundle / "configs" / f"{c}.json") for c in ("train", "evaluate", "inference", "metadata")
@@ -113,7 +112,7 @@ def trained(tmp_path_factory, commands):
     return project
 
 
-@pytest.fixture(params=RENDERED)
+@pytest.fixture(params=NAMES)
 def bundle(request, trained):
     return trained / "bundles" / TASK / request.param
 

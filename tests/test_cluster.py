@@ -20,7 +20,7 @@ from autoplan.errors import TrainingError
 
 TASK = TINY_PLAN.name
 FOLDS = ("0", "1", "2")
-WORDS = ("train", TASK, "--folds", ",".join(FOLDS))
+WORDS = ("train", TASK, "--configurations", "2d,3d_fullres", "--folds", ",".join(FOLDS))
 
 
 class Dask:

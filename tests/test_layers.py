@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "plan": {"errors", "axes", "facts", "topology", "rules"},
     "render": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "dataset": {"errors", "axes", "facts"},
-    "fingerprint": {"errors", "axes", "facts", "dataset"},
+    "processes": {"errors"},
+    "fingerprint": {"errors", "axes", "facts", "dataset", "processes"},
     "phantom": {"errors", "axes", "facts"},
     "lease": set(),
     "trainings": {"errors", "lease"},
@@ -26,6 +27,8 @@ MAY_IMPORT = {
     "pool": {"facts", "guard", "lease", "trainings"},
     "cluster": {"errors", "guard", "lease", "pool", "trainings"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
+    "evaluation": {"errors", "axes", "facts", "dataset", "fingerprint", "processes"},
+    "crossvalidation": {"errors", "axes", "facts", "dataset", "render", "processes", "evaluation", "choice"},
 }
 """What each module may import; `__main__` may import all."""
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__main__")

@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, TINY_PLAN, write_project
+from conftest import NAMES, PROJECT, TINY_PLAN, write_project
 
 from autoplan import dataset, fingerprint, plan
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
-from autoplan.render import RENDERED, format_json, render, render_all
+from autoplan.render import format_json, render, render_all
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -44,7 +44,7 @@ def leaves(value, path=""):
         yield path, value
 
 
-@pytest.fixture(params=RENDERED)
+@pytest.fixture(params=NAMES)
 def bundle(request, project):
     return project / "bundles" / "Task90_Tiny" / request.param
 
@@ -210,8 +210,8 @@ def test_any_class_name(name, tmp_path, parse) -> None:
 
 
 def test_folds_are_the_same_for_all_configurations(project) -> None:
-    found = [config(project / "bundles" / "Task90_Tiny" / name, "folds") for name in RENDERED]
-    assert found == [to_dict(TINY_PLAN.folds)] * len(RENDERED)
+    found = [config(project / "bundles" / "Task90_Tiny" / name, "folds") for name in NAMES]
+    assert found == [to_dict(TINY_PLAN.folds)] * len(NAMES)
 
 
 def test_metadata_is_about_this_bundle(bundle) -> None:
@@ -343,7 +343,7 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
     if request.config.getoption("--rewrite-example"):
         render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
-    for name in RENDERED:
+    for name in NAMES:
         files = render(planned, planned.configuration(name), f"../../../data/{EXAMPLE.name}")
         for path, content in files.items():
             assert (EXAMPLE / name / path).read_text() == content.decode(), f"{name}/{path}"
@@ -360,6 +360,6 @@ def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
 def test_the_example_has_the_known_plan() -> None:
     """208 of the paper's 260 cases, so the batches are smaller than Table 1 has them: 9 and 366."""
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
-    flat, volume = (planned.configuration(name) for name in RENDERED)
+    flat, volume = (planned.configuration(name) for name in NAMES)
     assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
     assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)

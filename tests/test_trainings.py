@@ -45,7 +45,7 @@ def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None 
 
 def test_all_jobs(task: Path) -> None:
     jobs = trainings.jobs_of(trainings.find_bundles(task))
-    assert [(j.configuration, j.fold) for j in jobs] == [(c, f) for c in ("2d", "3d_fullres") for f in range(5)]
+    assert [(j.configuration, j.fold) for j in jobs] == [(c, f) for c in trainings.CONFIGURATIONS for f in range(5)]
     assert all(Path(j.bundle).is_absolute() for j in jobs)
 
 
@@ -58,7 +58,7 @@ def test_some_jobs(task: Path) -> None:
     ("arguments", "said"),
     [
         pytest.param(["Task99_None"], "Plan first: python -m autoplan Task99_None", id="no bundles"),
-        pytest.param([TASK, "--configurations", "4d"], "There are 2d, 3d_fullres.", id="no such configuration"),
+        pytest.param([TASK, "--configurations", "4d"], "There are 2d, 3d_fullres,", id="no such configuration"),
         pytest.param([TASK, "--folds", "5"], "there are 5, counted from 0", id="no such fold"),
         pytest.param([TASK, "--folds", "one"], "--folds takes numbers such as 0,1", id="fold in words"),
         pytest.param([TASK, "--max_epoch", "3"], "there is no flag --max_epoch.", id="misspelt setting"),
@@ -164,8 +164,6 @@ def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> Non
 @pytest.fixture
 def cascade(task: Path) -> list[Job]:
     """Jobs of a task with both stages of the cascade."""
-    for name in (trainings.STAGE_1, trainings.STAGE_2):
-        shutil.copytree(task / "3d_fullres", task / name)
     return trainings.jobs_of(trainings.find_bundles(task))
 
 
@@ -181,11 +179,12 @@ def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
 
 
 def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
-    assert len(set(trainings.caching_jobs(cascade).values())) == 1
+    names = {job.configuration: filler.configuration for job, filler in trainings.caching_jobs(cascade).items()}
+    assert names == {"2d": "2d", "3d_fullres": "2d", "3d_lowres": "3d_lowres", "3d_cascade_fullres": "2d"}
     train = Path(cascade[0].bundle) / "configs" / "train.json"
     train.write_text(json.dumps({**json.loads(train.read_text()), "target_spacing": [9.0, 9.0, 9.0]}))
     fillers = trainings.caching_jobs(cascade)
-    assert len(set(fillers.values())) == 2
+    assert len(set(fillers.values())) == 3
     assert fillers[cascade[0]].configuration == "2d"
     assert trainings.missing_steps(fillers[cascade[0]]) == ["caching"]
 

@@ -1,0 +1,441 @@
+"""What cross-validation left on disk, scored: the Dice of every candidate on the cases of all finished folds.
+
+A fold's folder, bundles/<Task>/<configuration>/models/fold_<k>/, holds finished.json, validation/dice.json and
+validation/probabilities/<case>.npz. The fold is finished when both files name the same network and every case of the
+fold has its probabilities. `Segmenter` turns probabilities into segmentations; it is the bundles' own code.
+
+The scores are kept in bundles/<Task>/choice.json, and while they are made in .choice.partial.json beside it, with the
+networks that they belong to: what is there and still holds is not made again.
+"""
+
+import itertools
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
+from autoplan.errors import DatasetError, TemplateError
+from autoplan.evaluation import class_masks, dice, read_classes
+from autoplan.facts import Dataset, Plan, to_dict
+from autoplan.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.render import format_json
+
+FORMAT = 1
+"""Version of the saved scores. To be raised whenever their meaning changes."""
+RESULT, PARTIAL = "choice.json", ".choice.partial.json"
+SAVE_EVERY_S = 10.0
+"""Seconds of work that a kill may cost, and a case."""
+PREDICTION_SETTINGS = ("mirror", "overlap")
+"""Settings of the prediction that should be the same for all candidates."""
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
+Scores = dict[Candidate, dict[str, CaseDice]]
+
+
+class Segmenter(Protocol):
+    """Turns the probabilities of one case into segmentations on the grid of its image, with the dataset's labels."""
+
+    def __call__(self, members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The segmentation with and without postprocessing, both (X, Y, Z) as the label's file has them, best as uint8;
+        the same array twice where nothing is postprocessed.
+
+        Args:
+            members: the case's file of probabilities, one of each member; they are averaged.
+            bundle: folder of the first member's bundle, whose code and configs are used.
+        """
+
+
+def segmentations(members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The `Segmenter` of the bundles.
+
+    Raises:
+        TemplateError: the bundle has no code for it.
+    """
+    raise TemplateError(
+        f"{bundle}: scripts/ has no probabilities.py, which makes segmentations of {len(members)} members. "
+        "Write the bundle anew, by python -m autoplan DATASET --force (models/ stays)."
+    )
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A finished fold: digest of its network, and the settings (JSON) that its cases were predicted with."""
+
+    model: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case, and for each candidate that is to be scored its files and the bundle whose code segments."""
+
+    name: str
+    label: Path
+    candidates: tuple[tuple[Candidate, tuple[Path, ...], Path], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be compared: `configurations`, on the validation cases (case -> fold) of the folds they all have;
+    `found` is all that is finished, by configuration and fold; `key` is what scores depend on besides networks."""
+
+    configurations: tuple[str, ...]
+    cases: Mapping[str, int]
+    found: Mapping[str, Mapping[int, Fold]]
+    key: Mapping[str, Any]
+
+
+def select(
+    planned: Plan,
+    dataset: Dataset,
+    bundles: Path,
+    *,
+    fingerprint_key: str,
+    segmenter: Segmenter,
+    num_processes: int | None = None,
+    progress: bool | None = None,
+) -> Choice:
+    """Scores all candidates on the cases of the finished folds, chooses, and writes choice.json.
+
+    Args:
+        planned: the plan; its folds must be those of the bundles.
+        dataset: where the labels are.
+        bundles: folder of the bundles of all datasets.
+        fingerprint_key: digest of the dataset's files.
+        segmenter: turns probabilities into segmentations; must be picklable.
+        num_processes: processes that score; None: as many as there are processors.
+        progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
+
+    Raises:
+        TemplateError: no finished fold at all, or bundles of another plan.
+        DatasetError: a label or the probabilities of a case cannot be read, or do not fit.
+    """
+    folder = bundles / planned.name
+    found, missing = finished(planned, folder)
+    names, folds = comparable(found)
+    if not names:
+        raise TemplateError(_nothing(folder, missing))
+    missing += _left_out(folder, found, names, folds)
+    cases = {case: k for k in folds for case in planned.folds[k]}
+    comparison = Comparison(names, cases, found, _key(planned, fingerprint_key))
+    scores = _scored(comparison, dataset, folder, segmenter, num_processes=num_processes, progress=progress)
+    class_names = dict(planned.labels)
+    setting = Setting(
+        dataset=planned.name,
+        classes=tuple(name for _, name in planned.labels[1:]),
+        single_component=tuple(class_names[value] for value in planned.single_component),
+        folds=folds,
+        num_folds=len(planned.folds),
+        num_cases=planned.num_training,
+        missing=tuple(missing),
+        notes=_notes(comparison, folds),
+    )
+    choice = choose(setting, scores)
+    _write(folder / RESULT, {**_result(choice), **_state(comparison, scores)})
+    (folder / PARTIAL).unlink(missing_ok=True)
+    return choice
+
+
+def _key(planned: Plan, fingerprint_key: str) -> dict[str, Any]:
+    """What scores depend on, besides the networks."""
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint_key,
+        "labels": to_dict(planned.labels),
+        "single_component": to_dict(planned.single_component),
+    }
+
+
+# What is there.
+
+
+def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, Fold]], list[Missing]]:
+    """The finished folds of each configuration that has one, and what is missing.
+
+    Args:
+        planned: the plan.
+        folder: of the dataset's bundles.
+
+    Raises:
+        TemplateError: a bundle has other folds than the plan.
+    """
+    found: dict[str, dict[int, Fold]] = {}
+    missing: list[Missing] = []
+    for name in sorted((c.name for c in planned.configurations), key=ORDER.index):
+        bundle = folder / name
+        if not (bundle / "configs" / "train.json").is_file():
+            missing.append(Missing(name, None, "there is no bundle", f"python -m autoplan {planned.name}"))
+            continue
+        _check_folds(planned, bundle)
+        folds = [_fold(bundle, name, k, cases) for k, cases in enumerate(planned.folds)]
+        there = {k: fold for k, fold in enumerate(folds) if isinstance(fold, Fold)}
+        gaps = [fold for fold in folds if isinstance(fold, Missing)]
+        if there:
+            found[name] = there
+            missing += gaps
+        else:
+            what = f"no fold is finished; fold {gaps[0].fold} {gaps[0].what}"
+            missing.append(Missing(name, None, what, gaps[0].command))
+    return found, missing
+
+
+def _check_folds(planned: Plan, bundle: Path) -> None:
+    """Refuses a bundle whose folds are not the plan's: its networks have seen other cases."""
+    folds = _load(bundle / "configs" / "folds.json")
+    if folds != to_dict(planned.folds):
+        raise TemplateError(
+            f"{bundle}: configs/folds.json has other folds than the plan of the dataset as it is now. "
+            f"Bring the dataset back, or write the bundles anew by python -m autoplan {planned.name} --force and train."
+        )
+
+
+def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missing:
+    """A finished fold, or what it lacks."""
+    folder = bundle / "models" / f"fold_{k}"
+    trained, scored = _load(folder / "finished.json"), _load(folder / "validation" / "dice.json")
+    if not isinstance(trained, dict) or not trained.get("model"):
+        return Missing(name, k, "is not trained to its end", training_command(bundle, k))
+    if not isinstance(scored, dict):
+        return Missing(name, k, "is trained, but its cases are not predicted", evaluating_command(bundle, k))
+    if scored.get("model") != trained["model"]:
+        return Missing(name, k, "has predictions of another network than its own", evaluating_command(bundle, k))
+    absent = [case for case in cases if not probabilities(bundle, k, case).is_file()]
+    if absent:
+        what = f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
+        return Missing(name, k, what, evaluating_command(bundle, k))
+    return Fold(trained["model"], json.dumps(scored.get("settings"), sort_keys=True))
+
+
+def probabilities(bundle: Path, k: int, case: str) -> Path:
+    """File with a validation case's probabilities."""
+    return bundle / "models" / f"fold_{k}" / "validation" / "probabilities" / f"{case}.npz"
+
+
+def training_command(bundle: Path, k: int) -> str:
+    """The command that trains a fold."""
+    config = (bundle / "configs" / "train.json").as_posix()
+    return f"python -m monai.bundle run training --config_file {config} --fold {k}"
+
+
+def evaluating_command(bundle: Path, k: int) -> str:
+    """The command that predicts and scores a fold's validation cases."""
+    files = ",".join(f"'{(bundle / 'configs' / name).as_posix()}'" for name in ("train.json", "evaluate.json"))
+    return f'python -m monai.bundle run evaluating --config_file "[{files}]" --fold {k}'
+
+
+def _load(path: Path) -> Any:
+    """Content of a JSON file; None where there is none, or a broken one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def comparable(found: Mapping[str, Mapping[int, object]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The configurations that are compared, and the finished folds that they have in common.
+
+    As many configurations as share a fold are compared; among equally many those that share more folds, then the
+    simpler ones. Nothing where nothing is finished.
+
+    Source: our choice; the paper compares complete cross-validations.
+    """
+    there = sorted(found, key=ORDER.index)
+    for count in range(len(there), 0, -1):
+        groups = [(names, _common(found, names)) for names in itertools.combinations(there, count)]
+        best = max(groups, key=lambda group: len(group[1]))  # the first of equals, which is the simplest
+        if best[1]:
+            return best
+    return (), ()
+
+
+def _common(found: Mapping[str, Mapping[int, object]], names: Sequence[str]) -> tuple[int, ...]:
+    """Folds that all of these configurations have."""
+    return tuple(sorted(set.intersection(*(set(found[name]) for name in names))))
+
+
+def _left_out(
+    folder: Path, found: Mapping[str, Mapping[int, Fold]], names: Sequence[str], folds: Sequence[int]
+) -> list[Missing]:
+    """Configurations with finished folds that share none with the compared ones."""
+    return [
+        Missing(
+            name,
+            None,
+            f"its finished folds ({', '.join(map(str, there))}) are none of those compared",
+            training_command(folder / name, folds[0]),
+        )
+        for name, there in found.items()
+        if name not in names
+    ]
+
+
+def _nothing(folder: Path, missing: Sequence[Missing]) -> str:
+    """The message where no fold is finished."""
+    lines = [f"  {m.configuration}: {m.what}\n    {m.command}" for m in missing]
+    return "\n".join([f"{folder}: no configuration has a finished fold, so there is nothing to choose from.", *lines])
+
+
+def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
+    """A warning where the candidates were not predicted alike."""
+    notes = []
+    for setting in PREDICTION_SETTINGS:
+        used = {name: _values(comparison.found[name], folds, setting) for name in comparison.configurations}
+        if len({value for values in used.values() for value in values}) > 1:
+            listed = "; ".join(f"{name} {' and '.join(values)}" for name, values in used.items())
+            notes.append(f"Warning: the predictions differ in {setting}, so they are not quite comparable: {listed}.")
+    return tuple(notes)
+
+
+def _values(found: Mapping[int, Fold], folds: Sequence[int], setting: str) -> list[str]:
+    """Values of a setting in the folds of a configuration."""
+    return sorted({str((json.loads(found[k].settings) or {}).get(setting)) for k in folds})
+
+
+# Scoring.
+
+
+def _scored(
+    comparison: Comparison,
+    dataset: Dataset,
+    folder: Path,
+    segmenter: Segmenter,
+    *,
+    num_processes: int | None,
+    progress: bool | None,
+) -> Scores:
+    """Dice of every candidate and case; what was saved is not made again."""
+    scores = _saved(comparison, folder)
+    jobs = _jobs(comparison, dataset, folder, scores)
+    if not jobs:
+        return scores
+    processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(jobs))
+    score = partial(_score, segmenter=segmenter, values=[value for value, _ in dataset.labels[1:]])
+    hidden, since = None if progress is None else not progress, time.monotonic()
+    try:
+        with mapper(processes, preload=("torch", "autoplan.crossvalidation")) as each:
+            for name, made in tqdm(each(score, jobs), total=len(jobs), desc="scoring", unit="case", disable=hidden):
+                for candidate, result in made:
+                    scores[candidate][name] = result
+                if time.monotonic() - since > SAVE_EVERY_S:
+                    _write(folder / PARTIAL, _state(comparison, scores))
+                    since = time.monotonic()
+    except BaseException:
+        _write(folder / PARTIAL, _state(comparison, scores))
+        raise
+    return scores
+
+
+def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores) -> list[Job]:
+    """What is not scored yet, case by case."""
+    labels = {case.name: dataset.root / str(case.label) for case in dataset.training}
+    jobs = []
+    for name, k in comparison.cases.items():
+        todo = tuple(
+            (c, tuple(probabilities(folder / m, k, name) for m in c.members), folder / c.members[0])
+            for c, by_case in scores.items()
+            if name not in by_case
+        )
+        jobs += [Job(name, labels[name], todo)] if todo else []
+    return jobs
+
+
+def _score(job: Job, *, segmenter: Segmenter, values: Sequence[int]) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
+    """Dice of one case for each candidate, with and without postprocessing. The label is read once."""
+    label, _ = read_classes(job.label)
+    masks, made = class_masks(label, values), []
+    for candidate, members, bundle in job.candidates:
+        try:
+            pair = segmenter(members, bundle)
+        except _UNREADABLE as error:
+            raise DatasetError(
+                f"{members[0].parent}, {job.name}: the probabilities of {candidate.name} cannot be used "
+                f"({type(error).__name__}: {error}). Delete the file and predict the fold again."
+            ) from error
+        for segmentation in pair:
+            if segmentation.shape != label.shape:
+                raise DatasetError(
+                    f"{job.name}: the segmentation by {candidate.name} has shape {segmentation.shape}, the label "
+                    f"{label.shape}. Predict the fold again, with the dataset as it is now."
+                )
+        postprocessed = dice(masks, pair[0])
+        made.append((candidate, CaseDice(postprocessed, postprocessed if pair[1] is pair[0] else dice(masks, pair[1]))))
+    return job.name, made
+
+
+# The file.
+
+
+def _saved(comparison: Comparison, folder: Path) -> Scores:
+    """Scores that were saved and still hold, for each candidate; none for a candidate that has none."""
+    scores: Scores = {candidate: {} for candidate in candidates(comparison.configurations)}
+    for path in (folder / RESULT, folder / PARTIAL):
+        content = _load(path)
+        try:
+            if content is not None and content["key"] == comparison.key:
+                for candidate, by_case in scores.items():
+                    by_case.update(_valid(comparison, candidate, content))
+        except (KeyError, TypeError, AttributeError):
+            continue  # not what was written here
+    return scores
+
+
+def _valid(comparison: Comparison, candidate: Candidate, content: Mapping[str, Any]) -> dict[str, CaseDice]:
+    """A candidate's saved scores of compared cases whose networks and settings are still the same."""
+    now, then = _networks(comparison), content["networks"]
+    return {
+        case: CaseDice(tuple(entry["postprocessed"]), tuple(entry["plain"]))
+        for case, entry in content["cases"].get(candidate.name, {}).items()
+        if case in comparison.cases
+        and all(
+            then.get(m, {}).get(str(comparison.cases[case])) == now[m][str(comparison.cases[case])]
+            for m in candidate.members
+        )
+    }
+
+
+def _networks(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Network and settings behind the predictions of each compared configuration and fold."""
+    folds = sorted(set(comparison.cases.values()))
+    return {
+        name: {str(k): to_dict(comparison.found[name][k]) for k in folds} for name in comparison.configurations
+    }
+
+
+def _state(comparison: Comparison, scores: Scores) -> dict[str, Any]:
+    """What `_saved` reads."""
+    return {
+        "key": dict(comparison.key),
+        "networks": _networks(comparison),
+        "cases": {
+            candidate.name: {case: to_dict(by_case[case]) for case in sorted(by_case)}
+            for candidate, by_case in scores.items()
+        },
+    }
+
+
+def _result(choice: Choice) -> dict[str, Any]:
+    """What people and programs read."""
+    return {
+        "winner": list(choice.winner.members),
+        "is_distinct": choice.is_distinct,
+        "setting": to_dict(choice.setting),
+        "bootstrap": {"num_resamples": choice.num_resamples, "seed": choice.seed},
+        "scores": [{"name": score.candidate.name, **to_dict(score)} for score in choice.scores],
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON under a temporary name that is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(format_json(dict(content)), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,523 @@
+"""Scores of predicted segmentations against labels: Dice, surface Dice and the 95th percentile of the Hausdorff
+distance, for every case and class.
+
+Conventions, for every score: a class that neither the label nor the prediction of a case holds has no scores there and
+is left out of the means. Where only one of the two holds it, Dice and surface Dice are 0; the distance is infinite, so
+it is left out of the mean distance, and such cases are counted. The foreground mean is the mean over the classes of the
+mean over the cases.
+"""
+
+import csv
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from autoplan import dataset as datasets
+from autoplan.errors import DatasetError
+from autoplan.facts import to_dict
+from autoplan.fingerprint import bounding_box, spacing
+from autoplan.processes import MAX_PROCESSES, mapper, num_processors
+
+TOLERANCE_MM = 1.0
+"""Distance up to which two surfaces count as equal, see `tolerance_mm`. Our choice; the paper scores Dice only."""
+PERCENTILE = 95
+"""Percentile of the Hausdorff distance. Source: custom of the field; the maximum hangs on a single voxel."""
+FLOAT32_SLACK = 1e-5
+"""Part of the tolerance that is added to it: MONAI rounds distances to float32."""
+NUM_LOWEST = 5
+"""Cases that the table shows, those of the lowest mean Dice."""
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class in one case. All None: neither has the class. `hausdorff_95_mm` alone None: one has it."""
+
+    dice: float | None
+    surface_dice: float | None
+    hausdorff_95_mm: float | None
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """Scores of one case, one entry for each class. `tolerance_mm` is that of its surface Dice."""
+
+    name: str
+    tolerance_mm: float
+    classes: tuple[ClassScores, ...]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Means over the cases that have the score, None where none has. `num_cases` counts those that have a Dice, and
+    `num_infinite` those of them whose distance is infinite, which is left out."""
+
+    dice: float | None
+    surface_dice: float | None
+    hausdorff_95_mm: float | None
+    num_cases: int
+    num_infinite: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all cases. `labels` has value and name of each foreground class; `unpredicted` names labels that have
+    no prediction; `tolerance_mm` is what was asked for."""
+
+    labels: tuple[tuple[int, str], ...]
+    tolerance_mm: float
+    cases: tuple[CaseScores, ...]
+    unpredicted: tuple[str, ...]
+
+    @property
+    def means(self) -> tuple[Mean, ...]:
+        """One entry for each class."""
+        return tuple(_mean([c.classes[i] for c in self.cases]) for i in range(len(self.labels)))
+
+    @property
+    def foreground(self) -> Mean:
+        """Mean over the classes of their means; the counts are sums."""
+        means = self.means
+        return Mean(
+            _average([m.dice for m in means]),
+            _average([m.surface_dice for m in means]),
+            _average([m.hausdorff_95_mm for m in means]),
+            sum(m.num_cases for m in means),
+            sum(m.num_infinite for m in means),
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case's label and prediction."""
+
+    name: str
+    label: Path
+    prediction: Path
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one case gives: faults, or its scores by value of the class."""
+
+    faults: tuple[str, ...]
+    name: str = ""
+    tolerance_mm: float = 0.0
+    scores: tuple[tuple[int, ClassScores], ...] = ()
+
+
+def evaluate(
+    labels: Path,
+    predictions: Path,
+    *,
+    tolerance: float = TOLERANCE_MM,
+    num_processes: int | None = None,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Scores of the predictions in a folder. Names, shapes and affines of all cases are checked before any is scored.
+
+    Args:
+        labels: folder of NIfTI files; a dataset.json in it or in the folder above it declares the classes. Where there
+            is none, the classes are the values other than 0 that occur.
+        predictions: folder of NIfTI files with the same names. Labels without a prediction are left out and named.
+        tolerance: mm, of the surface Dice; see `tolerance_mm`.
+        num_processes: processes that score; None: as many as there are processors.
+        progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
+
+    Raises:
+        DatasetError: anything wrong with any case, one line each.
+    """
+    declared = _declared(labels)
+    found, unpredicted = pairs(labels, predictions)
+    processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(found))
+    score = partial(_score, declared=declared, tolerance=tolerance)
+    hidden = None if progress is None else not progress
+    with mapper(processes, preload=("monai.metrics", "autoplan.evaluation")) as each:
+        readings = list(tqdm(each(score, found), total=len(found), desc="scoring", unit="case", disable=hidden))
+    _raise([fault for reading in readings for fault in reading.faults])
+    values = sorted({value for reading in readings for value, _ in reading.scores})
+    classes = tuple((value, str(value)) for value in values) if declared is None else declared[1:]
+    return Evaluation(classes, tolerance, tuple(_case(r, [v for v, _ in classes]) for r in readings), unpredicted)
+
+
+def _case(reading: _Reading, values: Sequence[int]) -> CaseScores:
+    """Scores in the order of `values`; none for a class that the case does not have."""
+    scores, absent = dict(reading.scores), ClassScores(None, None, None)
+    return CaseScores(reading.name, reading.tolerance_mm, tuple(scores.get(value, absent) for value in values))
+
+
+def _raise(faults: Sequence[str]) -> None:
+    """Raises what was found, if anything."""
+    if faults:
+        raise DatasetError("\n".join(faults))
+
+
+# The files.
+
+
+def _declared(labels: Path) -> tuple[tuple[int, str], ...] | None:
+    """Classes that a dataset.json in the folder or above it declares; None where there is none."""
+    folder = Path(os.path.abspath(labels))
+    there = next((f for f in (folder, folder.parent) if (f / datasets.DESCRIPTION).is_file()), None)
+    if there is None:
+        return None
+    declared = datasets.read_labels(there)
+    names = [name for _, name in declared]
+    return tuple((v, name if names.count(name) == 1 else f"{name} ({v})") for v, name in declared)
+
+
+def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    """Label and prediction of each case, and the names of labels that have no prediction. Headers are read, voxels not.
+
+    Raises:
+        DatasetError: a folder without NIfTI files, two files of one name, a prediction without a label, a broken
+            header, shapes or affines that differ; one line each.
+    """
+    faults: list[str] = []
+    labelled, predicted = _files(labels, "labels", faults), _files(predictions, "predictions", faults)
+    if labelled and predicted:
+        faults += [
+            f"{path}: there is no label of that name in {labels}. Rename the file, or take it out of the folder."
+            for name, path in predicted.items()
+            if name not in labelled
+        ]
+    found = tuple(Pair(name, labelled[name], path) for name, path in predicted.items() if name in labelled)
+    faults += [fault for pair in found for fault in _grid_faults(pair)]
+    _raise(faults)
+    return found, tuple(name for name in labelled if name not in predicted)
+
+
+def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
+    """The NIfTI files of a folder by case, in alphabetical order."""
+    if not folder.is_dir():
+        faults.append(f"--{flag} {folder}: there is no such folder. Name one with NIfTI files.")
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((s for s in datasets.SUFFIXES if path.name.endswith(s)), None)
+        if suffix is None or path.name.startswith(".") or not path.is_file():
+            continue
+        name = path.name.removesuffix(suffix)
+        if name in found:
+            faults.append(f"{path}: {found[name].name} is of the same case. Remove one of the two.")
+        found[name] = path
+    if not found:
+        faults.append(f"--{flag} {folder}: holds no NIfTI file (.nii.gz or .nii). Name a folder that does.")
+    return found
+
+
+def _grid_faults(pair: Pair) -> list[str]:
+    """What the headers of a label and its prediction have wrong, by themselves and together."""
+    faults: list[str] = []
+    label, prediction = (_header(path, faults) for path in (pair.label, pair.prediction))
+    if label is None or prediction is None:
+        return faults
+    if label[0] != prediction[0]:
+        return [
+            f"{pair.prediction}: shape {prediction[0]} differs from the label's, {label[0]}. Resample the prediction "
+            "to the label's grid, by nearest neighbour."
+        ]
+    distance = datasets.corner_distance_mm(label[0], label[1], prediction[1])
+    if not distance <= datasets.AFFINE_TOLERANCE_MM:
+        return [
+            f"{pair.prediction}: its affine and the label's put a corner of the volume {distance:.3g} mm apart (at "
+            f"most {datasets.AFFINE_TOLERANCE_MM} mm). Resample it, or copy the label's affine if they overlay."
+        ]
+    return []
+
+
+def _header(path: Path, faults: list[str]) -> tuple[tuple[int, ...], NDArray[np.float64]] | None:
+    """Spatial shape and affine of a file, or None and one more fault."""
+    try:
+        image: Any = nibabel.load(path)
+    except datasets.UNREADABLE as error:
+        faults.append(f"{path}: cannot be read ({datasets.one_line(error)}). Copy it again, or take it out.")
+        return None
+    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
+        faults.append(f"{path}: shape {image.shape}, not one volume. Store the classes as numbers in one volume.")
+        return None
+    return tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+
+
+def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The whole numbers (X, Y, Z) in a file of one volume, and its affine.
+
+    Raises:
+        DatasetError: the file is damaged, or holds other values; `what` says what it is.
+    """
+    try:
+        volume = datasets.read_volume(path)
+    except datasets.UNREADABLE as error:
+        raise DatasetError(f"{path}: cannot be read ({datasets.one_line(error)}). Copy it again.") from error
+    values, faults = datasets.whole_numbers(volume.array[..., 0], what=what)
+    _raise([f"{path}: {fault}" for fault in faults])
+    return values, volume.affine
+
+
+# The scores.
+
+
+def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, tolerance: float) -> _Reading:
+    """Scores of one case, or what is wrong with its files."""
+    try:
+        label, affine = read_classes(pair.label)
+        prediction, _ = read_classes(pair.prediction, what="prediction")
+    except DatasetError as error:
+        return _Reading((str(error),))
+    faults = [] if declared is None else _undeclared(pair, label, prediction, {value for value, _ in declared})
+    if faults:
+        return _Reading(tuple(faults))
+    mm, foreground = spacing(affine), (label != 0) | (prediction != 0)
+    allowed = tolerance_mm(mm, at_least=tolerance)
+    if not foreground.any():
+        return _Reading((), pair.name, allowed)
+    box = bounding_box(foreground)
+    truth, found = label[box], prediction[box]
+    values = sorted(({v for v, _ in datasets.count_values(truth)} | {v for v, _ in datasets.count_values(found)}) - {0})
+    scores = ((value, class_scores(truth == value, found == value, mm, tolerance=allowed)) for value in values)
+    return _Reading((), pair.name, allowed, tuple(scores))
+
+
+def _undeclared(pair: Pair, label: NDArray[Any], prediction: NDArray[Any], declared: set[int]) -> list[str]:
+    """Values that dataset.json does not declare."""
+    arrays = (("label", pair.label, label), ("prediction", pair.prediction, prediction))
+    unknown = [(what, path, {v for v, _ in datasets.count_values(array)} - declared) for what, path, array in arrays]
+    return [
+        f"{path}: the {what} has values that dataset.json does not declare: {sorted(values)[:10]}. Declare them."
+        for what, path, values in unknown
+        if values
+    ]
+
+
+def tolerance_mm(spacing: Sequence[float], *, at_least: float = TOLERANCE_MM) -> float:
+    """Tolerance of a case's surface Dice in mm: `at_least`, or the finest voxel edge where that is longer.
+
+    A distance below one voxel cannot be told from none on the case's grid. The finest edge counts and not the coarsest:
+    with slices 5 mm apart the coarsest would let contours pass that are seven voxels wrong within the slice.
+
+    Source: our choice.
+    """
+    return max(at_least, min(spacing))
+
+
+@dataclass(frozen=True)
+class ClassMask:
+    """Where a label has a class: `mask`, inside `box`, which holds all its `size` voxels."""
+
+    value: int
+    size: int
+    box: tuple[slice, ...]
+    mask: NDArray[np.bool_]
+
+
+def class_masks(label: NDArray[Any], values: Sequence[int]) -> tuple[ClassMask, ...]:
+    """Where a label has each of `values`. Made once for all predictions that are compared with it."""
+    masks = []
+    for value in values:
+        mask = label == value
+        size = int(np.count_nonzero(mask))
+        box = bounding_box(mask) if size else (slice(0, 0),) * mask.ndim
+        masks.append(ClassMask(value, size, box, np.ascontiguousarray(mask[box])))
+    return tuple(masks)
+
+
+def dice(label: Sequence[ClassMask], prediction: NDArray[Any]) -> tuple[float | None, ...]:
+    """Dice of each class: 2 |T and P| / (|T| + |P|). None for a class that neither has.
+
+    Args:
+        label: of `class_masks`.
+        prediction: whole numbers, on the label's grid.
+    """
+    scores = []
+    for c in label:
+        size = c.size + int(np.count_nonzero(prediction == c.value))
+        both = int(np.count_nonzero((prediction[c.box] == c.value) & c.mask))
+        scores.append(2 * both / size if size else None)
+    return tuple(scores)
+
+
+def _dice(label: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float | None:
+    """Dice of two masks."""
+    size = int(np.count_nonzero(label)) + int(np.count_nonzero(prediction))
+    return 2 * int(np.count_nonzero(label & prediction)) / size if size else None
+
+
+def class_scores(
+    label: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float
+) -> ClassScores:
+    """Scores of two (X, Y, Z) masks of equal shape.
+
+    The surface Dice is the part of both surfaces, in mm2, that is at most `tolerance` from the other one; surfaces are
+    those of marching cubes, as in the Decathlon. The distance is the larger of two, label to prediction and back; each
+    is the 95th percentile over the boundary voxels (those with one of six neighbours outside) of the distance to the
+    nearest boundary voxel of the other mask, between centres. What touches the border of the volume ends there.
+
+    Args:
+        label, prediction: masks.
+        spacing: mm.
+        tolerance: mm.
+    """
+    both = label | prediction
+    if not both.any():
+        return ClassScores(None, None, None)
+    if not label.any() or not prediction.any():
+        return ClassScores(0.0, 0.0, None)
+    box = bounding_box(both)
+    label, prediction = label[box], prediction[box]
+    return ClassScores(_dice(label, prediction), *_surface_scores(label, prediction, spacing, tolerance))
+
+
+def _surface_scores(
+    label: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """Surface Dice and distance in mm of two masks that are not empty, by MONAI."""
+    import torch
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    torch.set_num_threads(1)  # the processes share the processors
+    y, y_pred = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (label, prediction))
+    options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+    limit = tolerance * (1 + FLOAT32_SLACK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of arguments that it sets itself
+        surface = compute_surface_dice(y_pred, y, class_thresholds=[limit], use_subvoxels=True, **options)
+        distance = compute_hausdorff_distance(y_pred, y, percentile=PERCENTILE, **options)
+    return float(surface), float(distance)
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    there = [v for v in values if v is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _mean(scores: Sequence[ClassScores]) -> Mean:
+    """Means of one class over the cases."""
+    return Mean(
+        _average([s.dice for s in scores]),
+        _average([s.surface_dice for s in scores]),
+        _average([s.hausdorff_95_mm for s in scores]),
+        sum(s.dice is not None for s in scores),
+        sum(s.dice is not None and s.hausdorff_95_mm is None for s in scores),
+    )
+
+
+# What is written.
+
+CONVENTIONS = (
+    "A class that is absent from both label and prediction is left out of the means. Absent from one of the two alone, "
+    "its Dice and surface Dice are 0, and its distance, being infinite, is left out and counted as one-sided."
+)
+
+
+def report(evaluation: Evaluation) -> str:
+    """The means as an aligned table, the cases of the lowest Dice, and what the numbers mean."""
+    header = ["", "Dice", "surface Dice", "HD95 (mm)", "cases", "one-sided"]
+    means = [[name, *_mean_cells(m)] for (_, name), m in zip(evaluation.labels, evaluation.means, strict=True)]
+    rows = [header, *means, ["foreground mean", *_mean_cells(evaluation.foreground)[:3], "", ""]]
+    names = [name for _, name in evaluation.labels]
+    lowest = sorted(evaluation.cases, key=_mean_dice)[:NUM_LOWEST]
+    worst = [["lowest Dice", *names], *([c.name, *(_cell(s.dice) for s in c.classes)] for c in lowest)]
+    return "\n\n".join([f"{len(evaluation.cases)} cases", table(rows), table(worst), _notes(evaluation)])
+
+
+def _notes(evaluation: Evaluation) -> str:
+    """Tolerance, conventions, and labels that were left out."""
+    used = sorted({case.tolerance_mm for case in evaluation.cases})
+    of_cases = f"{used[0]:g}" if len(used) == 1 else f"{used[0]:g} to {used[-1]:g}"
+    lines = [
+        f"Surface Dice: tolerance {evaluation.tolerance_mm:g} mm, or the finest voxel edge of a case where that is "
+        f"longer: {of_cases} mm.",
+        CONVENTIONS,
+    ]
+    if evaluation.unpredicted:
+        count = len(evaluation.unpredicted)
+        shown = ", ".join(evaluation.unpredicted[:NUM_LOWEST]) + (", ..." if count > NUM_LOWEST else "")
+        lines.append(f"{count} of {count + len(evaluation.cases)} labels have no prediction and are left out: {shown}.")
+    return "\n".join(lines)
+
+
+def _mean_dice(case: CaseScores) -> float:
+    """Mean over the classes that the case has; a case that has none is no bad one."""
+    average = _average([s.dice for s in case.classes])
+    return 1.0 if average is None else average
+
+
+def _mean_cells(mean: Mean) -> list[str]:
+    """Cells of a line of the table."""
+    scores = (_cell(mean.dice), _cell(mean.surface_dice), _cell(mean.hausdorff_95_mm, digits=2))
+    return [*scores, str(mean.num_cases), str(mean.num_infinite)]
+
+
+def _cell(value: float | None, *, digits: int = 4) -> str:
+    """A number, or a dash for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as text with aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+    """Writes scores.csv (a line for each case and class, then the means) and scores.json, and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "scores.csv", folder / "scores.json"
+    _replace(paths[0], lambda path: _write_csv(evaluation, path))
+    content = json.dumps(as_dict(evaluation), indent=1, ensure_ascii=False) + "\n"
+    _replace(paths[1], lambda path: path.write_text(content, encoding="utf-8"))
+    return paths
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under a temporary name that is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _write_csv(evaluation: Evaluation, path: Path) -> None:
+    """One line a case and class, then one a class; nothing stands where there is no score."""
+    header = ("case", "class", "dice", "surface_dice", "hausdorff_95_mm", "tolerance_mm")
+    names = [name for _, name in evaluation.labels]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for case in evaluation.cases:
+            for name, s in zip(names, case.classes, strict=True):
+                writer.writerow((case.name, name, s.dice, s.surface_dice, s.hausdorff_95_mm, case.tolerance_mm))
+        for name, m in zip((*names, "foreground"), (*evaluation.means, evaluation.foreground), strict=True):
+            writer.writerow(("mean", name, m.dice, m.surface_dice, m.hausdorff_95_mm, ""))
+
+
+def as_dict(evaluation: Evaluation) -> Mapping[str, Any]:
+    """Plain JSON types: means, then cases."""
+    names = [name for _, name in evaluation.labels]
+    return {
+        "conventions": CONVENTIONS,
+        "classes": {name: value for value, name in evaluation.labels},
+        "tolerance_mm": evaluation.tolerance_mm,
+        "foreground_mean": to_dict(evaluation.foreground),
+        "means": {name: to_dict(mean) for name, mean in zip(names, evaluation.means, strict=True)},
+        "cases": {
+            case.name: {
+                "tolerance_mm": case.tolerance_mm,
+                "classes": {name: to_dict(scores) for name, scores in zip(names, case.classes, strict=True)},
+            }
+            for case in evaluation.cases
+        },
+        "unpredicted": list(evaluation.unpredicted),
+    }

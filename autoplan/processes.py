@@ -1,0 +1,67 @@
+"""Work on cases in several processes: how they are started, stopped, and what happens when one dies."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from autoplan.errors import DatasetError
+
+MAX_PROCESSES = 8
+"""Processes at most unless asked for: each holds one case in memory."""
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def mapper(num_processes: int, *, preload: Sequence[str] = (), chunksize: int = 1) -> Iterator[Any]:
+    """A `map` that works in this process or in several, results in order.
+
+    The processes are forked from a server that has no threads and has imported what they need (where there is none, on
+    Windows, they are spawned): safe whatever the caller runs, and their memory is shared.
+
+    Args:
+        num_processes: 1 means this process.
+        preload: modules that the server imports.
+        chunksize: calls that go to a process at a time.
+
+    Raises:
+        DatasetError: a process was ended from outside.
+    """
+    if num_processes == 1:
+        yield map
+        return
+    context = _context(preload)
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+            try:
+                yield partial(pool.map, chunksize=chunksize)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            "a process that read the images was ended from outside, most likely for want of memory. "
+            "Read fewer cases at a time, by --num_processes 1."
+        ) from error
+
+
+def _context(preload: Sequence[str]) -> Any:
+    """How processes are started."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nibabel", "fire", *preload])
+    return context
+
+
+def _ignore_interrupt() -> None:
+    """Leaves Ctrl-C to the main process, which ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

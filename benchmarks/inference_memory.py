@@ -1,0 +1,142 @@
+"""Peak memory of a bundle's inference on a large volume, against the volume itself.
+
+    python benchmarks/inference_memory.py [--shape 400 512 512] [--classes 2] [--configuration 3d_fullres]
+
+Makes a random CT volume, a bundle with a small network and random weights, and predicts with `monai.bundle run
+inference`, without mirroring, in a process of its own. Counted is the resident memory of that process and of its
+loader's worker (shared pages once), every 50 ms, above what the process has after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from autoplan.facts import ChannelNormalization, Configuration, Plan
+from autoplan.render import render_all
+
+PATCH = (128, 128, 128)
+STRIDES = ((1, 1, 1), *((2, 2, 2),) * 3)
+RUN = """
+import runpy, sys
+import monai.bundle, monai.engines, monai.inferers, monai.transforms, monai.handlers, ignite, scipy.ndimage, nibabel
+print("imported", flush=True)
+sys.stdin.readline()
+sys.argv = ["monai.bundle", *sys.argv[1:]]
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+
+
+def small_plan(classes: int, spacing: float) -> Plan:
+    """A plan with small networks: 8 features, patches of 128^3, a first stage of half the resolution."""
+
+    def configuration(name: str, factor: float) -> Configuration:
+        return Configuration(
+            name=name,  # type: ignore[arg-type]
+            spacing=(spacing * factor,) * 3,
+            median_shape=(400, 512, 512),
+            patch_size=PATCH,
+            batch_size=2,
+            strides=STRIDES,
+            features=(8, 16, 32, 64),
+            batch_dice=True,
+            augmentation="3d",
+        )
+
+    return Plan(
+        name="Task00_Large",
+        modalities=("CT",),
+        labels=tuple((i, f"class{i}") for i in range(classes + 1)),
+        num_training=5,
+        slice_axis=2,
+        normalization=(ChannelNormalization(-100.0, 300.0, 50.0, 80.0),),
+        nonzero_only=False,
+        single_component=(1,),
+        folds=tuple((f"case_{i}",) for i in range(5)),
+        configurations=tuple(
+            configuration(n, f) for n, f in (("3d_fullres", 1), ("3d_lowres", 2), ("3d_cascade_fullres", 1))
+        ),
+        decisions=(),
+    )
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process and its children, shared pages divided among those that share them."""
+    total = 0
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    for process in (str(pid), *children):
+        try:
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += 1024 * int(line.split()[1])
+        except OSError:
+            continue
+    return total
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=(400, 512, 512))
+    parser.add_argument("--classes", type=int, default=2, help="foreground classes")
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--spacing", type=float, default=1.0, help="mm of the volume's voxels; the plan has 1 mm")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = folder / "images"
+        images.mkdir()
+        rng = np.random.default_rng(0)
+        coarse = rng.normal(50, 100, [math.ceil(n / 8) for n in given.shape])
+        volume = coarse.astype(np.int16).repeat(8, 0).repeat(8, 1).repeat(8, 2)[tuple(map(slice, given.shape))]
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([given.spacing] * 3 + [1])), images / "large.nii.gz")
+        plan = small_plan(given.classes, 1.0)
+        render_all(plan, folder / "data", folder / "bundles")
+        bundle = folder / "bundles" / plan.name / given.configuration
+        weights = (
+            "import sys, torch; sys.path.insert(0, sys.argv[1]); from monai.bundle import ConfigParser as C; p = C();"
+            "p.read_config(sys.argv[1] + '/configs/inference.json');"
+            "import pathlib; pathlib.Path(sys.argv[1] + '/models').mkdir(exist_ok=True);"
+            "torch.save(p.get_parsed_content('network_def').state_dict(), sys.argv[1] + '/models/model.pt')"
+        )
+        subprocess.run([sys.executable, "-c", weights, str(bundle)], check=True)
+        arguments = ["run", "inference", "--config_file", str(bundle / "configs" / "inference.json"), "--mirror", "False"]
+        arguments += ["--dataset_dir", str(images), "--output_dir", str(folder / "out")]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", RUN, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        base = memory(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        curve: list[tuple[float, int]] = []
+        reader = threading.Thread(target=lambda: print(process.stdout.read()[-2000:]))  # type: ignore[union-attr]
+        reader.start()
+        while process.poll() is None:
+            curve.append((time.monotonic() - started, memory(process.pid) - base))
+            time.sleep(0.05)
+        reader.join()
+        size = 4 * math.prod(given.shape)
+        when, peak = max(curve, key=lambda item: item[1])
+        print(json.dumps({"exit": process.returncode, "volume_MB": size / 1e6, "peak_MB": peak / 1e6,
+                          "peak_volumes": peak / size, "at_s": when, "seconds": curve[-1][0]}, indent=1))  # fmt: skip
+        step = max(1, len(curve) // 40)
+        print(" ".join(f"{seconds:.0f}s:{used / size:.1f}" for seconds, used in curve[::step]))
+
+
+if __name__ == "__main__":
+    main()
