@@ -200,19 +200,20 @@ def status(
     json: bool = False,
     **settings: str,
 ) -> None:
-    """Says how all trainings stand. Flags as for train.
+    """Says how all trainings stand, supposing the recipe that they were last started with, or else that of the flags.
 
     Args:
         dataset: name of a task that is planned, or its folder.
         bundles: folder of the bundles.
         configurations: some only, such as 2d,3d_fullres.
         folds: some only, such as 0,1.
-        quick: the short recipe, which has fewer epochs.
+        quick: suppose the short recipe, which has fewer epochs.
         json: as a list of objects.
     """
     _refuse("status", extra, ())
     _check("json", json, holds=isinstance(json, bool), takes="no value")
-    rows = [trainings.row(job) for job in _jobs(dataset, bundles, configurations, folds, quick, settings)]
+    asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
+    rows = [trainings.row(job if quick or settings else trainings.as_last_started(job)) for job in asked]
     print(dumps(to_dict(tuple(rows)), indent=1) if json else trainings.table(rows))
 
 

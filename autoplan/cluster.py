@@ -192,6 +192,7 @@ def run_on_worker(job: Job, neighbours: dict[str, int]) -> Outcome:
         leaving = worker.status in (Status.closing, Status.closed, Status.closing_gracefully, Status.failed)
         return leaving or task is None or task.state == "cancelled"
 
-    # Dask sets OMP_NUM_THREADS to 1 in its workers, which would hold for a training.
+    # Dask sets these to 1 in its workers, which would hold for a training.
     share = os.environ.get("AUTOPLAN_NUM_THREADS") or str(pool.threads(neighbours.get(worker.ip, 1)))
-    return pool.run_job(job, {"OMP_NUM_THREADS": share}, stopped)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return pool.run_job(job, dict.fromkeys(names, share), stopped)

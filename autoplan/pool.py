@@ -244,6 +244,9 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
                 backend.check()
                 show.update([job for job in handles if job not in outcomes], len(outcomes), len(todo))
                 time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        show.say("The running trainings save and end.")
+        raise
     finally:
         show.close()
         backend.close()
@@ -293,12 +296,16 @@ class Display:
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Say how a job ended."""
-        self._draw([])
         failure = outcome.failure
         if failure is None:
-            self._print(f"{job.name}: {outcome.state}")
+            self.say(f"{job.name}: {outcome.state}")
         else:
-            self._print(f"{job.name}: {outcome.state}: {failure.reason}\n  log: {job.log}\n  try: {failure.remedy}")
+            self.say(f"{job.name}: {outcome.state}: {failure.reason}\n  log: {job.log}\n  try: {failure.remedy}")
+
+    def say(self, line: str) -> None:
+        """Show a line in place of the jobs."""
+        self._draw([])
+        self._print(line)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

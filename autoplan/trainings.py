@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,15 @@ def check_all_done(rows: Sequence[Row], failed: Sequence[Job]) -> None:
     raise TrainingError("\n".join([*lines, "The same command does what is missing."]))
 
 
+def as_last_started(job: Job) -> Job:
+    """The job with the recipe and the number of epochs that its training was last started with, by its log."""
+    starts = re.findall(rf"^{START} training.*", log_tail(job.log, whole=True), re.MULTILINE)
+    if not starts:
+        return job
+    epochs = re.findall(r"--max_epochs (\S+)", starts[-1])
+    return replace(job, quick="quick.json" in starts[-1], settings=(("max_epochs", epochs[-1]),) if epochs else ())
+
+
 def table(rows: Sequence[Row]) -> str:
     """Rows as text with aligned columns."""
     header = ("configuration", "fold", "state", "epoch", "train", "validation", "Dice", "time left", "")
@@ -295,15 +304,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def log_tail(path: Path) -> str:
-    """The end of a log, from the line on that says that its last process started."""
+def log_tail(path: Path, *, whole: bool = False) -> str:
+    """The end of a log, from the line on that says that its last process started, or the `whole` of TAIL_BYTES."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return text[max(text.rfind(START), 0) :]
+    return text if whole else text[max(text.rfind(START), 0) :]
 
 
 def last_status(tail: str) -> int:

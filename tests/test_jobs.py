@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import TINY_PLAN, Stub, wait_until, write_tiny
+from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 
 from autoplan import __main__ as command_line
 from autoplan import guard, lease, pool, trainings
@@ -180,6 +181,33 @@ def test_a_lost_lease_ends_the_training(stub: Stub, monkeypatch: pytest.MonkeyPa
     assert stub.alive() == []
     assert json.loads(path.read_text())["id"] == "another"
     process.stdin.close()
+
+
+@pytest.mark.slow
+def test_a_real_training_with_loading_processes_that_is_killed(project: Path, tmp_path: Path) -> None:
+    """With MONAI: the command is killed in the middle, all of its processes end, and it goes on."""
+    bundles = shutil.copytree(project, tmp_path / "project") / "bundles"
+    some = ("--configurations", "2d", "--folds", "0", "--max_epochs", "3", "--epoch_length", "20")
+    words = ("train", TASK, "--bundles", str(bundles), *some, "--val_batches", "1", "--num_workers", "1")
+    process = start(*words)
+    folder = bundles / TASK / "2d" / "models" / "fold_0"
+    wait_until((folder / "last.pt").is_file)
+    family = descendants(process.pid)
+    assert len(family) >= 4, "guard, training, a process that loads for training and one for validation"
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(is_alive, family)))
+    again = start(*words)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert "2d fold 0: done" in out
+    assert [line.split(",")[0] for line in (folder / "curve.csv").read_text().splitlines()] == ["epoch", "1", "2", "3"]
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    found = [int(c) for path in Path(f"/proc/{pid}/task").glob("*/children") for c in path.read_text().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
 
 
 def table_of(text: str) -> list[str]:

@@ -281,6 +281,16 @@ def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
     assert trainings.row(running).state == "waiting"
 
 
+def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
+    [quick] = trainings.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
+    quick.folder.mkdir(parents=True)
+    lines = [f"{trainings.START} {step}, now: {' '.join(trainings.command(quick, step))}" for step in ("training", "x")]
+    quick.log.write_text("\n".join(lines))
+    found = trainings.as_last_started(job_of(task))
+    assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
+    assert trainings.as_last_started(job_of(task, 1)) == job_of(task, 1)
+
+
 def test_the_end_of_the_command_tells_what_is_not_done(task: Path) -> None:
     job = job_of(task)
     finish(job)
