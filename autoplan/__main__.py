@@ -2,24 +2,26 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from json import dumps
 from pathlib import Path
 from typing import Any, get_args
 
 import fire
-from fire.decorators import SetParseFns
+from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
+from autoplan import pool, topology, trainings
 from autoplan import prediction as predictions
-from autoplan import topology
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
-from autoplan.facts import Configuration, Dataset, Fingerprint, Plan
+from autoplan.facts import Configuration, Dataset, Fingerprint, Plan, to_dict
 from autoplan.rules import Cascade
 
 
@@ -176,7 +178,7 @@ def predict(
         name: of the bundle, under bundles/TASK.
         images: folder with NIfTI images, instead of the dataset's test images.
         output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
-        force: predict anew what another bundle, or the same with other settings, has predicted.
+        force: overwrite segmentations of unknown origin in the folder.
         device: cpu or cuda:0, if not what there is.
     """
     _refuse("predict", extra, unknown)
@@ -193,10 +195,107 @@ def predict(
     print(f"{results}: {len(paths)} segmentations, {done} of them predicted now")
 
 
+def train(
+    dataset: str,
+    *extra: str,
+    bundles: str = "bundles",
+    configurations: str = "",
+    folds: str = "",
+    quick: bool = False,
+    jobs: int | None = None,
+    scheduler: str = "",
+    slurm: str = "",
+    **settings: str,
+) -> None:
+    """Trains all folds of all configurations, and predicts and scores their validation cases; does what is missing.
+
+    Settings of the bundles are flags, too: --max_epochs 20 --batch_size 2.
+
+    Args:
+        dataset: name of a task that is planned, or its folder.
+        bundles: folder of the bundles.
+        configurations: some only, such as 2d,3d_fullres.
+        folds: some only, such as 0,1.
+        quick: the short recipe.
+        jobs: trainings at a time on this machine; one a GPU, or one on the CPU, if not given.
+        scheduler: address of a Dask scheduler, whose workers then train.
+        slurm: YAML file that says how to ask Slurm for workers, which then train.
+    """
+    _refuse("train", extra, ())
+    asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
+    _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
+    backend = _backend(jobs, scheduler, slurm, settings)
+    outcomes = pool.run_all(asked, backend, pool.Display())
+    rows = [trainings.row(job) for job in asked]
+    print(f"\n{trainings.table(rows)}")
+    trainings.check_all_done(rows, failed=[job for job, outcome in outcomes.items() if outcome.state == "failed"])
+
+
+def status(
+    dataset: str,
+    *extra: str,
+    bundles: str = "bundles",
+    configurations: str = "",
+    folds: str = "",
+    quick: bool = False,
+    json: bool = False,
+    **settings: str,
+) -> None:
+    """Says how all trainings stand, supposing the recipe that they were last started with, or else that of the flags.
+
+    Args:
+        dataset: name of a task that is planned, or its folder.
+        bundles: folder of the bundles.
+        configurations: some only, such as 2d,3d_fullres.
+        folds: some only, such as 0,1.
+        quick: suppose the short recipe, which has fewer epochs.
+        json: as a list of objects.
+    """
+    _refuse("status", extra, ())
+    _check("json", json, holds=isinstance(json, bool), takes="no value")
+    asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
+    rows = [trainings.row(job if quick or settings else trainings.as_last_started(job)) for job in asked]
+    print(dumps(to_dict(tuple(rows)), indent=1) if json else trainings.table(rows))
+
+
+def run(
+    dataset: str,
+    *extra: str,
+    root: str = "data",
+    bundles: str = "bundles",
+    cascade: Cascade = "auto",
+    **flags: Any,
+) -> None:
+    """Plans a dataset, trains all folds, chooses the best model and predicts the test images; does what is missing.
+
+    Args:
+        dataset: as for plan.
+        root: as for plan.
+        bundles: folder of the bundles.
+        cascade: as for plan.
+        flags: those of train.
+    """
+    _refuse("run", extra, ())
+    plan(dataset, root=root, bundles=bundles, cascade=cascade)
+    train(dataset, bundles=bundles, **flags)
+    select(dataset, root=root, bundles=bundles)
+    if datasets.load(datasets.locate(dataset, Path(root))).test:
+        predict(dataset, root=root, bundles=bundles)
+
+
+def _settings_stay_text(command: Callable[..., None], **parsers: Callable[[str], Any]) -> Callable[..., None]:
+    """A command whose flags that are not named are settings, handed on as they were typed."""
+    decorated: Callable[..., None] = SetParseFn(str)(SetParseFns(**parsers)(command))
+    return decorated
+
+
 # Text stays text: fire would read `--bundles 2024_01` as the number 202401.
 COMMANDS = {
     "plan": SetParseFns(dataset=str, root=str, bundles=str, cascade=str)(plan),
     "phantom": SetParseFns(folder=str)(phantom),
+    "train": _settings_stay_text(train, quick=DefaultParseValue, jobs=DefaultParseValue),
+    "status": _settings_stay_text(status, quick=DefaultParseValue, json=DefaultParseValue),
+    "run": _settings_stay_text(run, quick=DefaultParseValue, jobs=DefaultParseValue),
     "select": SetParseFns(dataset=str, root=str, bundles=str, name=str)(select),
     "predict": SetParseFns(dataset=str, root=str, bundles=str, name=str, images=str, output=str, device=str)(predict),
     "evaluate": SetParseFns(labels=str, predictions=str, output=str)(evaluate),
@@ -204,11 +303,14 @@ COMMANDS = {
 FLAGS = {
     "plan": ("root", "bundles", "explain", "force", "cascade", "num_processes"),
     "phantom": ("num_cases", "num_test", "seed"),
+    "train": ("bundles", "configurations", "folds", "quick", "jobs", "scheduler", "slurm"),
+    "status": ("bundles", "configurations", "folds", "quick", "json"),
+    "run": ("root", "bundles", "cascade", "configurations", "folds", "quick", "jobs", "scheduler", "slurm"),
     "select": ("root", "bundles", "name", "num_processes"),
     "predict": ("root", "bundles", "name", "images", "output", "force", "device"),
     "evaluate": ("labels", "predictions", "output", "tolerance", "num_processes"),
 }
-SWITCHES = ("--explain", "--force")
+SWITCHES = ("--explain", "--force", "--quick", "--json")
 
 
 def _refuse(command: str, extra: Sequence[str], unknown: Iterable[str]) -> None:
@@ -235,6 +337,28 @@ def _is_count(value: object, *, least: int = 0) -> bool:
 def _is_length(value: object) -> bool:
     """Whether a value is a finite number above 0."""
     return type(value) in (int, float) and 0 < float(str(value)) < math.inf
+
+
+def _jobs(
+    dataset: str, bundles: str, configurations: str, folds: str, quick: bool, settings: dict[str, str]
+) -> list[trainings.Job]:
+    """The jobs that flags ask for."""
+    _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
+    numbers = [text.strip() for text in folds.split(",")] if folds else []
+    _check("folds", folds, holds=all(n.isdecimal() for n in numbers), takes="numbers such as 0,1")
+    names = [name.strip() for name in configurations.split(",")] if configurations else []
+    given = {n: str(Path(v).absolute()) if n in trainings.PATHS else v for n, v in settings.items()}
+    found = trainings.find_bundles(Path(bundles) / Path(dataset).name, names)
+    return trainings.jobs_of(found, sorted({int(n) for n in numbers}), quick=quick, settings=given)
+
+
+def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> pool.Backend:
+    """What runs the jobs that flags ask for."""
+    if scheduler or slurm:
+        from autoplan import cluster
+
+        return cluster.connect(scheduler) if scheduler else cluster.start(Path(slurm))
+    return pool.Machine(jobs, devices=[] if settings.get("device") == "cpu" else None)
 
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> tuple[Fingerprint, bool]:

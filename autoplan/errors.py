@@ -15,3 +15,7 @@ class PlanError(AutoplanError):
 
 class TemplateError(AutoplanError):
     """The bundle to be written: a template that does not fit the plan, or a folder that holds another plan."""
+
+
+class TrainingError(AutoplanError):
+    """Trainings: what is asked for is not there, a job failed, or what runs the jobs went away."""

@@ -25,7 +25,7 @@ def predict(
         folder: what the bundle gets as its `dataset_dir`: of a dataset, or of images.
         images: that the folder stands for.
         output: where the segmentations go, as <case>.nii.gz.
-        force: predict anew what another bundle has predicted.
+        force: overwrite segmentations of unknown origin.
         settings: keys of inference.json with new values, as they stand on a command line.
 
     Returns:
@@ -34,7 +34,7 @@ def predict(
     Raises:
         TemplateError: the bundle is not there or has no weights.
         DatasetError: there are no images, or two of one name.
-        AutoplanError: segmentations by another bundle are there, or some images could not be predicted.
+        AutoplanError: segmentations of unknown origin are there, or some images could not be predicted.
     """
     if not (bundle / "configs" / "inference.json").is_file() or not (bundle / "models" / "model.pt").is_file():
         raise TemplateError(
@@ -100,20 +100,21 @@ def _signature(bundle: Path, settings: Mapping[str, str]) -> dict[str, object]:
 
 
 def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path, Path], *, force: bool) -> None:
-    """Make the folder one of predictions by this bundle, if it is not one by another."""
+    """Make the folder one of predictions by this bundle. Those that another one has predicted here are removed, to be
+    made anew; those of unknown origin are not touched unless `force`."""
     record = output / RECORD
     try:
-        same = json.loads(record.read_text(encoding="utf-8")) == signature
+        claimed = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        same = False
+        claimed = None
     there = [target for target in targets.values() if target.is_file()]
-    if not same and there and not force:
+    if claimed is None and there and not force:
         raise AutoplanError(
-            f"{output} holds {len(there)} segmentations that this bundle has not predicted, or not with these "
-            "settings. Name another folder: --output DIR; or predict them anew: --force"
+            f"{output} holds {len(there)} segmentations of unknown origin. Name another folder: --output DIR; or "
+            "overwrite them: --force"
         )
     output.mkdir(parents=True, exist_ok=True)
-    if not same:
+    if claimed != signature:
         for target in there:
             target.unlink()
         temporary = record.with_name(f"{RECORD}.{os.getpid()}.tmp")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,3 +236,65 @@ def parse() -> Callable[..., Any]:
         return parser
 
     return parsed
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A tiny project whose trainings are those of stub_monai, in this process and in those that it starts."""
+
+    folder: Path
+    faults: Path
+    notes_file: Path
+
+    @property
+    def task(self) -> Path:
+        """The task's bundles."""
+        return self.folder / "bundles" / TINY_PLAN.name
+
+    def notes(self, what: str) -> list[tuple[str, int]]:
+        """("training 2d 0", process id) of each note of a kind."""
+        lines = self.notes_file.read_text().splitlines() if self.notes_file.is_file() else []
+        words = [line.split() for line in lines]
+        return [(" ".join(w[1:-1]), int(w[-1])) for w in words if w[0] == what]
+
+    def fail(self, configuration: str, fold: int, *how: str) -> None:
+        """Let the next starts of a training fail."""
+        (self.faults / f"{configuration}-{fold}").write_text("\n".join(how))
+
+    def alive(self) -> list[int]:
+        """Processes of trainings, and helpers of theirs, that have not ended."""
+        return [pid for what in ("start", "helper") for _, pid in self.notes(what) if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for a condition; fails when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """The tiny project, and trainings that take no time."""
+    made = Stub(write_project(tmp_path / "project"), tmp_path / "faults", tmp_path / "notes")
+    made.faults.mkdir()
+    for path in made.task.glob("*/configs/train.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "max_epochs": 2}))
+    monkeypatch.chdir(made.folder)
+    for name, value in {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests" / "stub_monai")]),
+        "STUB_NOTES": str(made.notes_file),
+        "STUB_FAULTS": str(made.faults),
+        "CUDA_VISIBLE_DEVICES": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return made

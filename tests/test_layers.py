@@ -21,9 +21,13 @@ MAY_IMPORT = {
     "processes": {"errors"},
     "fingerprint": {"errors", "axes", "facts", "dataset", "processes"},
     "phantom": {"errors", "axes", "facts"},
-    "trainings": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "prediction": {"errors", "dataset"},
     "sharing": {"errors", "axes", "facts", "topology", "rules", "plan", "render", "choice", "crossvalidation"},
+    "lease": set(),
+    "trainings": {"errors", "lease"},
+    "guard": {"facts", "lease", "trainings"},
+    "pool": {"facts", "guard", "lease", "trainings"},
+    "cluster": {"errors", "guard", "lease", "pool", "trainings"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "evaluation": {"errors", "axes", "facts", "dataset", "fingerprint", "processes"},
     "crossvalidation": {"errors", "axes", "facts", "dataset", "render", "processes", "evaluation", "choice"},
@@ -63,7 +67,11 @@ def test_planning_is_pure(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("autoplan.plan", "torch monai nibabel numpy scipy"), ("autoplan.__main__", "torch monai scipy.ndimage")],
+    [
+        ("autoplan.plan", "torch monai nibabel numpy scipy"),
+        ("autoplan.__main__", "torch monai scipy.ndimage distributed"),
+        ("autoplan.guard", "torch monai nibabel numpy scipy fire distributed"),
+    ],
 )
 def test_import_stays_light(module: str, absent: str) -> None:
     code = f"import sys, {module}; print([m for m in {absent.split()!r} if m in sys.modules])"

@@ -1,0 +1,198 @@
+"""Runs jobs on the workers of a Dask cluster. Imported when a cluster is asked for, and by its workers.
+
+Workers see the same files under the same paths. Each runs one job at a time, in processes of its own: Dask's memory
+limit does not count them, and a worker that dies takes its training along. A job that a worker is running is never
+given to another; when a worker dies, the scheduler gives its job to another, which goes on from the last checkpoint.
+"""
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from autoplan import pool
+from autoplan.errors import TrainingError
+from autoplan.pool import Outcome
+from autoplan.trainings import Failure, Job
+
+try:
+    import yaml
+    from distributed import Client, KilledWorker, get_worker
+    from distributed.core import Status
+except ImportError as missing:
+    raise TrainingError(f"a cluster needs {missing.name}: pip install autoplan[cluster]") from None
+
+logger = logging.getLogger(__name__)
+
+GPU = "GPU"
+"""The resource that a job asks for where a worker has it."""
+CONNECT_SECONDS = 10
+LOST_SECONDS = 15.0
+"""How long a scheduler may be out of reach before it counts as gone."""
+SLURM_KEYS = {"workers", "partition", "account", "time", "cpus", "memory", "gpus", "setup"}
+"""What a YAML file for Slurm may say."""
+
+
+class Cluster:
+    """Runs jobs on a Dask cluster.
+
+    Args:
+        client: connected.
+        gpu: whether jobs ask for a GPU; None where the workers that are there tell.
+        owner: closed with the client: a cluster that was started for these jobs.
+    """
+
+    def __init__(self, client: Client, gpu: bool | None = None, owner: Any = None) -> None:
+        self.client, self.owner, self._gpu = client, owner, gpu
+        self._lost_since: float | None = None
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+
+    def submit(self, job: Job) -> Any:
+        """Give a job to the scheduler."""
+        workers = self._workers()
+        gpu = self._gpu if self._gpu is not None else any(GPU in w["resources"] for w in workers)
+        neighbours = dict(Counter(str(urlparse(w["host"]).hostname or w["host"]) for w in workers))
+        # A key of its own: what another client, or this one before, has asked for is another task.
+        key = f"{job.name.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
+        resources = {GPU: 1} if gpu else None
+        return self.client.submit(run_on_worker, job, neighbours, key=key, pure=False, resources=resources)
+
+    def outcome(self, handle: Any) -> Outcome:
+        """How a job ended."""
+        if handle.status in ("cancelled", "lost"):
+            raise self._gone()
+        error = handle.exception()
+        if error is None:
+            found: Outcome = handle.result()
+            # Or the scheduler would run the job again to have the result, should the worker die that keeps it.
+            handle.release()
+            return found
+        if isinstance(error, KilledWorker):
+            reason = f"the workers that ran it died, the last was {error.last_worker.address}"
+            return Outcome("failed", Failure(reason, "the logs of the workers", retry=False))
+        said = f"a worker cannot run it: {type(error).__name__}: {error}".splitlines()[0]
+        return Outcome("failed", Failure(said, "the same autoplan on all machines", retry=False))
+
+    def fills(self) -> bool:
+        """Jobs start together."""
+        return True
+
+    def check(self) -> None:
+        """Raises TrainingError when the scheduler went away."""
+        if self.client.status == "running":
+            self._lost_since = None
+            return
+        self._lost_since = self._lost_since or time.monotonic()
+        if self.client.status == "closed" or time.monotonic() - self._lost_since > LOST_SECONDS:
+            raise self._gone()
+
+    def _gone(self) -> TrainingError:
+        return TrainingError(
+            f"the scheduler {self.client.scheduler.address} went away. Its workers save their trainings and end. "
+            "Start the scheduler and the workers, then the same command: it goes on from there."
+        )
+
+    def close(self) -> None:
+        """Have the running jobs save and end, by leaving."""
+        self.client.close(timeout=CONNECT_SECONDS)
+        if self.owner is not None:
+            self.owner.close()
+
+
+def connect(address: str) -> Cluster:
+    """A cluster that runs.
+
+    Raises:
+        TrainingError: no scheduler answers.
+    """
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        said = f"no scheduler answers at {address} ({type(error).__name__}). Start one: dask scheduler"
+        raise TrainingError(said) from None
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        logger.warning("%s has no workers yet: dask worker %s --nthreads 1 --memory-limit 0", address, address)
+    return Cluster(client)
+
+
+def start(path: Path) -> Cluster:
+    """Workers that Slurm starts, as a YAML file says; they end with this process.
+
+    Raises:
+        TrainingError: the file says something else, or sbatch is not there.
+    """
+    from dask_jobqueue import SLURMCluster
+
+    options = read_slurm(path)
+    if shutil.which("sbatch") is None:
+        raise TrainingError("there is no sbatch on this machine. Start the command where Slurm jobs are submitted.")
+    number = options.pop("workers")
+    gpu = "--resources" in options["worker_extra_args"]
+    try:
+        cluster = SLURMCluster(**options)
+        cluster.adapt(minimum_jobs=number, maximum_jobs=number)
+        return Cluster(Client(cluster, set_as_default=False), gpu=gpu, owner=cluster)
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(f"Slurm starts no workers: {error}") from None
+
+
+def read_slurm(path: Path) -> dict[str, Any]:
+    """Arguments for SLURMCluster, and the number of workers, from a YAML file.
+
+    Raises:
+        TrainingError: the file cannot be read, lacks something or says what is not known.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from None
+    known = ", ".join(sorted(SLURM_KEYS))
+    if not isinstance(given, dict) or not set(given) <= SLURM_KEYS:
+        unknown = ", ".join(map(str, sorted(set(given) - SLURM_KEYS))) if isinstance(given, dict) else "no mapping"
+        raise TrainingError(f"{path}: {unknown}. It may name {known}.")
+    if "time" not in given:
+        raise TrainingError(f"{path}: no time. It says how long a worker may run, such as '24:00:00'.")
+    gpus = int(given.get("gpus", 1))
+    if gpus not in (0, 1):
+        raise TrainingError(f"{path}: gpus is {gpus}. A worker trains on one GPU, or on none; name more workers.")
+    return {
+        "workers": int(given.get("workers", 1)),
+        "queue": given.get("partition"),
+        "account": given.get("account"),
+        "walltime": str(given["time"]),
+        "cores": 1,
+        "processes": 1,
+        "job_cpu": int(given.get("cpus", 8)),
+        "memory": str(given.get("memory", "32GB")),
+        "job_extra_directives": ["--gres=gpu:1"] if gpus else [],
+        "job_script_prologue": list(given.get("setup", [])),
+        "worker_extra_args": ["--memory-limit", "0", *(["--resources", f"{GPU}=1"] if gpus else [])],
+    }
+
+
+def run_on_worker(job: Job, neighbours: dict[str, int]) -> Outcome:
+    """Runs a job in a worker's process, until the job, the worker or whoever asked for it ends.
+
+    Args:
+        job: what to run.
+        neighbours: number of workers at each address, which share its processors.
+    """
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def stopped() -> bool:
+        task = worker.state.tasks.get(key)
+        leaving = worker.status in (Status.closing, Status.closed, Status.closing_gracefully, Status.failed)
+        return leaving or task is None or task.state == "cancelled"
+
+    # Dask sets these to 1 in its workers, which would hold for a training.
+    share = os.environ.get("AUTOPLAN_NUM_THREADS") or str(pool.threads(neighbours.get(worker.ip, 1)))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return pool.run_job(job, dict.fromkeys(names, share), stopped)

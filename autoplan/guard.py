@@ -1,0 +1,130 @@
+"""Runs what a job still needs, in a process of its own: `python -m autoplan.guard JOB`, a job as JSON.
+
+It holds the job's lease, writes the job's log, and watches its standard input, a pipe from whoever started it: when
+that ends, because the starter closed it or died in whatever way, the training is asked to save and end, and after
+GRACE_SECONDS it is killed with all the processes it has started. When the guard itself is killed the system ends the
+training with it (Linux). So no training outlives who answers for it.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from autoplan import lease, trainings
+from autoplan.facts import from_dict
+
+HELD = 75
+"""Exit status when another process works on the job."""
+LOST = 76
+"""Exit status when another process has taken the lease over, which it does when this one stood still."""
+GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.25
+PR_SET_PDEATHSIG = 1
+
+
+class Guard:
+    """The state of the loop that watches a step."""
+
+    def __init__(self, held: lease.Lease) -> None:
+        self.held = held
+        self.is_asked = self.is_lost = False
+        signal.signal(signal.SIGTERM, self.ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def ask(self, *_: object) -> None:
+        """End the step and start no other."""
+        self.is_asked = True
+
+    def run(self, command: list[str], log: IO[bytes], folder: str) -> int:
+        """Runs a command to its end. Returns its exit status, 128 + n after signal n."""
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
+            start_new_session=True, preexec_fn=_dying_with(os.getpid()),
+        )  # fmt: skip
+        try:
+            self._watch(child)
+        finally:
+            kill_session(child.pid)
+        status = child.wait()
+        return 128 - status if status < 0 else status
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> None:
+        deadline = None
+        while child.poll() is None:
+            self._look()
+            if self.is_lost or (deadline is not None and time.monotonic() > deadline):
+                return
+            if self.is_asked and deadline is None:
+                deadline = time.monotonic() + GRACE_SECONDS
+                child.terminate()
+
+    def _look(self) -> None:
+        if self.is_asked:
+            time.sleep(POLL_SECONDS)
+        elif select.select([sys.stdin], [], [], POLL_SECONDS)[0] and not os.read(sys.stdin.fileno(), 1024):
+            self.ask()
+        self.is_lost = self.is_lost or not self.held.renew()
+
+
+def kill_session(session: int) -> None:
+    """Kills all processes of a session: a training and the loading processes, which have left its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_text().rpartition(")")[2].split()[3] == str(session):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def _dying_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes the command: it has the system kill it when its parent ends."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
+
+    return prepare
+
+
+def main(argument: str) -> int:
+    """Runs the missing steps of a job. Returns the exit status of the first that fails, else 0."""
+    job = from_dict(trainings.Job, json.loads(argument))
+    held = lease.acquire(job.folder, max_epochs=trainings.max_epochs(job))
+    if held is None:
+        return HELD
+    status, guard = 0, Guard(held)
+    try:
+        with job.log.open("ab") as log:
+            for step in trainings.missing_steps(job):
+                if guard.is_asked or status:
+                    break
+                command = trainings.command(job, step)
+                _say(log, f"{trainings.START} {step}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}")
+                status = guard.run(command, log, job.bundle)
+                _say(log, f"{trainings.END} {status}")
+    finally:
+        held.release()
+    return LOST if guard.is_lost else status or (128 + signal.SIGTERM if guard.is_asked else 0)
+
+
+def _say(log: IO[bytes], line: str) -> None:
+    log.write(f"{line}\n".encode())
+    log.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

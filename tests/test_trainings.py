@@ -1,0 +1,322 @@
+"""Which jobs there are, how they stand and why they fail: without starting any."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY_PLAN
+
+from autoplan import lease, pool, trainings
+from autoplan.__main__ import main
+from autoplan.errors import TrainingError
+from autoplan.trainings import Job
+
+TASK = TINY_PLAN.name
+
+
+@pytest.fixture
+def task(project: Path, tmp_path: Path) -> Path:
+    """The bundles of the tiny plan, to be changed."""
+    return Path(shutil.copytree(project / "bundles" / TASK, tmp_path / "bundles" / TASK))
+
+
+def job_of(task: Path, fold: int = 0, configuration: str = "2d", **settings: str) -> Job:
+    [job] = trainings.jobs_of([task / configuration], [fold], settings=settings)
+    return job
+
+
+def finish(job: Job, epochs: int = 1000, *, stopped: bool = False, model: str = "0" * 16) -> None:
+    """Leaves what a training leaves."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "model.pt").write_text("weights")
+    (job.folder / "finished.json").write_text(json.dumps({"epochs": epochs, "stopped": stopped, "model": model}))
+
+
+def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None = None) -> None:
+    """Leaves what an evaluation leaves."""
+    (job.folder / "validation").mkdir(exist_ok=True)
+    found: dict[str, object] = {"mean_foreground_dice": 0.75, "cases": dict.fromkeys(cases or (f"case_{job.fold}",))}
+    found |= {} if model is None else {"model": model}
+    (job.folder / "validation" / "dice.json").write_text(json.dumps(found))
+
+
+def test_all_jobs(task: Path) -> None:
+    jobs = trainings.jobs_of(trainings.find_bundles(task))
+    assert [(j.configuration, j.fold) for j in jobs] == [(c, f) for c in trainings.CONFIGURATIONS for f in range(5)]
+    assert all(Path(j.bundle).is_absolute() for j in jobs)
+
+
+def test_some_jobs(task: Path) -> None:
+    jobs = trainings.jobs_of(trainings.find_bundles(task, ["3d_fullres"]), [1, 3])
+    assert [j.name for j in jobs] == ["3d_fullres fold 1", "3d_fullres fold 3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["Task99_None"], "Plan first: python -m autoplan Task99_None", id="no bundles"),
+        pytest.param([TASK, "--configurations", "4d"], "There are 2d, 3d_fullres,", id="no such configuration"),
+        pytest.param([TASK, "--folds", "5"], "there are 5, counted from 0", id="no such fold"),
+        pytest.param([TASK, "--folds", "one"], "--folds takes numbers such as 0,1", id="fold in words"),
+        pytest.param([TASK, "--max_epoch", "3"], "there is no flag --max_epoch.", id="misspelt setting"),
+        pytest.param([TASK, "--fold", "3"], "--fold cannot be set here", id="set by the job"),
+        pytest.param([TASK, "--jobs", "0"], "--jobs takes", id="no jobs at a time"),
+        pytest.param([TASK, "more"], "one argument too many", id="argument"),
+        pytest.param([TASK, "--quick=maybe"], "--quick takes no value", id="switch"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "status"])
+def test_refused(task: Path, command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    if command == "status" and "--jobs" in arguments:
+        said = "there is no flag --jobs"
+    assert main([command, *arguments, "--bundles", str(task.parent)]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "quick", "names"),
+    [
+        ("training", False, ["train"]),
+        ("training", True, ["train", "quick"]),
+        ("evaluating", False, ["train", "evaluate"]),
+        ("evaluating", True, ["train", "evaluate", "quick"]),
+    ],
+)
+def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
+    [job] = trainings.jobs_of([task / "2d"], [3], quick=quick, settings={"num_workers": "0"})
+    command = trainings.command(job, step)
+    configs = [str(task / "2d" / "configs" / f"{name}.json") for name in names]
+    assert command[:6] == [sys.executable, "-m", "monai.bundle", "run", step, "--config_file"]
+    assert command[6] == (configs[0] if len(configs) == 1 else str(configs))
+    assert command[7:] == ["--num_workers", "0", "--fold", "3"]
+
+
+def test_max_epochs(task: Path) -> None:
+    assert trainings.max_epochs(job_of(task)) == 1000
+    [quick] = trainings.jobs_of([task / "2d"], [0], quick=True)
+    assert trainings.max_epochs(quick) == 17
+    assert trainings.max_epochs(job_of(task, max_epochs="3")) == 3
+    assert trainings.max_epochs(job_of(task, max_epochs="$1 + 1")) == 0
+
+
+def _nothing(job: Job) -> None:
+    pass
+
+
+def _half(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    (job.folder / "last.pt").write_text("")
+
+
+def _without_model(job: Job) -> None:
+    finish(job)
+    (job.folder / "model.pt").unlink()
+
+
+def _scored(**options: object) -> Callable[[Job], None]:
+    def leave(job: Job) -> None:
+        finish(job)
+        score(job, **options)
+
+    return leave
+
+
+def _broken(job: Job) -> None:
+    finish(job)
+    score(job)
+    (job.folder / "validation" / "dice.json").write_text('{"cases": ')
+
+
+@pytest.mark.parametrize(
+    ("leave", "missing", "state"),
+    [
+        pytest.param(_nothing, ["training", "evaluating"], "waiting", id="nothing"),
+        pytest.param(_half, ["training", "evaluating"], "stopped", id="checkpoint only"),
+        pytest.param(_without_model, ["training", "evaluating"], "waiting", id="no network"),
+        pytest.param(lambda job: finish(job, 10), ["training", "evaluating"], "waiting", id="fewer epochs than asked"),
+        pytest.param(lambda job: finish(job, 10, stopped=True), ["evaluating"], "trained", id="ended by the rule"),
+        pytest.param(finish, ["evaluating"], "trained", id="not scored"),
+        pytest.param(_scored(model=None), ["evaluating"], "trained", id="scores of an unnamed network"),
+        pytest.param(_scored(model="1" * 16), ["evaluating"], "trained", id="scores of another network"),
+        pytest.param(_scored(cases=("case_1",)), ["evaluating"], "trained", id="scores of other cases"),
+        pytest.param(_broken, ["evaluating"], "trained", id="scores cut short"),
+        pytest.param(_scored(), [], "done", id="done"),
+    ],
+)
+def test_what_is_missing(task: Path, leave: Callable[[Job], None], missing: list[str], state: str) -> None:
+    job = job_of(task)
+    leave(job)
+    assert trainings.missing_steps(job) == missing
+    assert trainings.row(job).state == state
+
+
+def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> None:
+    finish(job_of(task), 5)
+    assert trainings.is_trained(job_of(task, max_epochs="5"))
+    assert not trainings.is_trained(job_of(task, max_epochs="6"))
+    finish(job_of(task), 5, stopped=True)
+    assert trainings.is_trained(job_of(task, max_epochs="6"))
+
+
+@pytest.fixture
+def cascade(task: Path) -> list[Job]:
+    """Jobs of a task with both stages of the cascade."""
+    return trainings.jobs_of(trainings.find_bundles(task))
+
+
+def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
+    first = [j for j in cascade if j.configuration == trainings.STAGE_1]
+    second = [j for j in cascade if j.configuration == trainings.STAGE_2]
+    prerequisites = {job: trainings.needs(job) for job in cascade}
+    assert all(prerequisites[job] == first for job in second)
+    free = [job for job in cascade if job not in second]
+    assert trainings.ready(cascade, prerequisites, done=(), begun=()) == free
+    assert trainings.ready(second, prerequisites, done=first[:-1], begun=()) == []
+    assert trainings.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
+
+
+def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
+    names = {job.configuration: filler.configuration for job, filler in trainings.caching_jobs(cascade).items()}
+    assert names == {"2d": "2d", "3d_fullres": "2d", "3d_lowres": "3d_lowres", "3d_cascade_fullres": "2d"}
+    train = Path(cascade[0].bundle) / "configs" / "train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), "target_spacing": [9.0, 9.0, 9.0]}))
+    fillers = trainings.caching_jobs(cascade)
+    assert len(set(fillers.values())) == 3
+    assert fillers[cascade[0]].configuration == "2d"
+    assert trainings.missing_steps(fillers[cascade[0]]) == ["caching"]
+
+
+NAN = (
+    "FloatingPointError: the training loss is nan in epoch 3, iteration 12, cases case_1, case_2. Try a lower learning "
+    "rate, or --amp False."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "tail", "reason", "retry"),
+    [
+        (137, "", "killed by the system, most likely for lack of memory (SIGKILL)", True),
+        (-9, "", "killed by the system, most likely for lack of memory (SIGKILL)", True),
+        (143, "Stopped. The same command goes on from here.", "stopped by a signal; everything is saved", True),
+        (139, "", "crashed with SIGSEGV", True),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", "out of memory on the GPU", True),
+        (1, "OSError: [Errno 28] No space left on device", "the disk is full", False),
+        (1, "OSError: [Errno 122] Disk quota exceeded: 'x'", "the disk is full", False),
+        (1, "OSError: [Errno 5] Input/output error: 'x'", "OSError: [Errno 5] Input/output error: 'x'", True),
+        (1, NAN, "the training loss is nan in epoch 3, iteration 12, cases case_1, case_2.", False),
+        (
+            1,
+            "RuntimeError: DataLoader worker (pid(s) 12) exited unexpectedly\n"
+            "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed. ",
+            "a loading process was killed",
+            True,
+        ),
+        (
+            1,
+            "RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+            "workers are out of shared memory.",
+            "the shared memory of the machine (/dev/shm) is full",
+            True,
+        ),
+        (1, "RuntimeError: CUDA error: unspecified launch failure", "RuntimeError: CUDA error: unspecified", True),
+        (1, "  File x, line 3\nValueError: There is no fold 9: there are 5.", "ValueError: There is no fold 9", False),
+        (1, "monai.x.OwnError: no\nmore of it", "monai.x.OwnError: no", False),
+        (2, "usage: nothing", "usage: nothing", False),
+        (3, "", "exit status 3, nothing printed", False),
+        (0, "all well", "ended well, but its result files are not there or do not fit", False),
+    ],
+)
+def test_explanations(status: int, tail: str, reason: str, retry: bool) -> None:
+    failure = trainings.explain(status, f"{trainings.START} training\n{tail}\n{trainings.END} {status}\n")
+    assert failure.reason.startswith(reason)
+    assert "\n" not in failure.reason
+    assert failure.retry == retry
+    assert failure.remedy
+
+
+def test_memory_that_the_system_counts_is_named_for_sure() -> None:
+    assert "most likely" not in trainings.explain(137, "", out_of_memory=True).reason
+
+
+def test_only_the_last_start_is_explained(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(f"{trainings.START} training\n{NAN}\n{trainings.END} 1\n{trainings.START} training\nepoch 1\n")
+    assert "nan" not in trainings.log_tail(log)
+    assert trainings.last_status(trainings.log_tail(log)) == 0
+    assert trainings.log_tail(tmp_path / "none") == ""
+
+
+def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
+    done, running, failed, stopped = (job_of(task, fold) for fold in range(4))
+    finish(done)
+    score(done)
+    running.folder.mkdir(parents=True)
+    rows = "epoch,train_average,val_average,seconds\n1,0.5,0.6,60\n2,0.25,0.5,120\n"
+    (running.folder / "curve.csv").write_text(rows)
+    held = lease.acquire(running.folder, max_epochs=10)
+    failed.folder.mkdir()
+    failed.log.write_text(f"{trainings.START} training\nValueError: no\n{trainings.END} 1\n")
+    stopped.folder.mkdir()
+    stopped.log.write_text(f"{trainings.START} training\n{trainings.END} 143\n")
+    (stopped.folder / "last.pt").write_text("")
+    words = ["status", TASK, "--bundles", str(task.parent), "--configurations", "2d"]
+    assert main(words) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "configuration  fold  state     epoch  train  validation  Dice   time left",
+        "2d             0     done      -      -      -           0.750  -",
+        "2d             1     training  2/10   0.250  0.500       -      12 min",
+        "2d             2     failed    -      -      -           -      -          ValueError: no",
+        "2d             3     stopped   -      -      -           -      -",
+        "2d             4     waiting   -      -      -           -      -",
+    ]
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["state"] for r in rows] == ["done", "training", "failed", "stopped", "waiting"]
+    assert rows[1]["seconds_left"] == 720
+    assert held is not None
+    held.release()
+    assert trainings.row(running).state == "waiting"
+
+
+def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
+    [quick] = trainings.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
+    quick.folder.mkdir(parents=True)
+    lines = [f"{trainings.START} {step}, now: {' '.join(trainings.command(quick, step))}" for step in ("training", "x")]
+    quick.log.write_text("\n".join(lines))
+    found = trainings.as_last_started(job_of(task))
+    assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
+    assert trainings.as_last_started(job_of(task, 1)) == job_of(task, 1)
+
+
+def test_the_end_of_the_command_tells_what_is_not_done(task: Path) -> None:
+    job = job_of(task)
+    finish(job)
+    with pytest.raises(TrainingError, match=r"0 of 1 jobs are done, 1 failed\.\n.*train\.log"):
+        trainings.check_all_done([trainings.row(job)], [job])
+    score(job)
+    trainings.check_all_done([trainings.row(job)], [])
+
+
+def test_gpus() -> None:
+    plain = "GPU 0: NVIDIA A100 (UUID: GPU-1)\nGPU 1: NVIDIA A100 (UUID: GPU-2)\n"
+    parts = "GPU 0: NVIDIA A100 (UUID: GPU-1)\n  MIG 1g.5gb Device 0: (UUID: MIG-a)\n  MIG 1g Device 1: (UUID: MIG-b)\n"
+    assert pool.gpus_listed(plain) == ["0", "1"]
+    assert pool.gpus_listed(parts) == ["MIG-a", "MIG-b"]
+    assert pool.gpus_listed("") == []
+    assert pool.gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert pool.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert pool.gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+
+
+def test_jobs_share_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(pool, "threads", lambda jobs: 16 // jobs)
+    machine = pool.Machine(4, devices=["0", "1"])
+    found = [machine._free.get() for _ in range(4)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "0", "1"]
+    assert {e["OMP_NUM_THREADS"] for e in found} == {"4"}
+    assert pool.Machine(devices=["0", "1", "2"]).places == 3
+    assert pool.Machine(devices=[]).places == 1
