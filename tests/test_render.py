@@ -62,7 +62,7 @@ def test_files_of_a_bundle(bundle) -> None:
 def test_planned_values_arrive(bundle) -> None:
     planned, train = TINY_PLAN.configuration(bundle.name), config(bundle, "train")
     expected = {
-        "target_spacing": list(planned.spacing),
+        "target_spacing": list(TINY_PLAN.configuration("3d_fullres").spacing),
         "patch_size": list(planned.patch_size),
         "batch_size": planned.batch_size,
         "strides": to_dict(planned.strides),
@@ -73,13 +73,23 @@ def test_planned_values_arrive(bundle) -> None:
         "nonzero_only": False,
         "class_names": ["background", "ball", "box"],
         "label_values": [0, 2, 5],
+        "single_component": [2],
     }
+    low = TINY_PLAN.configuration("3d_lowres")
+    if bundle.name in (low.name, "3d_cascade_fullres"):
+        expected["lowres_spacing"] = list(low.spacing)
+    if bundle.name == "3d_cascade_fullres":
+        expected["lowres_patch_size"] = list(low.patch_size)
+        expected["lowres_strides"] = to_dict(low.strides)
+        expected["lowres_features"] = list(low.features)
     assert {key: train[key] for key in expected} == expected
 
 
 def test_training_and_inference_agree(bundle) -> None:
     train, inference = config(bundle, "train"), config(bundle, "inference")
-    shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"}
+    # The trainer of a cascade trains one of the networks of the module that infers.
+    others = {"network"} if bundle.name == "3d_cascade_fullres" else set()
+    shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"} - others
     assert {"patch_size", "strides", "features", "target_spacing", "normalization", "network_def"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
 
@@ -93,10 +103,11 @@ def test_augmentation(augmentation, tmp_path) -> None:
     assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
 
 
-def test_no_planned_number_stands_twice() -> None:
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_no_planned_number_stands_twice(name) -> None:
     """A plan of numbers that no template holds: each is in a config once, or not at all."""
     spacing, patch, features = (1.1011, 1.2022, 1.3033), (272, 304, 336), (6007, 6011, 6029, 6037, 6043)
-    planned = dataclasses.replace(
+    full = dataclasses.replace(
         TINY_PLAN.configurations[1],
         spacing=spacing,
         patch_size=patch,
@@ -104,16 +115,36 @@ def test_no_planned_number_stands_twice() -> None:
         strides=((1, 1, 1), *((2, 2, 2),) * 4),
         features=features,
     )
+    low = dataclasses.replace(
+        full,
+        name="3d_lowres",
+        spacing=(2.4111, 2.5222, 2.6333),
+        patch_size=(400, 432, 464),
+        batch_size=7907,
+        features=(6101, 6113, 6121, 6131, 6133),
+    )
+    second = dataclasses.replace(full, name="3d_cascade_fullres")
     statistics = ChannelNormalization(lower=-123.25, upper=456.75, mean=78.125, std=31.375)
     labels = ((0, "background"), (171, "a"), (173, "b"))
-    numbers = [*spacing, *patch, *features, 7919, 171, 173, *dataclasses.astuple(statistics)]
-    chosen = dataclasses.replace(TINY_PLAN, normalization=(statistics,), labels=labels, modalities=("CT",))
+    chosen = dataclasses.replace(
+        TINY_PLAN,
+        normalization=(statistics,),
+        labels=labels,
+        modalities=("CT",),
+        single_component=(),
+        configurations=(TINY_PLAN.configurations[0], full, low, second),
+    )
+    planned = chosen.configuration(name)
+    numbers = [*spacing, *planned.patch_size, *planned.features, planned.batch_size, 171, 173]
+    numbers += dataclasses.astuple(statistics)
+    numbers += [] if name == "3d_fullres" else low.spacing
+    numbers += [*low.patch_size, *low.features] if name == "3d_cascade_fullres" else []
     files = render(chosen, planned, "data")
-    for name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
-        found = [value for _, value in leaves(json.loads(files[f"configs/{name}.json"]))]
+    for config_name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
+        found = [value for _, value in leaves(json.loads(files[f"configs/{config_name}.json"]))]
         twice = {n: found.count(n) for n in numbers if found.count(n) > 1}
-        assert not twice, name
-        if name == "train":
+        assert not twice, config_name
+        if config_name == "train":
             assert all(n in found for n in numbers)
 
 
@@ -191,7 +222,7 @@ ODD_NAMES = (
 @pytest.mark.parametrize("name", ["plain", *ODD_NAMES, "ümläut", "{x}"])
 def test_any_dataset_folder(name, tmp_path, parse) -> None:
     data = tmp_path / name / "Task90_Tiny"
-    [bundle, _] = render_all(TINY_PLAN, data, tmp_path / "bundles")
+    bundle, *_ = render_all(TINY_PLAN, data, tmp_path / "bundles")
     for config_name in ("train", "inference"):
         found = parse(bundle, config_name).get_parsed_content("dataset_dir")
         assert Path(os.path.normpath(found)) == data
@@ -202,7 +233,7 @@ def test_any_dataset_folder(name, tmp_path, parse) -> None:
 )
 def test_any_class_name(name, tmp_path, parse) -> None:
     labels = ((0, "background"), (1, name))
-    [bundle, _] = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
+    bundle, *_ = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
     for config_name in ("train", "inference"):
         parser = parse(bundle, config_name)
         assert parser.get_parsed_content("class_names") == ["background", name]
@@ -280,8 +311,8 @@ def test_order_of_keys_and_bytes_do_not_depend_on_where_it_runs(project, tmp_pat
 
 
 def another_plan():
-    first, second = TINY_PLAN.configurations
-    return dataclasses.replace(TINY_PLAN, configurations=(first, dataclasses.replace(second, batch_size=3)))
+    first, second, *others = TINY_PLAN.configurations
+    return dataclasses.replace(TINY_PLAN, configurations=(first, dataclasses.replace(second, batch_size=3), *others))
 
 
 def test_another_plan_is_refused_with_the_list_of_changes(tmp_path) -> None:
@@ -343,7 +374,7 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
     if request.config.getoption("--rewrite-example"):
         render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
-    for name in NAMES:
+    for name in (c.name for c in planned.configurations):
         files = render(planned, planned.configuration(name), f"../../../data/{EXAMPLE.name}")
         for path, content in files.items():
             assert (EXAMPLE / name / path).read_text() == content.decode(), f"{name}/{path}"
@@ -360,6 +391,6 @@ def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
 def test_the_example_has_the_known_plan() -> None:
     """208 of the paper's 260 cases, so the batches are smaller than Table 1 has them: 9 and 366."""
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
-    flat, volume = (planned.configuration(name) for name in NAMES)
+    flat, volume = planned.configurations
     assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
     assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)

@@ -1,4 +1,4 @@
-"""Several networks as one module: the stages of a cascade, the folds of a cross-validation, the members of an ensemble."""
+"""Several networks as one module: stages of a cascade, folds of a cross-validation, members of an ensemble."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def append_one_hot(image: torch.Tensor, segmentation: torch.Tensor, num_classes:
     Returns:
         (B, C + num_classes - 1, X, Y, Z), of the dtype of the image.
 
-    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". That the background has no channel is nnU-Net's known default.
+    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". That the background has no channel is nnU-Net's known
+    default.
     """
     codes = one_hot(segmentation[:, 0].long(), num_classes).movedim(-1, 1)
     return torch.cat([image, codes[:, 1:].to(image.dtype)], 1)

@@ -43,7 +43,8 @@ def load(path: str | Path) -> dict[str, torch.Tensor]:
     """What `save` wrote, for the postprocessing of a bundle.
 
     Returns:
-        "pred": probabilities, float32 (classes, X, Y, Z); "image": a tensor without voxels that has the image's geometry.
+        "pred": probabilities, float32 (classes, X, Y, Z); "image": a tensor without voxels that has the image's
+        geometry.
     """
     path = Path(path)
     with np.load(path) as arrays:

@@ -36,6 +36,12 @@ def spline_matrix(num_in: int, num_out: int) -> torch.Tensor:
     return torch.from_numpy(matrix.astype(np.float32))
 
 
+def nearest_indices(num_in: int, num_out: int) -> torch.Tensor:
+    """For each of `num_out` samples the nearest of `num_in`, int64 of shape (num_out,)."""
+    centers = (torch.arange(num_out, dtype=torch.float64) + 0.5) * (num_in / num_out)
+    return centers.long().clamp_(max=num_in - 1)
+
+
 def _spline(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     # Axes that shrink come first: the less is left for the others.
     for axis in sorted(range(len(shape)), key=lambda a: shape[a] / image.shape[a + 1]):
@@ -56,8 +62,7 @@ def _nearest(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     for axis, num_out in enumerate(shape, start=1):
         num_in = image.shape[axis]
         if num_in != num_out:
-            centers = (torch.arange(num_out, dtype=torch.float64) + 0.5) * (num_in / num_out)
-            image = image.index_select(axis, centers.long().clamp_(max=num_in - 1).to(image.device))
+            image = image.index_select(axis, nearest_indices(num_in, num_out).to(image.device))
     return image
 
 
@@ -110,15 +115,20 @@ class ResampleToSpacing(InvertibleTransform):
     Args:
         target_spacing: mm, one entry for each spatial axis.
         mode: "spline", "linear" or "nearest".
+        spacing: mm, what the voxels count as; None for what the affine says. With it the number of voxels depends on
+            their number before and on nothing else.
     """
 
-    def __init__(self, target_spacing: Sequence[float], mode: str = "spline") -> None:
+    def __init__(
+        self, target_spacing: Sequence[float], mode: str = "spline", spacing: Sequence[float] | None = None
+    ) -> None:
         self.target_spacing = tuple(float(s) for s in target_spacing)
         self.mode = mode
+        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         shape = tuple(image.shape[1:])
-        new_shape = resampled_shape(shape, image.pixdim.tolist(), self.target_spacing)
+        new_shape = resampled_shape(shape, self.spacing or image.pixdim.tolist(), self.target_spacing)
         out = _like(resample(image.as_tensor(), new_shape, self.mode), image)
         self.push_transform(out, orig_size=shape, extra_info={"affine": image.affine.clone()})
         out.affine = resampled_affine(image.affine, shape, new_shape)
@@ -146,6 +156,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         target_spacing: mm, one entry for each spatial axis.
         mode: one for all keys or one for each.
         allow_missing_keys: pass over a key that the data lacks.
+        spacing: see :class:`ResampleToSpacing`.
     """
 
     def __init__(
@@ -154,9 +165,11 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
         target_spacing: Sequence[float],
         mode: str | Sequence[str] = "spline",
         allow_missing_keys: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transforms = [ResampleToSpacing(target_spacing, m) for m in ensure_tuple_rep(mode, len(self.keys))]
+        modes = ensure_tuple_rep(mode, len(self.keys))
+        self.transforms = [ResampleToSpacing(target_spacing, m, spacing) for m in modes]
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         d = dict(data)

@@ -50,7 +50,8 @@ class CachedCase:
     locations: tuple[np.ndarray, ...]
 
 
-def _read_arrays(path: Path) -> list[np.ndarray]:
+def read_arrays(path: Path) -> list[np.ndarray]:
+    """The arrays of a file, memory-mapped."""
     arrays = []
     with path.open("rb") as file:
         while file.tell() < os.fstat(file.fileno()).st_size:
@@ -64,7 +65,8 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
     return arrays
 
 
-def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    """Write a file of arrays, under a temporary name first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -83,7 +85,7 @@ def read_case(path: str | Path, slice_axis: int) -> CachedCase:
         slice_axis: the spatial axis that the file has first.
     """
     path = Path(path)
-    image, label, counts, indices = _read_arrays(path)
+    image, label, counts, indices = read_arrays(path)
     ends = np.cumsum(counts)
     return CachedCase(
         name=path.name.rpartition("-")[0],
@@ -148,7 +150,8 @@ def _describe_code(code: CodeType) -> list[Any]:
     return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
 
 
-def _digest(value: Any, length: int) -> str:
+def digest(value: Any, length: int) -> str:
+    """Some hexadecimal digits that tell nested plain values apart."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
 
 
@@ -181,12 +184,12 @@ class CaseCache:
         self.num_classes = int(num_classes)
         self.max_locations = int(max_locations)
         what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
-        self.folder = Path(folder) / _digest(what, 12)
+        self.folder = Path(folder) / digest(what, 12)
 
     def path(self, item: Mapping[str, str]) -> Path:
         """File of a case, which may not exist yet."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
-        stamp = _digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
+        stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
         return self.folder / f"{case_name(item['image'])}-{stamp}.npys"
 
     def write(self, item: Mapping[str, str]) -> Path:
@@ -196,10 +199,10 @@ class CaseCache:
             data = self.preprocessing(dict(item))
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
-            locations = self._locations(label, np.random.default_rng(int(_digest(path.name, 8), 16)))
+            locations = self._locations(label, np.random.default_rng(int(digest(path.name, 8), 16)))
             counts = np.array([len(found) for found in locations], np.int64)
             indices = np.concatenate([np.empty((0, label.ndim), np.int32), *locations])
-            _write_arrays(path, [image, np.moveaxis(label, self.slice_axis, 0), counts, indices])
+            write_arrays(path, [image, np.moveaxis(label, self.slice_axis, 0), counts, indices])
         return path
 
     def _locations(self, label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

@@ -48,8 +48,20 @@ def fold_cases(dataset_dir: str | Path, folds_file: str | Path, fold: int) -> tu
     return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
 
 
-def images_to_predict(dataset_dir: str | Path) -> list[dict[str, str]]:
-    """Paths of the test images that dataset.json lists; without a dataset.json, of all NIfTI images in the folder."""
+def images_to_predict(
+    dataset_dir: str | Path, output_dir: str | Path | None = None, skip_existing: bool = False
+) -> list[dict[str, str]]:
+    """Paths of the test images that dataset.json lists; without a dataset.json, of all NIfTI images in the folder.
+
+    Args:
+        dataset_dir: folder with a dataset.json or with images.
+        output_dir: folder of the segmentations.
+        skip_existing: leave out images whose segmentation is there.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no images.
+    """
     root = Path(dataset_dir)
     if (root / "dataset.json").is_file():
         entries = [e if isinstance(e, str) else e["image"] for e in _read(root).get("test", [])]
@@ -60,4 +72,6 @@ def images_to_predict(dataset_dir: str | Path) -> list[dict[str, str]]:
         raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one with the images: --dataset_dir DIR")
     if not paths:
         raise ValueError(f"{root.absolute()}: no images to predict, neither listed in dataset.json nor as files.")
+    if skip_existing and output_dir is not None:
+        paths = [path for path in paths if not (Path(output_dir) / f"{case_name(path)}.nii.gz").is_file()]
     return [{"image": str(path)} for path in paths]

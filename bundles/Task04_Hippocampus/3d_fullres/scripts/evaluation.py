@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
+from scripts.checkpoint import digest
 from scripts.data import case_name
 
 
@@ -26,19 +28,33 @@ class DiceReport:
         output_dir: folder of the two files; made when it does not exist.
         class_names: names of all classes, background first.
         label_values: value of each class in predictions and labels.
+        model_file: the network that predicts; dice.json tells which one it was.
+        settings: of the prediction; dice.json repeats them.
     """
 
-    def __init__(self, output_dir: str | Path, class_names: Sequence[str], label_values: Sequence[int]) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        class_names: Sequence[str],
+        label_values: Sequence[int],
+        model_file: str | Path,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.classes = list(class_names)[1:]
         self.values = list(label_values)[1:]
+        self.model_file, self.settings = Path(model_file), dict(settings)
         self.rows: dict[str, list[float | None]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Score after every case, write when all are done."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def _start(self, _: Engine) -> None:
+        self.rows.clear()
+        self.model = digest(self.model_file)
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -57,12 +73,15 @@ class DiceReport:
             "mean_foreground_dice": foreground,
             "mean_dice": dict(zip(self.classes, means, strict=True)),
             "cases": {name: dict(zip(self.classes, row, strict=True)) for name, row in self.rows.items()},
+            "model": self.model,
+            "settings": self.settings,
         }
-        _replace(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
         lines = [["case", *self.classes], *([n, *r] for n, r in self.rows.items()), ["mean", *means]]
         with (self.output_dir / ".dice.csv.tmp").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["" if v is None else v for v in line] for line in lines])
         (self.output_dir / ".dice.csv.tmp").replace(self.output_dir / "dice.csv")
+        # The last file: where it is, all others are.
+        _replace(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
         logging.getLogger(__name__).info("Dice\n%s", table(lines))
         logging.getLogger(__name__).info("mean foreground Dice: %s", _cell(foreground))
 

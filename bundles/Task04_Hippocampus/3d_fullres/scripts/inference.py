@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.data import MetaTensor
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import Inferer, SlidingWindowInferer
 
+from scripts.networks import append_one_hot, cropped_to, padded_to
 from scripts.precision import checked_switch, logits
+from scripts.resampling import resample, resampled_shape
+
+Networks = Sequence[Callable[..., torch.Tensor]]
 
 
 class MirroredWindowInferer(SlidingWindowInferer):
     """Sliding window with half overlap and Gaussian weights; in every window the class probabilities are averaged over
-    all mirrorings.
+    all mirrorings and, where there are several, over the networks.
+
+    The windows, their weights and the padding of small images are MONAI's. What differs is memory: sums and weights are
+    kept only for the rows that windows still reach, and finished rows become float16, so that an image of V voxels and
+    K classes needs 2 K V bytes and not 4 (K + 1) V.
 
     Args:
         patch_size: the window, voxels: three numbers, or two for a network that sees slices.
@@ -23,7 +32,9 @@ class MirroredWindowInferer(SlidingWindowInferer):
         amp: call the network in mixed precision.
         overlap: part of the window by which neighbours overlap.
         sw_batch_size: windows that the network sees at once.
-        kwargs: whatever else MONAI's SlidingWindowInferer takes.
+        member: name of the list of networks in a :class:`scripts.networks.Composite` to use; None where the network
+            that is given is the one to use.
+        num_classes: classes of the segmentation that a cascade's second stage sees.
 
     Source: arXiv:1809.10486, section 2.4.
     """
@@ -36,35 +47,168 @@ class MirroredWindowInferer(SlidingWindowInferer):
         amp: bool = False,
         overlap: float = 0.5,
         sw_batch_size: int = 1,
-        **kwargs: Any,
+        member: str | None = None,
+        num_classes: int = 0,
     ) -> None:
-        super().__init__(
-            roi_size=tuple(patch_size),
-            sw_batch_size=sw_batch_size,
-            overlap=overlap,
-            mode="gaussian",
-            cache_roi_weight_map=True,
-            **kwargs,
-        )
+        super().__init__(roi_size=tuple(patch_size), sw_batch_size=sw_batch_size, overlap=overlap, mode="gaussian")
         self.slice_axis = slice_axis if len(patch_size) == 2 else None
         self.mirror = checked_switch("mirror", mirror)
         self.amp = checked_switch("amp", amp)
+        self.member = member
+        self.num_classes = num_classes
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor]) -> torch.Tensor:
-        """Class probabilities, (B, classes, X, Y, Z), of images (B, C, X, Y, Z)."""
+    def __call__(
+        self, inputs: torch.Tensor, network: torch.nn.Module, previous: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Class probabilities, float16 (B, classes, X, Y, Z).
+
+        Args:
+            inputs: images (B, C, X, Y, Z).
+            network: the network, or the module that has the networks of `member`; scripted or not.
+            previous: segmentation of the first stage, uint8 (B, 1, X, Y, Z), which the network sees as one-hot
+                channels.
+        """
+        networks = [network] if self.member is None else list(getattr(network, self.member).children())
+        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if self.slice_axis is None:
-            return super().__call__(inputs, lambda window: self._probabilities(window, network))
-        axis = self.slice_axis + 2
-        slices = inputs.movedim(axis, 1).flatten(0, 1)
-        pred = super().__call__(slices, lambda window: self._probabilities(window, network))
-        return pred.unflatten(0, (len(inputs), inputs.shape[axis])).movedim(1, axis)
+            pred = self._windows(image, networks, previous)
+        else:
+            axis = self.slice_axis + 2
+            pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
+            pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
+        return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
 
-    def _probabilities(self, window: torch.Tensor, network: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def _windows(self, inputs: torch.Tensor, networks: Networks, previous: torch.Tensor | None) -> torch.Tensor:
+        size, patch = list(inputs.shape[2:]), list(self.roi_size)
+        inputs = padded_to(inputs, patch, [1] * len(patch))
+        previous = None if previous is None else padded_to(previous, patch, [1] * len(patch))
+        shape = inputs.shape[2:]
+        steps = [max(1, int(p * (1 - self.overlap))) if n > p else p for n, p in zip(shape, patch, strict=True)]
+        importance = compute_importance_map(patch, mode="gaussian", device=inputs.device, dtype=torch.float32)
+        sums = _Sums(len(inputs), shape, importance)
+        # All windows that begin in one row, then those of the next: the rows before are finished.
+        for row, windows in itertools.groupby(dense_patch_slices(shape, patch, steps), key=lambda w: w[0].start):
+            sums.finish(row)
+            places = [(image, window) for window in windows for image in range(len(inputs))]
+            for first in range(0, len(places), self.sw_batch_size):
+                part = places[first : first + self.sw_batch_size]
+                patches = torch.cat([self._patch(inputs, previous, *place) for place in part])
+                for place, probabilities in zip(part, self._probabilities(patches, networks), strict=True):
+                    sums.add(*place, probabilities)
+        sums.finish(shape[0])
+        return cropped_to(sums.finished, size)
+
+    def _patch(
+        self, inputs: torch.Tensor, previous: torch.Tensor | None, image: int, window: tuple[slice, ...]
+    ) -> torch.Tensor:
+        where = (slice(image, image + 1), slice(None), *window)
+        if previous is None:
+            return inputs[where]
+        return append_one_hot(inputs[where], previous[where], self.num_classes)
+
+    def _probabilities(self, window: torch.Tensor, networks: Networks) -> torch.Tensor:
         axes = range(2, window.ndim) if self.mirror else ()
         flips = [f for n in range(len(axes) + 1) for f in itertools.combinations(axes, n)]
         total: torch.Tensor | float = 0.0
         for flip in flips:
             mirrored = window.flip(flip) if flip else window
-            probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
-            total = total + (probabilities.flip(flip) if flip else probabilities)
-        return total / len(flips)
+            for network in networks:
+                probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
+                total = total + (probabilities.flip(flip) if flip else probabilities)
+        return total / (len(flips) * len(networks))
+
+
+class _Sums:
+    """Weighted sums of the probabilities in windows, for the rows (indices of the first axis) that are still open, and
+    the finished probabilities, float16 (num, classes, *shape).
+
+    Args:
+        num: images.
+        shape: of an image.
+        importance: weights within a window.
+    """
+
+    def __init__(self, num: int, shape: Sequence[int], importance: torch.Tensor) -> None:
+        self.num, self.shape, self.importance = num, tuple(shape), importance
+        self.weights = importance.new_zeros((len(importance), *self.shape[1:]))
+        self.row = 0
+        self.sums = self.finished = torch.empty(0)
+
+    def add(self, image: int, window: tuple[slice, ...], probabilities: torch.Tensor) -> None:
+        """Take in the probabilities (classes, *window) of a window that begins at the first open row."""
+        if not self.sums.numel():
+            classes = len(probabilities)
+            self.sums = self.weights.new_zeros((self.num, classes, *self.weights.shape))
+            self.finished = probabilities.new_empty((self.num, classes, *self.shape), dtype=torch.float16)
+        where = (slice(None), *window[1:])
+        self.sums[image][(slice(None), *where)] += probabilities * self.importance
+        if image == 0:
+            self.weights[where] += self.importance
+
+    def finish(self, row: int) -> None:
+        """Close all rows before `row`."""
+        done = int(row) - self.row
+        if done:
+            self.finished[:, :, self.row : row] = self.sums[:, :, :done] / self.weights[:done]
+            for open_rows, axis in ((self.sums, 2), (self.weights, 0)):
+                left = len(self.importance) - done
+                # A copy, for source and target may overlap.
+                open_rows.narrow(axis, 0, left).copy_(open_rows.narrow(axis, done, left).clone())
+                open_rows.narrow(axis, left, done).zero_()
+            self.row = int(row)
+
+
+class CascadeInferer(Inferer):
+    """Both stages of a cascade on an image of full resolution.
+
+    Args:
+        lowres: inferer of the first stage.
+        cascade: inferer of the second stage.
+        spacing: mm, of the images.
+        lowres_spacing: mm, that the first stage sees.
+
+    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade".
+    """
+
+    def __init__(
+        self,
+        lowres: MirroredWindowInferer,
+        cascade: MirroredWindowInferer,
+        spacing: Sequence[float],
+        lowres_spacing: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.lowres, self.cascade = lowres, cascade
+        self.spacing, self.lowres_spacing = tuple(spacing), tuple(lowres_spacing)
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Class probabilities, float16 (B, classes, X, Y, Z), of images (B, C, X, Y, Z); `network` is the
+        :class:`scripts.networks.Composite` with both stages."""
+        return self.cascade(inputs, network, self.first_stage(inputs, network))
+
+    def first_stage(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Segmentation by the first stage, uint8 (B, 1, X, Y, Z): seen on the low resolution, given on the full one."""
+        shape = inputs.shape[2:]
+        low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
+        inputs = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        low = torch.stack([resample(image, low_shape, "spline") for image in inputs])
+        segmentation = self.lowres(low, network).argmax(1, keepdim=True).to(torch.uint8)
+        return torch.stack([resample(labels, shape, "nearest") for labels in segmentation])
+
+
+class MeanInferer(Inferer):
+    """Mean of the class probabilities that several inferers give for the same image.
+
+    Source: arXiv:1809.10486, section 2.6.
+    """
+
+    def __init__(self, inferers: Sequence[Inferer]) -> None:
+        super().__init__()
+        self.inferers = list(inferers)
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Class probabilities, float16 (B, classes, X, Y, Z), of images (B, C, X, Y, Z)."""
+        total = self.inferers[0](inputs, network)
+        for inferer in self.inferers[1:]:
+            total += inferer(inputs, network)
+        return total if len(self.inferers) == 1 else total.div_(len(self.inferers))

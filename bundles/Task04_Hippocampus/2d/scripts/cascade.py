@@ -1,0 +1,105 @@
+"""Training the second stage of a cascade on the segmentations of the first.
+
+Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". The segmentation of a case comes from the fold of the first
+stage that did not train on it; otherwise the second stage would learn to trust a first stage that is better than it is
+on new images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from tqdm import tqdm
+
+from scripts import probabilities
+from scripts.cache import CaseCache, digest, read_arrays, read_case, write_arrays
+from scripts.data import case_name
+from scripts.networks import append_one_hot
+from scripts.resampling import resample
+
+
+class PreviousStage:
+    """Segmentations of the first stage on the grid of the preprocessed cases, in files of which a patch is read without
+    reading the case.
+
+    Args:
+        bundle: folder of the first stage's bundle, whose `evaluating` leaves the predictions of the validation cases.
+        folds_file: JSON list with a list of case names, the validation cases, for each fold.
+        cache: the preprocessed cases; the segmentations lie beside them.
+    """
+
+    def __init__(self, bundle: str | Path, folds_file: str | Path, cache: CaseCache) -> None:
+        self.bundle, self.cache = Path(bundle).resolve(), cache
+        folds = json.loads(Path(folds_file).read_text(encoding="utf-8"))
+        self.fold_of = {name: fold for fold, names in enumerate(folds) for name in names}
+
+    def source(self, name: str) -> Path:
+        """File with the prediction of a case by the network that did not train on it.
+
+        Raises:
+            FileNotFoundError: it is not there; the message has the command that makes it.
+        """
+        fold = self.fold_of[name]
+        path = self.bundle / "models" / f"fold_{fold}" / "validation" / "probabilities" / f"{name}.npz"
+        if not path.is_file():
+            configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
+            raise FileNotFoundError(
+                f"The first stage has not segmented the case {name} of fold {fold}: {path} does not exist. Train fold "
+                f"{fold} of {self.bundle} and predict its cases, with the settings of its training: "
+                f'python -m monai.bundle run evaluating --config_file "[{configs}]" --fold {fold}'
+            )
+        return path
+
+    def fill(self, items: Sequence[Mapping[str, str]]) -> list[Path]:
+        """Files with the segmentations of the cases, after making those that are missing or older than the prediction.
+
+        Args:
+            items: {"image": path, "label": path} of each case; preprocessed if they are not.
+        """
+        sources = [self.source(case_name(item["image"])) for item in items]
+        cases = self.cache.fill(items)
+        targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]
+        missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
+        for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shape = read_case(case, self.cache.slice_axis).label.shape[1:]
+            labels = resample(probabilities.segmentation(source), shape, "nearest")
+            write_arrays(target, [np.moveaxis(labels[0].numpy(), self.cache.slice_axis, 0)])
+        return targets
+
+    def _target(self, case: Path, source: Path) -> Path:
+        stat = source.stat()
+        stamp = digest([stat.st_size, stat.st_mtime_ns], 8)
+        return case.parent / "first_stage" / f"{case.stem}-{stamp}.npys"
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """The segmentation in a file that `fill` gave: uint8 (1, *spatial), memory-mapped."""
+        [labels] = read_arrays(Path(path))
+        return np.moveaxis(labels, 0, self.cache.slice_axis)[None]
+
+
+class AppendOneHotd(Transform):
+    """Append the previous segmentation (1, X, Y, Z) to the image (C, X, Y, Z) as one-hot channels, one for each
+    foreground class, and drop it.
+
+    Args:
+        num_classes: classes, background included.
+        image_key: the image.
+        previous_key: the segmentation, class numbers.
+    """
+
+    def __init__(self, num_classes: int, image_key: Hashable = "image", previous_key: Hashable = "previous") -> None:
+        self.num_classes = int(num_classes)
+        self.image_key, self.previous_key = image_key, previous_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        previous: torch.Tensor = d.pop(self.previous_key)
+        d[self.image_key] = append_one_hot(d[self.image_key][None], previous[None], self.num_classes)[0]
+        return d

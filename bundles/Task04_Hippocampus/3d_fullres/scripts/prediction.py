@@ -1,0 +1,92 @@
+"""Predicting many images: one that cannot be predicted does not stop the others, and files are whole or not there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset, NibabelWriter
+from monai.engines import SupervisedEvaluator
+
+from scripts.data import case_name
+
+logger = logging.getLogger(__name__)
+FAULT = "fault"
+
+
+class WholeFileWriter(NibabelWriter):
+    """Writer for `SaveImaged` that writes under a temporary name and renames: a file that exists is whole."""
+
+    def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the image that was set."""
+        path = Path(filename)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        try:
+            super().write(temporary, verbose, **kwargs)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class ImageDataset(Dataset):
+    """Preprocessed images; one that cannot be read or preprocessed becomes an item that says why.
+
+    Args:
+        data: {"image": path} of each image.
+        transform: the preprocessing.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, str]], transform: Callable[[dict], dict]) -> None:
+        super().__init__(data, transform)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return super().__getitem__(index)
+        except Exception as error:
+            return {FAULT: _cause(error), "image": self.data[index]["image"]}
+
+
+class ImageEvaluator(SupervisedEvaluator):
+    """Evaluator of batches of one image that goes on when an image fails, names those that did in the end and then
+    leaves with exit status 1."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.faults: dict[str, str] = {}
+        self.add_event_handler(Events.COMPLETED, _report)
+
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
+        image = batchdata["image"]
+        if FAULT in batchdata:
+            return self._fail(image[0], batchdata[FAULT][0])
+        try:
+            return super()._iteration(engine, batchdata)
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            return self._fail(image.meta["filename_or_obj"][0], _cause(error))
+
+    def _fail(self, path: str, cause: str) -> list[Any]:
+        logger.error("%s could not be predicted: %s", case_name(path), cause)
+        self.faults[str(path)] = cause
+        self.state.output = []
+        return []
+
+
+def _report(engine: ImageEvaluator) -> None:
+    if engine.faults:
+        lines = "\n".join(f"  {path}: {cause}" for path, cause in engine.faults.items())
+        logger.error("%d of %d images could not be predicted:\n%s", len(engine.faults), engine.state.iteration, lines)
+        raise SystemExit(1)
+
+
+def _cause(error: BaseException) -> str:
+    """First line of the innermost error: MONAI wraps it in one that names the transform."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the memory of the GPU does not suffice; try --device cpu"
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
