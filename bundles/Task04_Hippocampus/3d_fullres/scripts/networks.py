@@ -99,18 +99,24 @@ class Composite(torch.nn.Module):
             planes = x.movedim(axis, 1).flatten(0, 1)
             size = [int(n) for n in planes.shape[2:]]
             padded = padded_to(planes, self.slices_patch, self.slices_divisor)
+            flat: list[torch.Tensor] = []
             for flat_network in self.slices:
                 y = cropped_to(flat_network(padded).softmax(1), size)
-                found.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+                flat.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+            _add_mean(found, flat)
+        full: list[torch.Tensor] = []
         for network in self.fullres:
-            found.append(network(x).softmax(1))
+            full.append(network(x).softmax(1))
+        _add_mean(found, full)
+        last: list[torch.Tensor] = []
         if self.has_cascade:
             both = append_one_hot(x, self._first_stage(x), self.num_classes)
             for second in self.cascade:
-                found.append(second(both).softmax(1))
+                last.append(second(both).softmax(1))
         else:
             for low_network in self.lowres:
-                found.append(low_network(x).softmax(1))
+                last.append(low_network(x).softmax(1))
+        _add_mean(found, last)
         return torch.stack(found).mean(0)
 
     def _first_stage(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,6 +130,12 @@ class Composite(torch.nn.Module):
             total = total + first(padded).softmax(1)
         segmentation = cropped_to(total, size).argmax(1, keepdim=True)
         return segmentation[:, :, self.up_0][:, :, :, self.up_1][:, :, :, :, self.up_2]
+
+
+def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
+    """Every list of networks counts alike, however many folds it has."""
+    if len(folds) > 0:
+        found.append(torch.stack(folds).mean(0))
 
 
 def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Tensor:
