@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import NAMES, PROJECT, TINY_PLAN, write_project
+from monai.data import MetaTensor
 
 from autoplan import dataset, fingerprint, plan
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
-from autoplan.render import format_json, render, render_all
+from autoplan.render import OVERLAYS, format_json, overlaid, render, render_all
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -57,6 +59,126 @@ def test_files_of_a_bundle(bundle) -> None:
     scripts = {f"scripts/{p.name}" for p in (PROJECT / "templates" / "scripts").glob("*.py")}
     configs = {f"configs/{name}.json" for name in (*CONFIGS, "folds")}
     assert there == {"LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
+
+
+B = {"c": {"d": 2, "e": [3]}, "f": 4}
+BASE = {"a": 1, "b": B, "g": [5], "h": 6}
+LAID = {
+    "nothing": ({}, BASE),
+    "a value replaced in its place": ({"b": 0}, {"a": 1, "b": 0, "g": [5], "h": 6}),
+    "a value inside": ({"b#f": 0}, {"a": 1, "b": {"c": {"d": 2, "e": [3]}, "f": 0}, "g": [5], "h": 6}),
+    "deeper": ({"b#c#d": 0}, {"a": 1, "b": {"c": {"d": 0, "e": [3]}, "f": 4}, "g": [5], "h": 6}),
+    "a new value inside": ({"b#c#x": 0}, {"a": 1, "b": {"c": {"d": 2, "e": [3], "x": 0}, "f": 4}, "g": [5], "h": 6}),
+    "added to a list": ({"+g": [7, 8]}, {**BASE, "g": [5, 7, 8]}),
+    "added to a list inside": ({"+b#c#e": [7]}, {**BASE, "b": {"c": {"d": 2, "e": [3, 7]}, "f": 4}}),
+    "added to a dictionary": ({"+b": {"f": 0, "x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3]}, "f": 0, "x": 7}}),
+    "added to a dictionary inside": ({"+b#c": {"x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3], "x": 7}, "f": 4}}),
+    "a new key after the one before it": ({"a": 1, "x": 7}, {"a": 1, "x": 7, "b": B, "g": [5], "h": 6}),
+    "new keys one after the other": ({"a": 0, "x": 7, "y": 8}, {"a": 0, "x": 7, "y": 8, "b": B, "g": [5], "h": 6}),
+    "a new key after one that is changed inside": (
+        {"b#f": 4, "x": 7},
+        {"a": 1, "b": B, "x": 7, "g": [5], "h": 6},
+    ),
+    "a new key after one that is added to": (
+        {"+g": [7], "x": 7},
+        {"a": 1, "b": B, "g": [5, 7], "x": 7, "h": 6},
+    ),
+    "a new key first": ({"x": 7}, {**BASE, "x": 7}),
+}
+
+
+@pytest.mark.parametrize(("overlay", "expected"), LAID.values(), ids=LAID)
+def test_a_config_with_another_laid_over_it(overlay, expected) -> None:
+    before = json.dumps([BASE, overlay])
+    found = overlaid(BASE, overlay)
+    assert found == expected
+    assert list(found) == list(expected)
+    assert json.dumps([BASE, overlay]) == before, "neither is changed"
+
+
+def test_keys_that_stand_in_the_base_with_a_number_sign() -> None:
+    """evaluate.json is itself laid over train.json and has such keys."""
+    base = {"a#b": 1, "c": 2}
+    assert overlaid(base, {"a#b": 3, "d": 4}) == {"a#b": 3, "d": 4, "c": 2}
+
+
+def test_an_overlay_does_not_invent_a_place() -> None:
+    with pytest.raises(KeyError):
+        overlaid(BASE, {"x#y": 1})
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted({o for files in OVERLAYS.values() for names in files.values() for o in names})
+)
+def test_overlays_have_the_same_form(overlay) -> None:
+    path = PROJECT / "templates" / "configs" / overlay
+    assert path.read_text() == format_json(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("name", ["3d_lowres", "3d_cascade_fullres"])
+def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name, project) -> None:
+    """Everything that is no part of the cascade stays as it is in 3d_fullres."""
+    bundles = project / "bundles" / "Task90_Tiny"
+    of_cascade = {
+        "3d_lowres": {"preprocessing", "lowres_spacing"},
+        "3d_cascade_fullres": {
+            "network_def", "network", "previous", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
+            "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
+        },
+    }[name]  # fmt: skip
+    planned = {"bundle_root", "patch_size", "batch_size", "strides", "features", "batch_dice"}
+    for config_name in ("train", "inference"):
+        full, stage = config(bundles / "3d_fullres", config_name), config(bundles / name, config_name)
+        differ = {key for key in {*full, *stage} if full.get(key) != stage.get(key)}
+        assert differ - planned <= of_cascade, config_name
+
+
+def test_the_second_stage_builds_both(project, parse) -> None:
+    """One module with both stages; the trainer is given the second."""
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_cascade_fullres"
+    for config_name in ("train", "inference"):
+        parser = parse(bundle, config_name, device="cpu")
+        module = parser.get_parsed_content("network_def")
+        assert type(module).__name__ == "Composite"
+        assert [len(module.slices), len(module.fullres), len(module.lowres), len(module.cascade)] == [0, 0, 1, 1]
+        first, second = module.lowres[0], module.cascade[0]
+        assert (first.in_channels, second.in_channels) == (2, 2 + 2)
+        low = TINY_PLAN.configuration("3d_lowres")
+        assert (tuple(map(tuple, first.strides)), tuple(first.filters)) == (low.strides, low.features)
+        assert module.lowres_patch == list(low.patch_size)
+        network = parser.get_parsed_content("network")
+        assert network is (second if config_name == "train" else module)
+
+
+# The largest component of a class that is always one.
+
+
+@pytest.mark.parametrize(("single", "classes"), [((2,), [1]), ((5,), [2]), ((2, 5), [1, 2]), ((), [])], ids=str)
+@pytest.mark.parametrize("config_name", ["inference", "evaluate"])
+def test_only_the_largest_component_of_such_a_class_is_kept(single, classes, config_name, parse, tmp_path) -> None:
+    """Classes count up, label values do not: 2 is class 1, 5 is class 2. Components that touch at a corner are one."""
+    planned = dataclasses.replace(TINY_PLAN, single_component=single)
+    bundle = render_all(planned, tmp_path / "data", tmp_path / "bundles")[1]
+    configs = ("train", "evaluate") if config_name == "evaluate" else ("inference",)
+    id_ = "validate#postprocessing" if config_name == "evaluate" else "postprocessing"
+    parser = parse(bundle, *configs, output_dir=str(tmp_path))
+    transforms = parser.get_parsed_content(id_).transforms
+    keep = [t for t in transforms if type(t).__name__ == "KeepLargestConnectedComponentd"]
+    assert len(keep) == bool(single)
+    labels = torch.zeros(1, 12, 6, 6, dtype=torch.uint8)
+    small, corner = {}, {}
+    for label, x in ((1, 0), (2, 6)):
+        labels[0, x : x + 2, :2, :2] = label
+        labels[0, x + 2, 2, 2] = label  # touches at a corner
+        labels[0, x, 5, 5] = label
+        small[label], corner[label] = (0, x, 5, 5), (0, x + 2, 2, 2)
+    found = labels.clone()
+    for transform in keep:
+        found = transform({"pred": MetaTensor(found)})["pred"]
+    for label in (1, 2):
+        assert int(found[small[label]]) == (0 if label in classes else label)
+        assert int(found[corner[label]]) == label
+    assert int((found == labels).sum()) == labels.numel() - len(classes)
 
 
 def test_planned_values_arrive(bundle) -> None:
