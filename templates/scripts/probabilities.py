@@ -35,9 +35,12 @@ def save(path: str | Path, probabilities: torch.Tensor, image: MetaTensor) -> No
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> dict[str, torch.Tensor]:
