@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
     """A nested value in types that `torch.load(weights_only=True)` takes, without the identities of transforms: MONAI
     would have a transform inverted by no other object than the one that did it."""
     if isinstance(value, Mapping):
-        return {str(k): TraceKeys.NONE if k == TraceKeys.ID else _plain(v) for k, v in value.items()}
+        return {str(k): TraceKeys.NONE.value if k == TraceKeys.ID else _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, np.ndarray):

@@ -144,7 +144,7 @@ def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Ten
     for axis in range(len(size)):
         n = x.shape[2 + axis]
         more = max(size[axis], (n + divisor[axis] - 1) // divisor[axis] * divisor[axis]) - n
-        padding = [more // 2, more - more // 2] + padding  # noqa: RUF005
+        padding = [more // 2, more - more // 2] + padding
     return pad(x, padding) if max(padding) > 0 else x
 
 
