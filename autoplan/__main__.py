@@ -280,7 +280,7 @@ def run(
     train(dataset, bundles=bundles, **flags)
     select(dataset, root=root, bundles=bundles)
     if datasets.load(datasets.locate(dataset, Path(root))).test:
-        predict(dataset, root=root, bundles=bundles)
+        predict(dataset, root=root, bundles=bundles, device=flags.get("device"))
 
 
 def _settings_stay_text(command: Callable[..., None], **parsers: Callable[[str], Any]) -> Callable[..., None]:

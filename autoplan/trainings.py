@@ -357,6 +357,8 @@ CAUSES = (
     ),
 )
 """Pattern of a log's last lines, reason, what to try, whether a new start may go well. The first found counts."""
+WRAPPERS = r"RuntimeError: (?:Failed to (?:evaluate|instantiate)|applying transform)"
+"""Errors that MONAI puts around the one that tells."""
 STOPS = (1, 2, 15)
 """Signals that ask a training to save and end: SIGHUP, SIGINT, SIGTERM."""
 SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
@@ -384,6 +386,7 @@ def explain(status: int, tail: str, *, out_of_memory: bool = False) -> Failure:
     if number:
         return Failure(f"crashed with {SIGNALS.get(number, f'signal {number}')}", "the log", retry=True)
     errors = [line.strip() for line in lines if re.match(r"[\w.]*(?:Error|Exception|Interrupt|Exit)\b", line)]
+    errors = [line for line in errors if not re.match(WRAPPERS, line)] or errors
     if status == 0:
         return Failure("ended well, but its result files are not there or do not fit", "the log", retry=False)
     said = errors[-1] if errors else lines[-1].strip() if lines else f"exit status {status}, nothing printed"

@@ -22,7 +22,12 @@ TASK = TINY_PLAN.name
 NAN = "FloatingPointError: the training loss is nan in epoch 1, iteration 2, cases case_1. Try a lower learning rate."
 
 
-UP_TO_TRAINING = "import sys; from autoplan import __main__ as m; m.AFTER_TRAINING = (); sys.exit(m.main())"
+UP_TO_TRAINING = """
+import sys
+from autoplan import __main__ as m
+m.select = m.predict = lambda *_, **__: None
+sys.exit(m.main())
+"""
 """The command line, whose `run` ends after the trainings: the stand-ins leave no predictions to choose by."""
 
 
@@ -219,7 +224,8 @@ def table_of(text: str) -> list[str]:
 def test_run_killed_five_times_ends_like_an_undisturbed_one(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "AFTER_TRAINING", ())
+    for name in ("select", "predict"):
+        monkeypatch.setattr(command_line, name, lambda *_, **__: None)
     for name in ("undisturbed", "killed"):
         write_tiny(tmp_path / name / "data" / "Task90_Tiny")
     words = ("run", TASK, "--quick", "--max_epochs", "4", "--jobs", "2", "--folds", "0,1,2")
@@ -243,14 +249,9 @@ def test_run_killed_five_times_ends_like_an_undisturbed_one(
     assert stub.alive() == []
 
 
-def test_run_goes_on_with_the_commands_that_exist(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_run_goes_on_with_the_choice_and_the_prediction(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(command_line, "plan", lambda dataset, **_: called.append(("plan", dataset)))
-    for name in command_line.AFTER_TRAINING:
-        monkeypatch.setitem(
-            command_line.COMMANDS, name, lambda dataset, n=name, **more: called.append((n, dataset, more["bundles"]))
-        )
+    for name in ("plan", "select", "predict"):
+        monkeypatch.setattr(command_line, name, lambda dataset, n=name, **_: called.append((n, dataset)))
     assert main(["run", TASK, "--configurations", "2d", "--folds", "0"]) == 0
-    assert called == [("plan", TASK), ("select", TASK, "bundles"), ("predict", TASK, "bundles")]
+    assert called == [("plan", TASK), ("select", TASK), ("predict", TASK)]

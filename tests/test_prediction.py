@@ -91,9 +91,10 @@ def test_bad_images_stop_no_other(num_workers, run, image, tmp_path, caplog) -> 
         shutil.copy(image, images / f"{name}.nii.gz")
     for name, spoil in FAULTS.items():
         spoil(images / f"b {name}.nii.gz", image)
-    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as stopped:
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped:
         run(images, results, num_workers=num_workers)
     assert stopped.value.code == 1
+    assert f"3 segmentations are in {results}" in caplog.messages
     last = caplog.messages[-1]
     assert f"{len(FAULTS)} of {len(FAULTS) + 3} images could not be predicted" in last
     lines = last.splitlines()[1:]
@@ -150,6 +151,18 @@ def test_a_second_run_predicts_what_is_missing(run, image, tmp_path) -> None:
     assert run(images, results, skip_existing=True).state.iteration == 1
     assert (results / "a.nii.gz").is_file()
     assert (results / "b.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_run_that_has_nothing_left_to_do_ends_well(run, image, tmp_path, caplog) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    shutil.copy(image, images / "a.nii.gz")
+    run(images, results)
+    before = (results / "a.nii.gz").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        run(images, results, skip_existing=True)
+    assert any("nothing is left to predict" in message for message in caplog.messages)
+    assert (results / "a.nii.gz").stat().st_mtime_ns == before
 
 
 # The parts.

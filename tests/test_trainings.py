@@ -224,6 +224,8 @@ NAN = (
         (1, "RuntimeError: CUDA error: unspecified launch failure", "RuntimeError: CUDA error: unspecified", True),
         (1, "  File x, line 3\nValueError: There is no fold 9: there are 5.", "ValueError: There is no fold 9", False),
         (1, "monai.x.OwnError: no\nmore of it", "monai.x.OwnError: no", False),
+        (1, "ValueError: told\nRuntimeError: applying transform <x>\nRuntimeError: Failed to evaluate y:\n'z'",
+         "ValueError: told", False),
         (2, "usage: nothing", "usage: nothing", False),
         (3, "", "exit status 3, nothing printed", False),
         (0, "all well", "ended well, but its result files are not there or do not fit", False),

@@ -61,6 +61,9 @@ class ImageEvaluator(SupervisedEvaluator):
 
     def run(self, global_epoch: int = 1) -> None:
         """Predict all images."""
+        if not self.state.epoch_length:
+            logger.info("every image has its segmentation, nothing is left to predict")
+            return
         super().run(global_epoch)
         # Not in a handler, where the engine would log the exit as an error of its own, below the list.
         if self.faults:
