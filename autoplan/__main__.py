@@ -61,6 +61,8 @@ def plan(
         fingerprints.save(facts, saved)
     written = _render(planned, loaded.root, Path(bundles), force=force)
     print(f"\n{table(planned)}\n")
+    cascade_decision = next(d for d in planned.decisions if d.name == "cascade")
+    print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
     for warning in plans.warnings(planned):
         print(f"Warning: {warning.because}")
     if explain:

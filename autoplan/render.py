@@ -98,7 +98,7 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
         metadata(load_json(templates / "configs" / "metadata.json"), plan, configuration)
     ).encode()
     files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
-    files["docs/README.md"] = _readme((templates / "docs" / "README.md").read_text(), plan, configuration).encode()
+    files["docs/README.md"] = _readme(templates / "docs", plan, configuration).encode()
     return dict(sorted({**files, **copied(templates)}.items()))
 
 
@@ -227,20 +227,24 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
     return metadata
 
 
-def _readme(template: str, plan: Plan, configuration: Configuration) -> str:
+def _readme(templates: Path, plan: Plan, configuration: Configuration) -> str:
     decisions = [d for d in plan.decisions if d.configuration in ("", configuration.name)]
     rows = [f"| {d.name} | {d.value} | {d.source} | {d.because} |" for d in decisions]
-    return string.Template(template).substitute(
-        name=bundle_name(plan, configuration),
-        dataset=plan.name,
-        configuration=configuration.name,
-        dimensions=f"{len(configuration.patch_size)}D",
-        modalities=", ".join(plan.modalities),
-        classes=", ".join(name for _, name in plan.labels[1:]),
-        cases=plan.num_training,
-        folds=len(plan.folds),
-        decisions="\n".join(rows),
-    )
+    values = {
+        "name": bundle_name(plan, configuration),
+        "dataset": plan.name,
+        "configuration": configuration.name,
+        "dimensions": f"{len(configuration.patch_size)}D",
+        "modalities": ", ".join(plan.modalities),
+        "classes": ", ".join(name for _, name in plan.labels[1:]),
+        "cases": plan.num_training,
+        "folds": len(plan.folds),
+        "last_fold": len(plan.folds) - 1,
+        "decisions": "\n".join(rows),
+    }
+    stage = templates / f"{configuration.name}.md"
+    text = "\n" + string.Template(stage.read_text()).substitute(values) if stage.is_file() else ""
+    return string.Template((templates / "README.md").read_text()).substitute(values, stage=text)
 
 
 def load_json(path: Path) -> dict[str, Any]:

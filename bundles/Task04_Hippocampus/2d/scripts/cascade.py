@@ -43,18 +43,30 @@ class PreviousStage:
         """File with the prediction of a case by the network that did not train on it.
 
         Raises:
-            FileNotFoundError: it is not there; the message has the command that makes it.
+            FileNotFoundError: it is not there, or by a network that was trained on since then; the message has the
+                command that makes it.
         """
         fold = self.fold_of[name]
-        path = self.bundle / "models" / f"fold_{fold}" / "validation" / "probabilities" / f"{name}.npz"
-        if not path.is_file():
-            configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
-            raise FileNotFoundError(
-                f"The first stage has not segmented the case {name} of fold {fold}: {path} does not exist. Train fold "
-                f"{fold} of {self.bundle} and predict its cases, with the settings of its training: "
-                f'python -m monai.bundle run evaluating --config_file "[{configs}]" --fold {fold}'
-            )
-        return path
+        folder = self.bundle / "models" / f"fold_{fold}"
+        path = folder / "validation" / "probabilities" / f"{name}.npz"
+        if path.is_file() and not self._is_outdated(folder):
+            return path
+        configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
+        what = (
+            f"{path} is by another network than {folder / 'model.pt'}" if path.is_file() else f"{path} does not exist"
+        )
+        raise FileNotFoundError(
+            f"The first stage has not segmented the case {name} of fold {fold}: {what}. Train fold {fold} of "
+            f"{self.bundle} and predict its cases, with the settings of its training: "
+            f'python -m monai.bundle run evaluating --config_file "[{configs}]" --fold {fold}'
+        )
+
+    @staticmethod
+    def _is_outdated(folder: Path) -> bool:
+        """Whether the fold's training has ended with another network than that of the predictions."""
+        files = (folder / "finished.json", folder / "validation" / "dice.json")
+        models = {json.loads(file.read_text(encoding="utf-8"))["model"] for file in files if file.is_file()}
+        return len(models) > 1
 
     def fill(self, items: Sequence[Mapping[str, str]]) -> list[Path]:
         """Files with the segmentations of the cases, after making those that are missing or older than the prediction.
