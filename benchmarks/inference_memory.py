@@ -11,6 +11,7 @@ loader's worker together (shared pages once).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
@@ -77,12 +78,9 @@ def memory(pid: int) -> int:
     total = 0
     children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
     for process in (str(pid), *children):
-        try:
-            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += 1024 * int(line.split()[1])
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
 
 
@@ -98,6 +96,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(400, 512, 512))
     parser.add_argument("--classes", type=int, default=2, help="foreground classes")
     parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--overlap", type=float, default=0.25, help="less than the half that is usual saves time")
     parser.add_argument("--spacing", type=float, default=1.0, help="mm of the volume's voxels; the plan has 1 mm")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -126,6 +125,7 @@ def main() -> None:
             "--mirror",
             "False",
         ]
+        arguments += ["--overlap", str(given.overlap)]
         arguments += ["--dataset_dir", str(images), "--output_dir", str(folder / "out")]
         started = time.monotonic()
         process = subprocess.Popen(

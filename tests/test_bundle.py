@@ -14,7 +14,6 @@ import torch
 from conftest import NAMES, TINY_PLAN, write_project
 from monai.bundle.properties import InferProperties, TrainProperties
 
-
 pytestmark = pytest.mark.slow
 
 TASK = TINY_PLAN.name
@@ -84,8 +83,8 @@ def trained(tmp_path_factory, commands):
     some = tmp_path_factory.mktemp("images")
     shutil.copy(project / "data" / TASK / "imagesTs" / "test_1.nii.gz", some / "mine.nii.gz")
     (some / "notes.txt").write_text("no image")
-    processes = []
-    for name in NAMES:
+
+    def start(name):
         bundle = project / "bundles" / TASK / name
         train, evaluate, inference, metadata = (
             str(bundle / "configs" / f"{c}.json") for c in ("train", "evaluate", "inference", "metadata")
@@ -93,22 +92,27 @@ def trained(tmp_path_factory, commands):
         short = ["--max_epochs", "2", "--epoch_length", "2", "--val_batches", "1", "--num_workers", "0"]
         network = ["--net_id", "network_def"]
         here = ["--meta_file", metadata, "--config_file", inference]
-        processes.append(
-            commands.start(
-                ["run", "training", "--config_file", train, *short],
-                ["run", "evaluating", "--config_file", f"['{train}','{evaluate}']", "--num_workers", "0"],
-                ["run", "inference", "--config_file", inference, "--num_workers", "0"],
-                ["run", "--config_file", inference, "--dataset_dir", str(some), "--output_dir", "mine_" + name],
-                (bundle, ["verify_net_in_out", *network, *here]),
-                (
-                    bundle,
-                    ["ckpt_export", *network, "--filepath", "models/model.ts", "--ckpt_file", "models/model.pt", *here],
-                ),
-            )
+        trainings = []
+        # The second stage of the cascade learns from what all folds of the first say of the cases they have not seen.
+        for fold in map(str, range(len(TINY_PLAN.folds) if name == "3d_lowres" else 1)):
+            both = f"['{train}','{evaluate}']"
+            trainings.append(["run", "training", "--config_file", train, "--fold", fold, *short])
+            trainings.append(["run", "evaluating", "--config_file", both, "--fold", fold, "--num_workers", "0"])
+        return commands.start(
+            *trainings,
+            ["run", "inference", "--config_file", inference, "--num_workers", "0"],
+            ["run", "--config_file", inference, "--dataset_dir", str(some), "--output_dir", "mine_" + name],
+            (bundle, ["verify_net_in_out", *network, *here]),
+            (
+                bundle,
+                ["ckpt_export", *network, "--filepath", "models/model.ts", "--ckpt_file", "models/model.pt", *here],
+            ),
         )
-    for process in processes:
-        status, output = finished(process)
-        assert status == 0, output[-5000:]
+
+    for together in (("3d_lowres", "2d", "3d_fullres"), ("3d_cascade_fullres",)):
+        for process in [start(name) for name in together]:
+            status, output = finished(process)
+            assert status == 0, output[-5000:]
     return project
 
 
@@ -127,16 +131,22 @@ def test_training_leaves_what_it_should(bundle) -> None:
     assert len((bundle / "models/fold_0/curve.csv").read_text().splitlines()) == 3
 
 
-def test_the_cache_is_shared_and_its_key_is_the_same_in_every_process(trained, parse) -> None:
+def test_the_caches_are_shared_and_their_keys_are_the_same_in_every_process(trained, parse) -> None:
+    """One of the full and one of the low resolution, and beside the first the segmentations of the first stage."""
     folder = trained / "bundles" / TASK
-    [cache] = (folder / "cache").iterdir()
-    assert cache.name == parse(folder / "2d", "train").get_parsed_content("cache").folder.name
-    assert sorted(p.name.rpartition("-")[0] for p in cache.iterdir()) == [f"case_{i}" for i in range(5)]
+    caches = {name: parse(folder / name, "train").get_parsed_content("cache").folder.resolve() for name in NAMES}
+    full, low = caches["3d_fullres"], caches["3d_lowres"]
+    assert full == caches["2d"] == caches["3d_cascade_fullres"] != low
+    assert set((folder / "cache").iterdir()) == {full, low}
+    cases = [f"case_{i}" for i in range(5)]
+    for part in (full, low, full / "first_stage"):
+        assert sorted(p.name.partition("-")[0] for p in part.glob("*.npys")) == cases
 
 
 def test_validation_cases_are_scored(bundle) -> None:
     validation = bundle / "models" / "fold_0" / "validation"
-    assert {p.name for p in validation.iterdir()} == {"case_0.nii.gz", "dice.csv", "dice.json"}
+    assert {p.name for p in validation.iterdir()} == {"case_0.nii.gz", "dice.csv", "dice.json", "probabilities"}
+    assert [p.name for p in (validation / "probabilities").iterdir()] == ["case_0.npz"]
     scores = json.loads((validation / "dice.json").read_text())
     assert set(scores["cases"]) == {"case_0"}
     assert set(scores["mean_dice"]) == {"ball", "box"}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from scripts import evaluation
+from scripts.checkpoint import digest
 from scripts.evaluation import DiceReport, dice, table
 
 LABELS = st_numpy.arrays(np.uint8, (1, 3, 3, 2), elements=st.sampled_from([0, 2, 5]))
@@ -52,9 +54,14 @@ def test_other_shapes_are_refused() -> None:
         dice(torch.zeros(1, 4), torch.zeros(1, 5), [1])
 
 
+SETTINGS = {"patch_size": [8, 8, 8], "mirror": False, "overlap": 0.5}
+
+
 def report(folder, *runs):
     """Files that are written when an evaluator brings (prediction, label) pairs, one by one, in one run or more."""
-    handler = DiceReport(folder / "new" / "folder", ["background", "ball", "box"], [0, 2, 5])
+    model = folder / "model.pt"
+    model.write_bytes(b"a network")
+    handler = DiceReport(folder / "new" / "folder", ["background", "ball", "box"], [0, 2, 5], model, SETTINGS)
 
     def step(engine, case):
         name, (pred, label) = case
@@ -113,6 +120,40 @@ def test_nothing_at_all(tmp_path) -> None:
 def test_a_second_run_starts_anew(tmp_path) -> None:
     summary, _ = report(tmp_path, CASES, {"case_d": ([2, 0], [2, 0])})
     assert list(summary["cases"]) == ["case_d"]
+
+
+def test_the_file_tells_the_network_and_the_settings(tmp_path) -> None:
+    """By them a later step sees whether the scores are those of the network that lies there now."""
+    summary, _ = report(tmp_path, CASES)
+    assert summary["settings"] == SETTINGS
+    assert summary["model"] == digest(tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(b"another network")
+    assert summary["model"] != digest(tmp_path / "model.pt")
+
+
+def test_the_network_is_that_of_the_start(tmp_path) -> None:
+    """A training that goes on while its cases are scored replaces the file."""
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"a network")
+    before = digest(model)
+
+    def step(engine, _):
+        model.write_bytes(b"another network")
+        engine.state.batch = []
+        return []
+
+    engine = Engine(step)
+    DiceReport(tmp_path, ["background", "a"], [0, 1], model, {}).attach(engine)
+    engine.run([0])
+    assert json.loads((tmp_path / "dice.json").read_text())["model"] == before
+
+
+def test_dice_json_is_the_last_file(tmp_path, monkeypatch) -> None:
+    """Where it is, all others are; when it cannot be written, there is none."""
+    monkeypatch.setattr(evaluation, "_replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        report(tmp_path, CASES)
+    assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == ["dice.csv"]
 
 
 def test_the_table_is_aligned() -> None:

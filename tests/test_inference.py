@@ -2,11 +2,21 @@
 
 import itertools
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_PLAN
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.data import MetaTensor
-from scripts.inference import MirroredWindowInferer
+from monai.inferers import SlidingWindowInferer
+from scripts import inference
+from scripts.inference import CascadeInferer, MeanInferer, MirroredWindowInferer
+from scripts.resampling import resampled_shape
+
+HALF = {"rtol": 0, "atol": 1e-3}
+"""Tolerance of probabilities that are kept as float16."""
 
 
 def noise(*shape, seed=0):
@@ -48,7 +58,8 @@ SIZES = {
 def test_the_identity_gives_its_input(shape, patch_size, slice_axis, mirror) -> None:
     probabilities = noise(*shape).softmax(1)
     pred = MirroredWindowInferer(patch_size, slice_axis, mirror)(probabilities, log_softmax_of_channels)
-    torch.testing.assert_close(pred, probabilities, rtol=0, atol=1e-5)
+    assert pred.dtype == torch.float16
+    torch.testing.assert_close(pred.float(), probabilities, **HALF)
 
 
 @pytest.mark.parametrize(("shape", "patch_size"), SIZES.values(), ids=SIZES)
@@ -60,7 +71,7 @@ def test_probabilities_add_up_to_1(shape, patch_size) -> None:
 
     pred = MirroredWindowInferer(patch_size)(noise(*shape), network)
     assert pred.shape == (shape[0], 4, *shape[2:])
-    torch.testing.assert_close(pred.sum(1), torch.ones(shape[0], *shape[2:]))
+    torch.testing.assert_close(pred.float().sum(1), torch.ones(shape[0], *shape[2:]), **HALF)
     assert float(pred.min()) >= 0
 
 
@@ -75,11 +86,11 @@ def depends_on_place(x):
 def test_mirroring_averages_the_probabilities_of_all_mirrorings(patch_size) -> None:
     x = noise(1, 1, *patch_size)
     window = x if len(patch_size) == 3 else x[..., None]
-    pred = MirroredWindowInferer(patch_size)(window, depends_on_place).reshape(1, 2, *patch_size)
+    pred = MirroredWindowInferer(patch_size)(window, depends_on_place).reshape(1, 2, *patch_size).float()
     axes = range(2, x.ndim)
     flips = [f for n in range(len(patch_size) + 1) for f in itertools.combinations(axes, n)]
     expected = torch.stack([depends_on_place(x.flip(f)).softmax(1).flip(f) for f in flips]).mean(0)
-    torch.testing.assert_close(pred, expected)
+    torch.testing.assert_close(pred, expected, **HALF)
     assert not torch.allclose(pred, depends_on_place(x).softmax(1), atol=1e-3)
 
 
@@ -120,9 +131,9 @@ def test_windows_are_weighted_by_a_gaussian() -> None:
     def network(x):
         return next(answers).reshape(1, 2, 1, 1, 1).expand(1, 2, *x.shape[2:])
 
-    pred = MirroredWindowInferer((8, 8, 8), mirror=False)(noise(1, 1, 12, 8, 8), network)[0, 1, :, 4, 4]
+    pred = MirroredWindowInferer((8, 8, 8), mirror=False)(noise(1, 1, 12, 8, 8), network)[0, 1, :, 4, 4].float()
     assert pred[:4].max() < 1e-6
-    assert pred[8:].min() > 1 - 1e-6
+    assert pred[8:].min() > 1 - 1e-3
     assert (pred[4:8].diff() > 0.05).all()
     distance_squared = [(torch.arange(4.0) + offset) ** 2 for offset in (0.5, -3.5)]
     a, b = (torch.exp(-d / (2 * (8 * 0.125) ** 2)).clamp_min(1e-3) for d in distance_squared)
@@ -163,3 +174,181 @@ def test_the_input_is_not_written_to() -> None:
     before = x.clone()
     MirroredWindowInferer((8, 8, 8))(x, depends_on_place)
     assert torch.equal(x, before)
+
+
+# The same windows, weights and padding as MONAI's own sliding window, which keeps everything in float32.
+
+
+def probabilities_of_place(x):
+    return depends_on_place(x).softmax(1)
+
+
+AXES = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([4, 7, 8, 12])), min_size=3, max_size=3)
+
+
+@given(AXES, st.sampled_from([0.5, 0.25, 0.0]), st.sampled_from([1, 3]))
+@settings(max_examples=40, deadline=None)
+def test_equals_the_stock_sliding_window(axes, overlap, sw_batch_size) -> None:
+    shape, patch = zip(*axes, strict=True)
+    x = noise(2, 1, *shape)
+    stock = SlidingWindowInferer(patch, 3, overlap, mode="gaussian")
+    lean = MirroredWindowInferer(patch, mirror=False, overlap=overlap, sw_batch_size=sw_batch_size)
+    torch.testing.assert_close(lean(x, depends_on_place).float(), stock(x, probabilities_of_place), **HALF)
+
+
+@given(AXES, st.integers(0, 2))
+@settings(max_examples=25, deadline=None)
+def test_equals_the_stock_sliding_window_on_slices(axes, slice_axis) -> None:
+    shape, patch = zip(*axes, strict=True)
+    x, stock = noise(1, 1, *shape), SlidingWindowInferer(patch[:2], 4, 0.5, mode="gaussian")
+    found = MirroredWindowInferer(patch[:2], slice_axis, mirror=False, sw_batch_size=5)(x, depends_on_place).float()
+    for number in range(shape[slice_axis]):
+        plane = stock(x.select(slice_axis + 2, number), probabilities_of_place)
+        torch.testing.assert_close(found.select(slice_axis + 2, number), plane, **HALF)
+
+
+class Members(torch.nn.Module):
+    """What the inferers see of a module with networks in lists."""
+
+    def __init__(self, **lists):
+        super().__init__()
+        for name, functions in lists.items():
+            setattr(self, name, torch.nn.ModuleList([Recorder(f) for f in functions]))
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (8, 8, 8)], ids=["2D", "3D"])
+def test_several_networks_are_averaged(patch_size) -> None:
+    functions = [depends_on_place, lambda x: -depends_on_place(x), lambda x: 3 * depends_on_place(x)]
+    x, infer = noise(1, 1, 12, 11, 10), MirroredWindowInferer(patch_size, member="folds")
+    expected = torch.stack([infer(x, Members(folds=[f])).float() for f in functions]).mean(0)
+    torch.testing.assert_close(infer(x, Members(folds=functions)).float(), expected, **HALF)
+
+
+def test_several_inferers_are_averaged() -> None:
+    x, functions = noise(1, 1, 12, 11, 10), (depends_on_place, lambda x: -2 * depends_on_place(x))
+    module = Members(planes=[functions[0]], volumes=[functions[1]])
+    parts = [MirroredWindowInferer((8, 8), member="planes"), MirroredWindowInferer((8, 8, 8), member="volumes")]
+    each = [infer(x, module) for infer in parts]
+    found = MeanInferer(parts)(x, module)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), torch.stack(each).float().mean(0), **HALF)
+    assert torch.equal(MeanInferer(parts[:1])(x, module), each[0])
+
+
+def test_sums_are_kept_for_open_rows_only(monkeypatch) -> None:
+    """For an image of 400 rows and 5 classes, 8 rows of float32 beside the float16 result."""
+    made = []
+
+    class Sums(inference._Sums):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(inference, "_Sums", Sums)
+    probabilities = noise(1, 5, 400, 9, 7).softmax(1)
+    found = MirroredWindowInferer((8, 8, 8), mirror=False)(probabilities, log_softmax_of_channels)
+    torch.testing.assert_close(found.float(), probabilities, **HALF)
+    [sums] = made
+    assert (sums.sums.shape, sums.sums.dtype) == ((1, 5, 8, 9, 8), torch.float32)
+    assert (sums.weights.shape, sums.weights.dtype) == ((8, 9, 8), torch.float32)
+    assert (sums.finished.shape, sums.finished.dtype) == ((1, 5, 400, 9, 8), torch.float16)
+
+
+# The cascade.
+
+
+SPACING, LOW_SPACING = (1.5, 1.25, 2.0), (3.0, 2.5, 2.0)
+
+
+def cascade(num_classes=3, lowres_patch=(8, 8, 8), patch=(8, 8, 8)):
+    return CascadeInferer(
+        MirroredWindowInferer(lowres_patch, mirror=False, member="lowres"),
+        MirroredWindowInferer(patch, mirror=False, member="cascade", num_classes=num_classes),
+        SPACING,
+        LOW_SPACING,
+    )
+
+
+def three_classes(x):
+    """Logits of three classes, each of which wins somewhere."""
+    return torch.cat([x[:, :1] * 0 + 0.3, x[:, :1], -2 * x[:, :1]], 1)
+
+
+def nearest(labels, shape):
+    """The voxel of the low grid in which the centre of a voxel of the full one lies, axis by axis."""
+    for axis, (n, low) in enumerate(zip(shape, labels.shape, strict=True)):
+        index = [int((i + 0.5) * low / n) for i in range(n)]
+        labels = labels.take(index, axis)
+    return labels
+
+
+@pytest.mark.parametrize("shape", [(17, 16, 9), (12, 11, 10), (5, 4, 3), (1, 1, 1), (33, 8, 8)], ids=str)
+def test_the_first_stage_is_enlarged_by_nearest_neighbour(shape) -> None:
+    infer, module, low = cascade(), Members(lowres=[three_classes]), []
+    lowres = infer.lowres
+    infer.lowres = lambda x, network: low.append(lowres(x, network)) or low[-1]
+    found = infer.first_stage(noise(2, 1, *shape), module)
+    assert (found.shape, found.dtype) == ((2, 1, *shape), torch.uint8)
+    assert tuple(low[0].shape[2:]) == resampled_shape(shape, SPACING, LOW_SPACING)
+    for item, labels in zip(found, low[0].argmax(1), strict=True):
+        np.testing.assert_array_equal(item[0], nearest(labels.numpy(), shape))
+
+
+def test_the_second_stage_sees_the_foreground_of_the_first() -> None:
+    """One patch, so what the network sees is the whole image and, behind it, a channel for each foreground class."""
+    module, x = Members(lowres=[three_classes], cascade=[three_classes]), noise(1, 2, 8, 8, 8)
+    seen = []
+    module.cascade[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    infer = cascade()
+    pred = infer(x, module)
+    assert pred.shape == (1, 3, 8, 8, 8)
+    [both] = seen
+    first = infer.first_stage(x, module)
+    assert set(first.unique().tolist()) == {0, 1, 2}
+    assert torch.equal(both, torch.cat([x, (first == 1).float(), (first == 2).float()], 1))
+
+
+def test_windows_of_the_second_stage_see_their_part_of_the_first() -> None:
+    """A second stage that repeats its channels but the image: where the first one says 1, class 1 beats class 2."""
+    module = Members(lowres=[three_classes], cascade=[lambda x: torch.cat([x[:, :1] * 0, 9 * x[:, 1:]], 1)])
+    infer, x = cascade(), noise(1, 1, 30, 9, 5)
+    pred, first = infer(x, module), infer.first_stage(x, module)
+    torch.testing.assert_close(pred.argmax(1, keepdim=True), first.long())
+
+
+def test_the_cascade_keeps_the_geometry() -> None:
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    x = MetaTensor(noise(1, 1, 10, 9, 8), affine=affine)
+    pred = cascade()(x, Members(lowres=[three_classes], cascade=[three_classes]))
+    torch.testing.assert_close(pred.affine.reshape(4, 4), affine)
+    assert pred.dtype == torch.float16
+
+
+IMAGES = {
+    "even": ((22, 20, 12), (1.5, 1.25, 2.0)),
+    "odd": ((23, 17, 11), (1.25, 1.0, 2.0)),
+    "finer than planned": ((31, 29, 21), (0.77, 0.61, 1.3)),
+    "coarser than planned": ((9, 7, 13), (2.9, 3.1, 4.4)),
+    "between the two": ((19, 21, 15), (2.2, 1.9, 2.0)),
+    "half a voxel": ((15, 15, 5), (1.1, 1.7, 3.3)),
+    "one slice": ((18, 14, 1), (1.3, 1.3, 5.0)),
+}
+
+
+@pytest.mark.parametrize(("shape", "spacing"), IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_the_first_stage_sees_what_it_was_trained_on(shape, spacing, config, project, parse, tmp_path) -> None:
+    """Bit by bit the array that the preprocessing of its own bundle makes of the image, whatever its spacing."""
+    path = tmp_path / "image.nii.gz"
+    rng = np.random.default_rng(0)
+    array = rng.normal(50, 30, (*shape, 2)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-spacing[0], *spacing[1:], 1.0])), path)
+    bundles = project / "bundles" / TINY_PLAN.name
+    own = parse(bundles / "3d_lowres", config).get_parsed_content("preprocessing")({"image": str(path)})["image"]
+    full = parse(bundles / "3d_cascade_fullres", config).get_parsed_content("preprocessing")({"image": str(path)})
+    infer = parse(bundles / "3d_cascade_fullres", "inference").get_parsed_content("inferer")
+    seen = []
+    infer.lowres = lambda low, _: seen.append(low) or torch.zeros(len(low), 3, *low.shape[2:])
+    segmentation = infer.first_stage(full["image"][None], None)
+    assert torch.equal(seen[0][0], own.as_tensor())
+    assert segmentation.shape[2:] == full["image"].shape[1:]

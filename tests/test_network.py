@@ -37,8 +37,10 @@ def network_of(tmp_path, parse):
     """`network_of(configuration)`: what train.json of its bundle builds."""
 
     def built(configuration, file="train"):
-        plan = dataclasses.replace(TINY_PLAN, configurations=(configuration,))
-        [bundle] = render_all(plan, tmp_path / "data", tmp_path / "bundles")
+        both = {c.name: c for c in (*TINY_PLAN.configurations[:2], configuration)}
+        plan = dataclasses.replace(TINY_PLAN, configurations=tuple(both.values()))
+        render_all(plan, tmp_path / "data", tmp_path / "bundles", force=True)
+        bundle = tmp_path / "bundles" / plan.name / configuration.name
         return parse(bundle, file).get_parsed_content("network_def").eval()
 
     return built

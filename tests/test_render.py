@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import NAMES, PROJECT, TINY_PLAN, write_project
+from monai.data import MetaTensor
 
 from autoplan import dataset, fingerprint, plan
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
-from autoplan.render import format_json, render, render_all
+from autoplan.render import OVERLAYS, format_json, overlaid, render, render_all
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -59,10 +61,130 @@ def test_files_of_a_bundle(bundle) -> None:
     assert there == {"LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
 
 
+B = {"c": {"d": 2, "e": [3]}, "f": 4}
+BASE = {"a": 1, "b": B, "g": [5], "h": 6}
+LAID = {
+    "nothing": ({}, BASE),
+    "a value replaced in its place": ({"b": 0}, {"a": 1, "b": 0, "g": [5], "h": 6}),
+    "a value inside": ({"b#f": 0}, {"a": 1, "b": {"c": {"d": 2, "e": [3]}, "f": 0}, "g": [5], "h": 6}),
+    "deeper": ({"b#c#d": 0}, {"a": 1, "b": {"c": {"d": 0, "e": [3]}, "f": 4}, "g": [5], "h": 6}),
+    "a new value inside": ({"b#c#x": 0}, {"a": 1, "b": {"c": {"d": 2, "e": [3], "x": 0}, "f": 4}, "g": [5], "h": 6}),
+    "added to a list": ({"+g": [7, 8]}, {**BASE, "g": [5, 7, 8]}),
+    "added to a list inside": ({"+b#c#e": [7]}, {**BASE, "b": {"c": {"d": 2, "e": [3, 7]}, "f": 4}}),
+    "added to a dictionary": ({"+b": {"f": 0, "x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3]}, "f": 0, "x": 7}}),
+    "added to a dictionary inside": ({"+b#c": {"x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3], "x": 7}, "f": 4}}),
+    "a new key after the one before it": ({"a": 1, "x": 7}, {"a": 1, "x": 7, "b": B, "g": [5], "h": 6}),
+    "new keys one after the other": ({"a": 0, "x": 7, "y": 8}, {"a": 0, "x": 7, "y": 8, "b": B, "g": [5], "h": 6}),
+    "a new key after one that is changed inside": (
+        {"b#f": 4, "x": 7},
+        {"a": 1, "b": B, "x": 7, "g": [5], "h": 6},
+    ),
+    "a new key after one that is added to": (
+        {"+g": [7], "x": 7},
+        {"a": 1, "b": B, "g": [5, 7], "x": 7, "h": 6},
+    ),
+    "a new key first": ({"x": 7}, {**BASE, "x": 7}),
+}
+
+
+@pytest.mark.parametrize(("overlay", "expected"), LAID.values(), ids=LAID)
+def test_a_config_with_another_laid_over_it(overlay, expected) -> None:
+    before = json.dumps([BASE, overlay])
+    found = overlaid(BASE, overlay)
+    assert found == expected
+    assert list(found) == list(expected)
+    assert json.dumps([BASE, overlay]) == before, "neither is changed"
+
+
+def test_keys_that_stand_in_the_base_with_a_number_sign() -> None:
+    """evaluate.json is itself laid over train.json and has such keys."""
+    base = {"a#b": 1, "c": 2}
+    assert overlaid(base, {"a#b": 3, "d": 4}) == {"a#b": 3, "d": 4, "c": 2}
+
+
+def test_an_overlay_does_not_invent_a_place() -> None:
+    with pytest.raises(KeyError):
+        overlaid(BASE, {"x#y": 1})
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted({o for files in OVERLAYS.values() for names in files.values() for o in names})
+)
+def test_overlays_have_the_same_form(overlay) -> None:
+    path = PROJECT / "templates" / "configs" / overlay
+    assert path.read_text() == format_json(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("name", ["3d_lowres", "3d_cascade_fullres"])
+def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name, project) -> None:
+    """Everything that is no part of the cascade stays as it is in 3d_fullres."""
+    bundles = project / "bundles" / "Task90_Tiny"
+    of_cascade = {
+        "3d_lowres": {"preprocessing", "lowres_spacing"},
+        "3d_cascade_fullres": {
+            "network_def", "network", "previous", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
+            "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
+        },
+    }[name]  # fmt: skip
+    planned = {"bundle_root", "patch_size", "batch_size", "strides", "features", "batch_dice"}
+    for config_name in ("train", "inference"):
+        full, stage = config(bundles / "3d_fullres", config_name), config(bundles / name, config_name)
+        differ = {key for key in {*full, *stage} if full.get(key) != stage.get(key)}
+        assert differ - planned <= of_cascade, config_name
+
+
+def test_the_second_stage_builds_both(project, parse) -> None:
+    """One module with both stages; the trainer is given the second."""
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_cascade_fullres"
+    for config_name in ("train", "inference"):
+        parser = parse(bundle, config_name, device="cpu")
+        module = parser.get_parsed_content("network_def")
+        assert type(module).__name__ == "Composite"
+        assert [len(module.slices), len(module.fullres), len(module.lowres), len(module.cascade)] == [0, 0, 1, 1]
+        first, second = module.lowres[0], module.cascade[0]
+        assert (first.in_channels, second.in_channels) == (2, 2 + 2)
+        low = TINY_PLAN.configuration("3d_lowres")
+        assert (tuple(map(tuple, first.strides)), tuple(first.filters)) == (low.strides, low.features)
+        assert module.lowres_patch == list(low.patch_size)
+        network = parser.get_parsed_content("network")
+        assert network is (second if config_name == "train" else module)
+
+
+# The largest component of a class that is always one.
+
+
+@pytest.mark.parametrize(("single", "classes"), [((2,), [1]), ((5,), [2]), ((2, 5), [1, 2]), ((), [])], ids=str)
+@pytest.mark.parametrize("config_name", ["inference", "evaluate"])
+def test_only_the_largest_component_of_such_a_class_is_kept(single, classes, config_name, parse, tmp_path) -> None:
+    """Classes count up, label values do not: 2 is class 1, 5 is class 2. Components that touch at a corner are one."""
+    planned = dataclasses.replace(TINY_PLAN, single_component=single)
+    bundle = render_all(planned, tmp_path / "data", tmp_path / "bundles")[1]
+    configs = ("train", "evaluate") if config_name == "evaluate" else ("inference",)
+    id_ = "validate#postprocessing" if config_name == "evaluate" else "postprocessing"
+    parser = parse(bundle, *configs, output_dir=str(tmp_path))
+    transforms = parser.get_parsed_content(id_).transforms
+    keep = [t for t in transforms if type(t).__name__ == "KeepLargestComponentd"]
+    assert len(keep) == bool(single)
+    labels = torch.zeros(1, 12, 6, 6, dtype=torch.uint8)
+    small, corner = {}, {}
+    for label, x in ((1, 0), (2, 6)):
+        labels[0, x : x + 2, :2, :2] = label
+        labels[0, x + 2, 2, 2] = label  # touches at a corner
+        labels[0, x, 5, 5] = label
+        small[label], corner[label] = (0, x, 5, 5), (0, x + 2, 2, 2)
+    found = labels.clone()
+    for transform in keep:
+        found = transform({"pred": MetaTensor(found)})["pred"]
+    for label in (1, 2):
+        assert int(found[small[label]]) == (0 if label in classes else label)
+        assert int(found[corner[label]]) == label
+    assert int((found == labels).sum()) == labels.numel() - len(classes)
+
+
 def test_planned_values_arrive(bundle) -> None:
     planned, train = TINY_PLAN.configuration(bundle.name), config(bundle, "train")
     expected = {
-        "target_spacing": list(planned.spacing),
+        "target_spacing": list(TINY_PLAN.configuration("3d_fullres").spacing),
         "patch_size": list(planned.patch_size),
         "batch_size": planned.batch_size,
         "strides": to_dict(planned.strides),
@@ -73,13 +195,23 @@ def test_planned_values_arrive(bundle) -> None:
         "nonzero_only": False,
         "class_names": ["background", "ball", "box"],
         "label_values": [0, 2, 5],
+        "single_component": [2],
     }
+    low = TINY_PLAN.configuration("3d_lowres")
+    if bundle.name in (low.name, "3d_cascade_fullres"):
+        expected["lowres_spacing"] = list(low.spacing)
+    if bundle.name == "3d_cascade_fullres":
+        expected["lowres_patch_size"] = list(low.patch_size)
+        expected["lowres_strides"] = to_dict(low.strides)
+        expected["lowres_features"] = list(low.features)
     assert {key: train[key] for key in expected} == expected
 
 
 def test_training_and_inference_agree(bundle) -> None:
     train, inference = config(bundle, "train"), config(bundle, "inference")
-    shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"}
+    # The trainer of a cascade trains one of the networks of the module that infers.
+    others = {"network"} if bundle.name == "3d_cascade_fullres" else set()
+    shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"} - others
     assert {"patch_size", "strides", "features", "target_spacing", "normalization", "network_def"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
 
@@ -93,10 +225,11 @@ def test_augmentation(augmentation, tmp_path) -> None:
     assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
 
 
-def test_no_planned_number_stands_twice() -> None:
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_no_planned_number_stands_twice(name) -> None:
     """A plan of numbers that no template holds: each is in a config once, or not at all."""
     spacing, patch, features = (1.1011, 1.2022, 1.3033), (272, 304, 336), (6007, 6011, 6029, 6037, 6043)
-    planned = dataclasses.replace(
+    full = dataclasses.replace(
         TINY_PLAN.configurations[1],
         spacing=spacing,
         patch_size=patch,
@@ -104,16 +237,36 @@ def test_no_planned_number_stands_twice() -> None:
         strides=((1, 1, 1), *((2, 2, 2),) * 4),
         features=features,
     )
+    low = dataclasses.replace(
+        full,
+        name="3d_lowres",
+        spacing=(2.4111, 2.5222, 2.6333),
+        patch_size=(400, 432, 464),
+        batch_size=7907,
+        features=(6101, 6113, 6121, 6131, 6133),
+    )
+    second = dataclasses.replace(full, name="3d_cascade_fullres")
     statistics = ChannelNormalization(lower=-123.25, upper=456.75, mean=78.125, std=31.375)
     labels = ((0, "background"), (171, "a"), (173, "b"))
-    numbers = [*spacing, *patch, *features, 7919, 171, 173, *dataclasses.astuple(statistics)]
-    chosen = dataclasses.replace(TINY_PLAN, normalization=(statistics,), labels=labels, modalities=("CT",))
+    chosen = dataclasses.replace(
+        TINY_PLAN,
+        normalization=(statistics,),
+        labels=labels,
+        modalities=("CT",),
+        single_component=(),
+        configurations=(TINY_PLAN.configurations[0], full, low, second),
+    )
+    planned = chosen.configuration(name)
+    numbers = [*spacing, *planned.patch_size, *planned.features, planned.batch_size, 171, 173]
+    numbers += dataclasses.astuple(statistics)
+    numbers += [] if name == "3d_fullres" else low.spacing
+    numbers += [*low.patch_size, *low.features] if name == "3d_cascade_fullres" else []
     files = render(chosen, planned, "data")
-    for name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
-        found = [value for _, value in leaves(json.loads(files[f"configs/{name}.json"]))]
+    for config_name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
+        found = [value for _, value in leaves(json.loads(files[f"configs/{config_name}.json"]))]
         twice = {n: found.count(n) for n in numbers if found.count(n) > 1}
-        assert not twice, name
-        if name == "train":
+        assert not twice, config_name
+        if config_name == "train":
             assert all(n in found for n in numbers)
 
 
@@ -191,7 +344,7 @@ ODD_NAMES = (
 @pytest.mark.parametrize("name", ["plain", *ODD_NAMES, "ümläut", "{x}"])
 def test_any_dataset_folder(name, tmp_path, parse) -> None:
     data = tmp_path / name / "Task90_Tiny"
-    [bundle, _] = render_all(TINY_PLAN, data, tmp_path / "bundles")
+    bundle, *_ = render_all(TINY_PLAN, data, tmp_path / "bundles")
     for config_name in ("train", "inference"):
         found = parse(bundle, config_name).get_parsed_content("dataset_dir")
         assert Path(os.path.normpath(found)) == data
@@ -202,7 +355,7 @@ def test_any_dataset_folder(name, tmp_path, parse) -> None:
 )
 def test_any_class_name(name, tmp_path, parse) -> None:
     labels = ((0, "background"), (1, name))
-    [bundle, _] = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
+    bundle, *_ = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
     for config_name in ("train", "inference"):
         parser = parse(bundle, config_name)
         assert parser.get_parsed_content("class_names") == ["background", name]
@@ -280,8 +433,8 @@ def test_order_of_keys_and_bytes_do_not_depend_on_where_it_runs(project, tmp_pat
 
 
 def another_plan():
-    first, second = TINY_PLAN.configurations
-    return dataclasses.replace(TINY_PLAN, configurations=(first, dataclasses.replace(second, batch_size=3)))
+    first, second, *others = TINY_PLAN.configurations
+    return dataclasses.replace(TINY_PLAN, configurations=(first, dataclasses.replace(second, batch_size=3), *others))
 
 
 def test_another_plan_is_refused_with_the_list_of_changes(tmp_path) -> None:
@@ -343,7 +496,7 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
     if request.config.getoption("--rewrite-example"):
         render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
-    for name in NAMES:
+    for name in (c.name for c in planned.configurations):
         files = render(planned, planned.configuration(name), f"../../../data/{EXAMPLE.name}")
         for path, content in files.items():
             assert (EXAMPLE / name / path).read_text() == content.decode(), f"{name}/{path}"
@@ -360,6 +513,6 @@ def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
 def test_the_example_has_the_known_plan() -> None:
     """208 of the paper's 260 cases, so the batches are smaller than Table 1 has them: 9 and 366."""
     planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
-    flat, volume = (planned.configuration(name) for name in NAMES)
+    flat, volume = planned.configurations
     assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
     assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)

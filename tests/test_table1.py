@@ -63,6 +63,13 @@ def test_the_cascade_applies_where_the_table_has_a_low_resolution(row: dict[str,
     assert ("3d_lowres" in _planned(row)) == ("3d_lowres" in row["configurations"])
 
 
+def test_lung_liver_heart_and_pancreas_have_a_cascade() -> None:
+    """And the brain tumours, the hippocampus and the prostate have none."""
+    planned = {row["task"] for row in ROWS if "3d_lowres" in _planned(row)}
+    assert planned == {"Task02_Heart", "Task03_Liver", "Task06_Lung", "Task07_Pancreas"}
+    assert all(("3d_cascade_fullres" in _planned(row)) == (row["task"] in planned) for row in ROWS)
+
+
 @pytest.mark.parametrize("row", [r for r in ROWS if "3d_lowres" in r["configurations"]], ids=lambda r: r["task"])
 def test_the_second_stage_is_identical_to_the_3d_unet(row: dict[str, Any]) -> None:
     """Table 1, caption."""

@@ -98,18 +98,24 @@ class Composite(torch.nn.Module):
             planes = x.movedim(axis, 1).flatten(0, 1)
             size = [int(n) for n in planes.shape[2:]]
             padded = padded_to(planes, self.slices_patch, self.slices_divisor)
+            flat: list[torch.Tensor] = []
             for flat_network in self.slices:
                 y = cropped_to(flat_network(padded).softmax(1), size)
-                found.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+                flat.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+            _add_mean(found, flat)
+        full: list[torch.Tensor] = []
         for network in self.fullres:
-            found.append(network(x).softmax(1))  # noqa: PERF401
+            full.append(network(x).softmax(1))
+        _add_mean(found, full)
+        last: list[torch.Tensor] = []
         if self.has_cascade:
             both = append_one_hot(x, self._first_stage(x), self.num_classes)
             for second in self.cascade:
-                found.append(second(both).softmax(1))  # noqa: PERF401
+                last.append(second(both).softmax(1))
         else:
             for low_network in self.lowres:
-                found.append(low_network(x).softmax(1))  # noqa: PERF401
+                last.append(low_network(x).softmax(1))
+        _add_mean(found, last)
         return torch.stack(found).mean(0)
 
     def _first_stage(self, x: torch.Tensor) -> torch.Tensor:
@@ -125,6 +131,12 @@ class Composite(torch.nn.Module):
         return segmentation[:, :, self.up_0][:, :, :, self.up_1][:, :, :, :, self.up_2]
 
 
+def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
+    """Every list of networks counts alike, however many folds it has."""
+    if len(folds) > 0:
+        found.append(torch.stack(folds).mean(0))
+
+
 def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Tensor:
     """x (B, C, *spatial) with zeros around it, so that no axis is smaller than `size` and each is a multiple of
     `divisor`."""
@@ -132,7 +144,7 @@ def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Ten
     for axis in range(len(size)):
         n = x.shape[2 + axis]
         more = max(size[axis], (n + divisor[axis] - 1) // divisor[axis] * divisor[axis]) - n
-        padding = [more // 2, more - more // 2] + padding  # noqa: RUF005
+        padding = [more // 2, more - more // 2] + padding
     return pad(x, padding) if max(padding) > 0 else x
 
 

@@ -1,8 +1,8 @@
 """Training the second stage of a cascade on the segmentations of the first.
 
-Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". The segmentation of a case comes from the fold of the first stage
-that did not train on it; otherwise the second stage would learn to trust a first stage that is better than it is on
-new images.
+Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". The segmentation of a case comes from the fold of the first
+stage that did not train on it; otherwise the second stage would learn to trust a first stage that is better than it is
+on new images.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class KeepLargestComponentd(MapTransform):
     """Label map in which, of each of some classes, all but the largest connected component became background.
 
     Voxels are connected when they touch at a face, an edge or a corner. It gives what MONAI's
-    `KeepLargestConnectedComponentd` gives, but works in the bounding box of the class and numbers components in 32 bits,
-    so that it needs no more memory than the prediction before it, and no scikit-image.
+    `KeepLargestConnectedComponentd` gives, but works in the bounding box of the class and numbers components in 32
+    bits, so that it needs no more memory than the prediction before it, and no scikit-image.
 
     Args:
         keys: label maps, class numbers, (1, X, Y, Z).

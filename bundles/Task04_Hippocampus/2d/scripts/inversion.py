@@ -13,8 +13,9 @@ from monai.transforms import Invertd
 class InvertToLabeld(Invertd):
     """Invert the preprocessing and take the most probable class of every voxel, the first in a tie.
 
-    It gives what `Invertd` and then `AsDiscreted(argmax=True)` give, as uint8, but goes class by class: on the image's
-    own grid, which may be much finer, there is never more than the largest probability so far and those of one class.
+    It gives what `Invertd` and, from its values in float16, `AsDiscreted(argmax=True)` give, as uint8, but goes class
+    by class: on the image's own grid, which may be much finer, there is never more than the largest probability so far
+    and those of one class.
 
     Args:
         keys: the probabilities, (classes, X, Y, Z).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
 
@@ -58,7 +58,18 @@ class ImageEvaluator(SupervisedEvaluator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.faults: dict[str, str] = {}
-        self.add_event_handler(Events.COMPLETED, _report)
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Predict all images."""
+        if not self.state.epoch_length:
+            logger.info("every image has its segmentation, nothing is left to predict")
+            return
+        super().run(global_epoch)
+        # Not in a handler, where the engine would log the exit as an error of its own, below the list.
+        if self.faults:
+            lines = "\n".join(f"  {path}: {cause}" for path, cause in self.faults.items())
+            logger.error("%d of %d images could not be predicted:\n%s", len(self.faults), self.state.iteration, lines)
+            raise SystemExit(1)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         image = batchdata["image"]
@@ -76,17 +87,12 @@ class ImageEvaluator(SupervisedEvaluator):
         return []
 
 
-def _report(engine: ImageEvaluator) -> None:
-    if engine.faults:
-        lines = "\n".join(f"  {path}: {cause}" for path, cause in engine.faults.items())
-        logger.error("%d of %d images could not be predicted:\n%s", len(engine.faults), engine.state.iteration, lines)
-        raise SystemExit(1)
-
-
 def _cause(error: BaseException) -> str:
-    """First line of the innermost error: MONAI wraps it in one that names the transform."""
+    """First line of the innermost error: MONAI wraps it in one that names the transform, and puts the errors of writers
+    as text into its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, torch.OutOfMemoryError):
         return "the memory of the GPU does not suffice; try --device cpu"
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[-1 if "Traceback (most recent call last):" in lines else 0][:300]

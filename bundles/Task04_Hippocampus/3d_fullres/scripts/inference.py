@@ -65,7 +65,7 @@ class MirroredWindowInferer(SlidingWindowInferer):
         Args:
             inputs: images (B, C, X, Y, Z).
             network: the network, or the module that has the networks of `member`; scripted or not.
-            previous: segmentation of the first stage, uint8 (B, 1, X, Y, Z), which the network sees as one-hot channels.
+            previous: segmentation of the first stage, uint8 (B, 1, X, Y, Z), seen as one-hot channels.
         """
         networks = [network] if self.member is None else list(getattr(network, self.member).children())
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs

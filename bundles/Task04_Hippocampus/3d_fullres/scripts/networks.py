@@ -1,4 +1,4 @@
-"""Several networks as one module: the stages of a cascade, the folds of a cross-validation, the members of an ensemble."""
+"""Several networks as one module: stages of a cascade, folds of a cross-validation, members of an ensemble."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def append_one_hot(image: torch.Tensor, segmentation: torch.Tensor, num_classes:
     Returns:
         (B, C + num_classes - 1, X, Y, Z), of the dtype of the image.
 
-    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade". That the background has no channel is nnU-Net's known default.
+    Source: arXiv:1809.10486, section 2.1, "U-Net Cascade"; no channel for the background: known default of nnU-Net.
     """
     codes = one_hot(segmentation[:, 0].long(), num_classes).movedim(-1, 1)
     return torch.cat([image, codes[:, 1:].to(image.dtype)], 1)
@@ -91,25 +91,31 @@ class Composite(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Class probabilities (B, classes, X, Y, Z) of patches (B, C, X, Y, Z)."""
-        # TorchScript wants another name in each of these loops.
+        # TorchScript wants another name in each of these loops, and no comprehensions.
         found: list[torch.Tensor] = []
         if self.has_slices:
             axis = self.slice_axis + 2
             planes = x.movedim(axis, 1).flatten(0, 1)
             size = [int(n) for n in planes.shape[2:]]
             padded = padded_to(planes, self.slices_patch, self.slices_divisor)
+            flat: list[torch.Tensor] = []
             for flat_network in self.slices:
                 y = cropped_to(flat_network(padded).softmax(1), size)
-                found.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+                flat.append(y.unflatten(0, [x.shape[0], x.shape[axis]]).movedim(1, axis))
+            _add_mean(found, flat)
+        full: list[torch.Tensor] = []
         for network in self.fullres:
-            found.append(network(x).softmax(1))
+            full.append(network(x).softmax(1))
+        _add_mean(found, full)
+        last: list[torch.Tensor] = []
         if self.has_cascade:
             both = append_one_hot(x, self._first_stage(x), self.num_classes)
             for second in self.cascade:
-                found.append(second(both).softmax(1))
+                last.append(second(both).softmax(1))
         else:
             for low_network in self.lowres:
-                found.append(low_network(x).softmax(1))
+                last.append(low_network(x).softmax(1))
+        _add_mean(found, last)
         return torch.stack(found).mean(0)
 
     def _first_stage(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,6 +129,12 @@ class Composite(torch.nn.Module):
             total = total + first(padded).softmax(1)
         segmentation = cropped_to(total, size).argmax(1, keepdim=True)
         return segmentation[:, :, self.up_0][:, :, :, self.up_1][:, :, :, :, self.up_2]
+
+
+def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
+    """Every list of networks counts alike, however many folds it has."""
+    if len(folds) > 0:
+        found.append(torch.stack(folds).mean(0))
 
 
 def padded_to(x: torch.Tensor, size: list[int], divisor: list[int]) -> torch.Tensor:

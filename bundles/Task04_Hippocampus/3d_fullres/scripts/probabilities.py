@@ -35,16 +35,19 @@ def save(path: str | Path, probabilities: torch.Tensor, image: MetaTensor) -> No
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> dict[str, torch.Tensor]:
     """What `save` wrote, for the postprocessing of a bundle.
 
     Returns:
-        "pred": probabilities, float32 (classes, X, Y, Z); "image": a tensor without voxels that has the image's geometry.
+        "pred": probabilities, float32 (classes, X, Y, Z); "image": a tensor without voxels, with the image's geometry.
     """
     path = Path(path)
     with np.load(path) as arrays:
@@ -90,7 +93,7 @@ def _plain(value: Any) -> Any:
     """A nested value in types that `torch.load(weights_only=True)` takes, without the identities of transforms: MONAI
     would have a transform inverted by no other object than the one that did it."""
     if isinstance(value, Mapping):
-        return {str(k): TraceKeys.NONE if k == TraceKeys.ID else _plain(v) for k, v in value.items()}
+        return {str(k): TraceKeys.NONE.value if k == TraceKeys.ID else _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, np.ndarray):

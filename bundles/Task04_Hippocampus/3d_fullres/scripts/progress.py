@@ -150,6 +150,7 @@ class CaseProgress:
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
         self._bar: Any = None
+        self._predicted = 0
 
     def attach(self, engine: Engine) -> None:
         """Count the cases of a run."""
@@ -158,17 +159,19 @@ class CaseProgress:
         engine.add_event_handler(Events.COMPLETED, self._end)
 
     def _start(self, engine: Engine) -> None:
+        self._predicted = 0
         self._bar = tqdm(total=engine.state.epoch_length, desc="predicting", unit="case", leave=False, disable=None)
 
     def __call__(self, engine: Engine) -> None:
         self._bar.update()
-        if self._bar.disable:
+        self._predicted += len(engine.state.output)
+        if self._bar.disable and engine.state.output:
             names = ", ".join(case_name(item["pred"].meta["filename_or_obj"]) for item in engine.state.output)
             logger.info("%d/%d %s", engine.state.iteration, engine.state.epoch_length, names)
 
     def _end(self, engine: Engine) -> None:
         self._bar.close()
-        logger.info("%d segmentations are in %s", engine.state.iteration, self.output_dir.absolute())
+        logger.info("%d segmentations are in %s", self._predicted, self.output_dir.absolute())
 
 
 def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path: Path) -> None:

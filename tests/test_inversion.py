@@ -1,0 +1,125 @@
+"""From probabilities to labels on the image's own grid: what MONAI's inversion and the largest class give."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_PLAN
+from monai.data import MetaTensor
+from monai.transforms import Invertd
+from scripts.inversion import InvertToLabeld
+
+ANGLE = np.deg2rad(20)
+OBLIQUE = np.array([[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]])
+DIRECTIONS = {
+    "RAS": np.eye(3),
+    "LPI": -np.eye(3),
+    "axes in another order": np.eye(3)[[1, 2, 0]],
+    "oblique": OBLIQUE,
+    "oblique, other order, flipped": OBLIQUE[[2, 0, 1]] * [1, -1, 1],
+}
+CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def preprocessing(request, project, parse):
+    return parse(project / "bundles" / TINY_PLAN.name / request.param, "inference").get_parsed_content("preprocessing")
+
+
+def write_image(path, direction, shape=(13, 11, 9)):
+    """Two channels, zeros around three sides, a spacing that the preprocessing changes."""
+    array = np.zeros((*shape, 2), np.float32)
+    array[2:, 1:-2, :-1] = np.random.default_rng(0).normal(50, 20, (shape[0] - 2, shape[1] - 3, shape[2] - 1, 2))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction @ np.diag([2.0, 1.0, 2.5]), (5, -7, 11)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return path
+
+
+def probabilities(image, num_classes=3, seed=0):
+    """Smooth, of another size for each class, on the grid of a preprocessed image."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.normal(size=(1, num_classes, 3, 3, 3)).astype(np.float32))
+    logits = torch.nn.functional.interpolate(coarse, size=tuple(image.shape[1:]), mode="trilinear")[0]
+    return MetaTensor((3 * logits).softmax(0).half()).copy_meta_from(image, copy_attr=False)
+
+
+def stock(data, transform):
+    """MONAI's inversion of all classes at once, before the largest class is taken."""
+    invert = Invertd("pred", transform, "image", nearest_interp=False)
+    return invert({"pred": data["pred"], "image": data["image"]})["pred"]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_equals_the_stock_inversion(direction, preprocessing, tmp_path) -> None:
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", direction))})
+    data["pred"] = probabilities(data["image"])
+    expected = stock(data, preprocessing)
+    found = InvertToLabeld("pred", preprocessing, "image")(data)["pred"]
+    assert (found.shape, found.dtype) == ((1, 13, 11, 9), torch.uint8)
+    assert torch.equal(found.as_tensor(), expected.half().argmax(0, keepdim=True).as_tensor().to(torch.uint8))
+    assert torch.equal(found.affine, expected.affine)
+    np.testing.assert_allclose(found.affine, nibabel.load(tmp_path / "image.nii.gz").affine, atol=1e-5)
+    assert set(found.unique().tolist()) == {0, 1, 2}
+    # In float32 only near ties come out otherwise.
+    best = expected.as_tensor().float().sort(0).values
+    apart = best[-1] - best[-2] > 1e-3
+    assert torch.equal(found[0][apart].long().as_tensor(), expected.argmax(0).as_tensor()[apart])
+
+
+@pytest.mark.parametrize("case", ["imagesTr/case_0", "imagesTs/test_0", "imagesTs/test_1"])
+def test_the_cases_of_a_dataset(case, preprocessing, project) -> None:
+    path = project / "data" / TINY_PLAN.name / f"{case}.nii.gz"
+    data = preprocessing({"image": str(path)})
+    data["pred"] = probabilities(data["image"])
+    found = InvertToLabeld("pred", preprocessing, "image")(data)["pred"]
+    image = nibabel.load(path)
+    assert found.shape[1:] == image.shape[:3]
+    np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
+    assert found.meta["filename_or_obj"] == str(path), "by it the file is named"
+    expected = stock(data, preprocessing).half().argmax(0, keepdim=True)
+    assert torch.equal(found.as_tensor().long(), expected.as_tensor())
+
+
+def test_outside_of_the_crop_is_background(preprocessing, tmp_path) -> None:
+    """Where no probability is known, even though the background is nowhere probable."""
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", np.eye(3)))})
+    pred = torch.zeros(3, *data["image"].shape[1:], dtype=torch.float16)
+    pred[2] = 1
+    data["pred"] = MetaTensor(pred).copy_meta_from(data["image"], copy_attr=False)
+    found = InvertToLabeld("pred", preprocessing, "image")(data)["pred"]
+    expected = torch.zeros(13, 11, 9)
+    expected[2:, 1:-2, :-1] = 2
+    assert torch.equal(found[0].as_tensor().float(), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((0.5, 0.5, 0.0), 0), ((0.2, 0.4, 0.4), 1), ((0.4, 0.2, 0.4), 0), ((1 / 3, 1 / 3, 1 / 3), 0), ((0, 0, 1), 2)],
+    ids=str,
+)
+def test_a_tie_goes_to_the_first_class(values, expected, preprocessing, tmp_path) -> None:
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", np.eye(3)))})
+    pred = torch.tensor(values).half().reshape(3, 1, 1, 1).repeat(1, *data["image"].shape[1:])
+    data["pred"] = MetaTensor(pred).copy_meta_from(data["image"], copy_attr=False)
+    found = InvertToLabeld("pred", preprocessing, "image")(data)["pred"]
+    assert found[0, 2:, 1:-2, :-1].unique().tolist() == [expected]
+
+
+def test_what_it_is_given_stays_as_it_was(preprocessing, tmp_path) -> None:
+    """So that the same probabilities can be inverted again."""
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", np.eye(3)))})
+    data["pred"] = probabilities(data["image"])
+    pred, image, steps = data["pred"].clone(), data["image"].clone(), len(data["image"].applied_operations)
+    invert = InvertToLabeld("pred", preprocessing, "image")
+    first, second = invert(data)["pred"], invert(data)["pred"]
+    assert torch.equal(first, second)
+    assert torch.equal(data["pred"], pred)
+    assert torch.equal(data["image"], image)
+    assert len(data["image"].applied_operations) == steps
+
+
+def test_the_result_needs_no_inversion_any_more(preprocessing, tmp_path) -> None:
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", np.eye(3)))})
+    data["pred"] = probabilities(data["image"])
+    assert InvertToLabeld("pred", preprocessing, "image")(data)["pred"].applied_operations == []

@@ -1,0 +1,246 @@
+"""Predicting many images: a bad one is named in the end and stops no other; a file that is there is whole."""
+
+import gzip
+import logging
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_PLAN
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+from scripts.data import images_to_predict
+from scripts.prediction import FAULT, ImageDataset, WholeFileWriter
+
+
+def truncated(path, image):
+    """As after a download that stopped half way."""
+    path.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+
+
+def no_gzip(path, image):
+    path.write_bytes(gzip.decompress(image.read_bytes()))
+
+
+def zeros(path, image):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 8, 7, 2), np.float32), nibabel.load(image).affine), path)
+
+
+def three_channels(path, image):
+    array = np.random.default_rng(0).normal(50, 9, (9, 8, 7, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, nibabel.load(image).affine), path)
+
+
+def one_channel(path, image):
+    array = np.asarray(nibabel.load(image).dataobj)[..., 0]
+    nibabel.save(nibabel.Nifti1Image(array, nibabel.load(image).affine), path)
+
+
+def empty_file(path, image):
+    path.write_bytes(b"")
+
+
+FAULTS = {
+    "truncated": truncated,
+    "no gzip": no_gzip,
+    "all zeros": zeros,
+    "one channel too many": three_channels,
+    "one channel too few": one_channel,
+    "empty file": empty_file,
+}
+
+
+@pytest.fixture(params=["3d_fullres", "3d_cascade_fullres"])
+def run(request, project, parse, tmp_path):
+    """`run(folder, …)`: predict the images of a folder with a bundle whose network knows nothing."""
+    bundle = project / "bundles" / TINY_PLAN.name / request.param
+
+    def predict(folder, output_dir, **values):
+        settings = {"num_workers": 0, "device": "cpu", "amp": False, "mirror": False, **values}
+        model_file = tmp_path / "model.pt"
+        parser = parse(
+            bundle,
+            "inference",
+            dataset_dir=str(folder),
+            output_dir=str(output_dir),
+            model_file=str(model_file),
+            **settings,
+        )
+        torch.manual_seed(0)
+        torch.save(parser.get_parsed_content("network_def").state_dict(), model_file)
+        evaluator = parser.get_parsed_content("evaluator")
+        evaluator.run()
+        return evaluator
+
+    return predict
+
+
+@pytest.fixture
+def image(project):
+    return project / "data" / TINY_PLAN.name / "imagesTs" / "test_1.nii.gz"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_images_stop_no_other(num_workers, run, image, tmp_path, caplog) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    # In the order of their names good ones come before, between and after.
+    for name in ("a_good", "m_good", "z_good"):
+        shutil.copy(image, images / f"{name}.nii.gz")
+    for name, spoil in FAULTS.items():
+        spoil(images / f"b {name}.nii.gz", image)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped:
+        run(images, results, num_workers=num_workers)
+    assert stopped.value.code == 1
+    assert f"3 segmentations are in {results}" in caplog.messages
+    last = caplog.messages[-1]
+    assert f"{len(FAULTS)} of {len(FAULTS) + 3} images could not be predicted" in last
+    lines = last.splitlines()[1:]
+    assert len(lines) == len(FAULTS)
+    for name in FAULTS:
+        [line] = [line for line in lines if f"b {name}.nii.gz: " in line]
+        assert len(line.split(".nii.gz: ", 1)[1]) > 8, "a cause"
+        assert any(m.startswith(f"b {name} could not be predicted: ") for m in caplog.messages), "at once as well"
+    assert sorted(p.name for p in results.iterdir()) == ["a_good.nii.gz", "m_good.nii.gz", "z_good.nii.gz"]
+    expected = nibabel.load(image)
+    for path in results.iterdir():
+        found = nibabel.load(path)
+        assert found.shape == expected.shape[:3]
+        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+        assert set(np.unique(found.dataobj)) <= {0, 2, 5}
+
+
+def test_good_images_alone_end_well(run, image, tmp_path, caplog) -> None:
+    (tmp_path / "images").mkdir()
+    shutil.copy(image, tmp_path / "images")
+    with caplog.at_level(logging.ERROR):
+        assert run(tmp_path / "images", tmp_path / "results").faults == {}
+    assert not caplog.messages
+
+
+def test_an_output_that_cannot_be_written_is_a_fault_of_that_image(run, image, tmp_path, monkeypatch, caplog) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(image, images / f"{name}.nii.gz")
+    save = nibabel.save
+
+    def full_disk(array, path):
+        if path.name.endswith(".a.nii.gz"):
+            path.write_bytes(b"half of")
+            raise OSError("no space left")
+        save(array, path)
+
+    monkeypatch.setattr(nibabel, "save", full_disk)
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit):
+        run(images, results)
+    assert caplog.messages[-1].endswith("a.nii.gz: OSError: no space left")
+    assert [p.name for p in results.iterdir()] == ["b.nii.gz"]
+
+
+def test_a_second_run_predicts_what_is_missing(run, image, tmp_path) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(image, images / f"{name}.nii.gz")
+    run(images, results)
+    before = (results / "b.nii.gz").stat().st_mtime_ns
+    (results / "a.nii.gz").unlink()
+    assert run(images, results, skip_existing=True).state.iteration == 1
+    assert (results / "a.nii.gz").is_file()
+    assert (results / "b.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_run_that_has_nothing_left_to_do_ends_well(run, image, tmp_path, caplog) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    shutil.copy(image, images / "a.nii.gz")
+    run(images, results)
+    before = (results / "a.nii.gz").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        run(images, results, skip_existing=True)
+    assert any("nothing is left to predict" in message for message in caplog.messages)
+    assert (results / "a.nii.gz").stat().st_mtime_ns == before
+
+
+# The parts.
+
+
+def segmentation():
+    meta = {"filename_or_obj": "case.nii.gz", "spatial_shape": np.array([3, 2, 2])}
+    return MetaTensor(torch.ones(1, 3, 2, 2), affine=torch.eye(4, dtype=torch.float64), meta=meta)
+
+
+def saver(folder):
+    return SaveImage(
+        folder,
+        "",
+        output_dtype=np.uint8,
+        resample=False,
+        separate_folder=False,
+        writer=WholeFileWriter,
+        print_log=False,
+    )
+
+
+def test_a_file_is_written_whole(tmp_path) -> None:
+    saver(tmp_path)(segmentation())
+    assert [p.name for p in tmp_path.iterdir()] == ["case.nii.gz"]
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "case.nii.gz").dataobj, np.ones((3, 2, 2)))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["over an old file", "a new file"])
+def test_a_writing_that_fails_leaves_no_part_of_a_file(there, tmp_path, monkeypatch) -> None:
+    if there:
+        (tmp_path / "case.nii.gz").write_bytes(b"the old one")
+
+    def full_disk(_, path):
+        path.write_bytes(b"half of")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(nibabel, "save", full_disk)
+    with pytest.raises(RuntimeError, match="no space left"):
+        saver(tmp_path)(segmentation())
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({"case.nii.gz": b"the old one"} if there else {})
+
+
+def test_an_image_that_cannot_be_preprocessed_becomes_an_item_that_says_why() -> None:
+    def transform(item):
+        if "bad" in item["image"]:
+            try:
+                raise ValueError("it has 3 channels\nand more lines")
+            except ValueError as error:
+                raise RuntimeError("applying transform") from error
+        return item
+
+    dataset = ImageDataset([{"image": "good.nii.gz"}, {"image": "bad.nii.gz"}], transform)
+    assert dataset[0] == {"image": "good.nii.gz"}
+    assert dataset[1] == {FAULT: "it has 3 channels", "image": "bad.nii.gz"}
+
+
+SKIP = {
+    "nothing is there": ((), ["a", "b", "c"]),
+    "one is there": (("b.nii.gz",), ["a", "c"]),
+    "all are there": (("a.nii.gz", "b.nii.gz", "c.nii.gz"), []),
+    "files of another name": (("a.nii", ".b.nii.gz", "ab.nii.gz", "c.json"), ["a", "b", "c"]),
+}
+
+
+@pytest.mark.parametrize(("there", "expected"), SKIP.values(), ids=SKIP)
+def test_images_that_have_a_segmentation_may_be_left_out(there, expected, tmp_path) -> None:
+    images, results = tmp_path / "images", tmp_path / "results"
+    for folder, names in ((images, ("a.nii.gz", "b.nii", "c.nii.gz", "notes.txt")), (results, there)):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    found = images_to_predict(images, results, skip_existing=True)
+    assert [item["image"].rpartition("/")[2].partition(".")[0] for item in found] == expected
+    assert len(images_to_predict(images, results)) == 3
+    assert len(images_to_predict(images, tmp_path / "nowhere", skip_existing=True)) == 3
+
+
+def test_no_image_at_all_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no images"):
+        images_to_predict(tmp_path, tmp_path, skip_existing=True)
