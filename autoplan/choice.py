@@ -28,6 +28,9 @@ NUM_RESAMPLES = 10_000
 """Resamples of the bootstrap: its interval is stable to the second digit. Our choice."""
 SEED = 0
 CONFIDENCE = 0.95
+MIN_CASES = 6
+"""Cases from which on a difference can be told from chance: even if all of them agree in its sign, fewer do so by chance
+more often than in 5 % of all experiments (2 to the power of 1 - 5 is 6 %). Our choice."""
 TIE_DIGITS = 9
 """Digits to which means are compared, so that the order of a sum decides nothing."""
 
@@ -119,11 +122,12 @@ class Choice:
 
     @property
     def is_distinct(self) -> bool:
-        """Whether the interval of the difference to the runner-up excludes 0; so it is where there is no other."""
+        """Whether the interval of the difference to the runner-up excludes 0, on at least `MIN_CASES` cases; so it is
+        where there is no other."""
         if len(self.scores) < 2:
             return True
         interval = self.scores[1].interval
-        return interval is not None and interval[0] > 0
+        return interval is not None and interval[0] > 0 and len(self.cases) >= MIN_CASES
 
 
 def candidates(configurations: Sequence[str]) -> tuple[Candidate, ...]:
@@ -299,6 +303,8 @@ def _verdict(choice: Choice) -> str:
     interval = "95 % interval " + " to ".join(map(_cell, second.interval))
     if choice.is_distinct:
         return f"{by} ({interval}, without 0: the cases tell the two apart)."
+    if len(choice.cases) < MIN_CASES:
+        return f"{by} ({interval}). {len(choice.cases)} cases are too few: the winner is not distinguishable from it."
     return f"{by} ({interval}, with 0 in it: on these cases the winner is not distinguishable from the runner-up)."
 
 

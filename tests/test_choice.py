@@ -187,7 +187,7 @@ def test_intervals_equal_a_plain_bootstrap() -> None:
     assert choice.choose(setting(3), scores, num_resamples=300, seed=7) == found
 
 
-@pytest.mark.parametrize("num_cases", [5, 40])
+@pytest.mark.parametrize("num_cases", [6, 40])
 def test_a_clear_winner_is_distinct(num_cases) -> None:
     rng = np.random.default_rng(0)
     easy = rng.uniform(0.4, 0.9, num_cases)
@@ -219,12 +219,12 @@ TRAIN = Missing("3d_lowres", None, "no fold is finished; fold 0 is not trained t
 EXPECT = [
     Expect(
         "clear",
-        {"2d": [0.5, 0.6, 0.7, 0.8], "3d_fullres": [0.6, 0.7, 0.8, 0.91]},
-        setting(1),
+        {"2d": [0.5, 0.6, 0.7, 0.8] * 3, "3d_fullres": [0.6, 0.7, 0.8, 0.91] * 3},
+        setting(1, num_cases=12),
         (
-            "Task90_Tiny: mean Dice of 2 candidates over 4 of 4 cases (fold 0 of 1)",
-            "Chosen: 3d_fullres, mean foreground Dice 0.7525, 0.1025 above 2d (95 % interval 0.1000 to 0.1075, without",
-            "paired bootstrap over the 4 cases, 10000 resamples, seed 0",
+            "Task90_Tiny: mean Dice of 2 candidates over 12 of 12 cases (fold 0 of 1)",
+            "Chosen: 3d_fullres, mean foreground Dice 0.7525, 0.1025 above 2d (95 % interval 0.1000 to 0.1050, without",
+            "paired bootstrap over the 12 cases, 10000 resamples, seed 0",
             "all but the largest component of a is removed",
             "absent from the label alone it counts 0",
         ),
@@ -232,10 +232,17 @@ EXPECT = [
     ),
     Expect(
         "not distinguishable",
-        {"2d": [0.5, 0.6, 0.7, 0.8], "3d_fullres": [0.6, 0.5, 0.8, 0.75]},
-        setting(1, single_component=()),
+        {"2d": [0.5, 0.6, 0.7, 0.8] * 3, "3d_fullres": [0.6, 0.5, 0.8, 0.75] * 3},
+        setting(1, num_cases=12, single_component=()),
         ("on these cases the winner is not distinguishable from the runner-up", "Postprocessing: none"),
         ("yes",),
+    ),
+    Expect(
+        "too few cases",
+        {"2d": [0.5, 0.6, 0.7, 0.8], "3d_fullres": [0.6, 0.7, 0.8, 0.91]},
+        setting(1),
+        ("4 cases are too few: the winner is not distinguishable from it",),
+        ("tell the two apart",),
     ),
     Expect("alone", {"2d": [0.5, 0.6]}, setting(1), ("There is no other candidate",), ("interval 0",)),
     Expect("one case", {"2d": [0.5], "3d_fullres": [0.6]}, setting(1), ("One case gives no interval",)),
