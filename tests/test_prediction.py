@@ -244,3 +244,14 @@ def test_images_that_have_a_segmentation_may_be_left_out(there, expected, tmp_pa
 def test_no_image_at_all_is_an_error(tmp_path) -> None:
     with pytest.raises(ValueError, match="no images"):
         images_to_predict(tmp_path, tmp_path, skip_existing=True)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SRA", "ASR", "PIR", "IPL"])
+def test_axes_in_any_order_are_written(axes, tmp_path) -> None:
+    turned = nibabel.orientations.inv_ornt_aff(nibabel.orientations.axcodes2ornt(axes), (4, 5, 6))
+    affine = np.linalg.inv(turned) @ np.diag([1.5, 2.0, 3.0, 1.0])
+    label = torch.arange(120, dtype=torch.uint8).reshape(1, 4, 5, 6)
+    saver(tmp_path)(MetaTensor(label, affine=affine, meta={"filename_or_obj": "case.nii.gz"}))
+    found = nibabel.load(tmp_path / "case.nii.gz")
+    np.testing.assert_array_equal(found.dataobj, label[0])
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)

@@ -20,7 +20,16 @@ FAULT = "fault"
 
 
 class WholeFileWriter(NibabelWriter):
-    """Writer for `SaveImaged` that writes under a temporary name and renames: a file that exists is whole."""
+    """Writer for `SaveImaged` that writes under a temporary name and renames: a file that exists is whole.
+
+    It never resamples. MONAI 1.6.1 goes through its resampling even where that is switched off, and fails there on an
+    image whose axes are stored in another order than right, anterior, superior.
+    """
+
+    @classmethod
+    def resample_if_needed(cls, data_array: Any, affine: Any = None, **_: Any) -> tuple[Any, Any]:
+        """The array and its affine as they are."""
+        return data_array, affine
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set."""
