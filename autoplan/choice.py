@@ -29,8 +29,8 @@ NUM_RESAMPLES = 10_000
 SEED = 0
 CONFIDENCE = 0.95
 MIN_CASES = 6
-"""Cases from which on a difference can be told from chance: even if all of them agree in its sign, fewer do so by chance
-more often than in 5 % of all experiments (2 to the power of 1 - 5 is 6 %). Our choice."""
+"""Cases from which on a difference can be told from chance: even where all of them agree in its sign, fewer do so by
+chance in more than 5 % of all experiments (5 cases in 2 / 2^5 = 6 %). Our choice."""
 TIE_DIGITS = 9
 """Digits to which means are compared, so that the order of a sum decides nothing."""
 

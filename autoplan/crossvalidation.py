@@ -239,15 +239,15 @@ def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missi
     folder = bundle / "models" / f"fold_{k}"
     trained, scored = _load(folder / "finished.json"), _load(folder / "validation" / "dice.json")
     if not isinstance(trained, dict) or not trained.get("model"):
-        return Missing(name, k, "is not trained to its end", training_command(bundle, k))
+        return Missing(name, k, "is not trained to its end", making_command(bundle, k))
     if not isinstance(scored, dict):
-        return Missing(name, k, "is trained, but its cases are not predicted", evaluating_command(bundle, k))
+        return Missing(name, k, "is trained, but its cases are not predicted", making_command(bundle, k))
     if scored.get("model") != trained["model"]:
-        return Missing(name, k, "has predictions of another network than its own", evaluating_command(bundle, k))
+        return Missing(name, k, "has predictions of another network than its own", making_command(bundle, k))
     absent = [case for case in cases if not probabilities(bundle, k, case).is_file()]
     if absent:
         what = f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
-        return Missing(name, k, what, evaluating_command(bundle, k))
+        return Missing(name, k, what, making_command(bundle, k))
     return Fold(trained["model"], json.dumps(scored.get("settings"), sort_keys=True))
 
 
@@ -256,16 +256,11 @@ def probabilities(bundle: Path, k: int, case: str) -> Path:
     return bundle / "models" / f"fold_{k}" / "validation" / "probabilities" / f"{case}.npz"
 
 
-def training_command(bundle: Path, k: int) -> str:
-    """The command that trains a fold."""
-    config = (bundle / "configs" / "train.json").as_posix()
-    return f"python -m monai.bundle run training --config_file {config} --fold {k}"
-
-
-def evaluating_command(bundle: Path, k: int) -> str:
-    """The command that predicts and scores a fold's validation cases."""
-    files = ",".join(f"'{(bundle / 'configs' / name).as_posix()}'" for name in ("train.json", "evaluate.json"))
-    return f'python -m monai.bundle run evaluating --config_file "[{files}]" --fold {k}'
+def making_command(bundle: Path, k: int) -> str:
+    """The command that does what a fold lacks: its training, or the prediction of its validation cases."""
+    task, bundles = bundle.parent.name, bundle.parents[1].as_posix()
+    where = "" if bundles == "bundles" else f" --bundles {bundles}"
+    return f"python -m autoplan train {task} --configurations {bundle.name} --folds {k}{where}"
 
 
 def _load(path: Path) -> Any:
@@ -307,7 +302,7 @@ def _left_out(
             name,
             None,
             f"its finished folds ({', '.join(map(str, there))}) are none of those compared",
-            training_command(folder / name, folds[0]),
+            making_command(folder / name, folds[0]),
         )
         for name, there in found.items()
         if name not in names

@@ -222,9 +222,11 @@ def is_done(job: Job) -> bool:
     """Whether all result files are there and belong together: the scores of the fold's cases by the trained network."""
     if job.fold is None or not is_trained(job):
         return False
-    scores = read_json(job.folder / "validation" / "dice.json")
+    validation, cases = job.folder / "validation", _folds(Path(job.bundle))[job.fold]
+    scores = read_json(validation / "dice.json")
     same = scores.get("model") == read_json(job.folder / "finished.json")["model"]
-    return same and set(scores.get("cases", {})) == set(_folds(Path(job.bundle))[job.fold])
+    stored = all((validation / "probabilities" / f"{case}.npz").is_file() for case in cases)
+    return same and stored and set(scores.get("cases", {})) == set(cases)
 
 
 def row(job: Job) -> Row:

@@ -41,6 +41,9 @@ def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None 
     found: dict[str, object] = {"mean_foreground_dice": 0.75, "cases": dict.fromkeys(cases or (f"case_{job.fold}",))}
     found |= {} if model is None else {"model": model}
     (job.folder / "validation" / "dice.json").write_text(json.dumps(found))
+    probabilities = job.folder / "validation" / "probabilities"
+    probabilities.mkdir(exist_ok=True)
+    (probabilities / f"case_{job.fold}.npz").write_text("probabilities")
 
 
 def test_all_jobs(task: Path) -> None:
@@ -124,6 +127,12 @@ def _scored(**options: object) -> Callable[[Job], None]:
     return leave
 
 
+def _incomplete(job: Job) -> None:
+    finish(job)
+    score(job)
+    (job.folder / "validation" / "probabilities" / f"case_{job.fold}.npz").unlink()
+
+
 def _broken(job: Job) -> None:
     finish(job)
     score(job)
@@ -143,6 +152,7 @@ def _broken(job: Job) -> None:
         pytest.param(_scored(model="1" * 16), ["evaluating"], "trained", id="scores of another network"),
         pytest.param(_scored(cases=("case_1",)), ["evaluating"], "trained", id="scores of other cases"),
         pytest.param(_broken, ["evaluating"], "trained", id="scores cut short"),
+        pytest.param(_incomplete, ["evaluating"], "trained", id="probabilities are missing"),
         pytest.param(_scored(), [], "done", id="done"),
     ],
 )
@@ -224,8 +234,12 @@ NAN = (
         (1, "RuntimeError: CUDA error: unspecified launch failure", "RuntimeError: CUDA error: unspecified", True),
         (1, "  File x, line 3\nValueError: There is no fold 9: there are 5.", "ValueError: There is no fold 9", False),
         (1, "monai.x.OwnError: no\nmore of it", "monai.x.OwnError: no", False),
-        (1, "ValueError: told\nRuntimeError: applying transform <x>\nRuntimeError: Failed to evaluate y:\n'z'",
-         "ValueError: told", False),
+        (
+            1,
+            "ValueError: told\nRuntimeError: applying transform <x>\nRuntimeError: Failed to evaluate y:\n'z'",
+            "ValueError: told",
+            False,
+        ),
         (2, "usage: nothing", "usage: nothing", False),
         (3, "", "exit status 3, nothing printed", False),
         (0, "all well", "ended well, but its result files are not there or do not fit", False),

@@ -65,6 +65,8 @@ def digest() -> str:
 def evaluate() -> None:
     names = json.loads((BUNDLE / "configs" / "folds.json").read_text())[int(FOLD)]
     found = {"mean_foreground_dice": 0.5 + int(FOLD) / 10, "cases": {n: {"ball": 0.5} for n in names}}
+    for name in names:
+        replace(FOLDER / "validation" / "probabilities" / f"{name}.npz", "")
     replace(FOLDER / "validation" / "dice.json", json.dumps({**found, "model": digest()}))
 
 

@@ -1,0 +1,178 @@
+"""The bundle to share: it holds all networks of the chosen model, and predicts what they predict together."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import NAMES, TINY_PLAN, write_project
+from test_bundle import BLOCKER, SEVERAL_COMMANDS
+
+from autoplan import sharing
+from autoplan.choice import Candidate, CaseDice, Setting, choose
+from autoplan.errors import TemplateError
+
+TASK = TINY_PLAN.name
+FOLDS = {"2d": (0, 2), "3d_fullres": (0, 1), "3d_lowres": (0, 1, 2, 3, 4), "3d_cascade_fullres": (1,)}
+MODELS = {
+    "2d": ("2d",),
+    "3d_fullres": ("3d_fullres",),
+    "3d_lowres": ("3d_lowres",),
+    "cascade": ("3d_cascade_fullres",),
+    "2d and 3d": ("2d", "3d_fullres"),
+    "2d and cascade": ("2d", "3d_cascade_fullres"),
+    "3d and cascade": ("3d_fullres", "3d_cascade_fullres"),
+}
+
+
+def chosen(*members: str):
+    dice = CaseDice((0.75, None), (0.5, None))
+    setting = Setting(TASK, ("ball", "box"), ("ball",), (0,), 5, 5)
+    return choose(setting, {Candidate(members): {"case_0": dice}})
+
+
+def share(project, *members: str, name: str | None = None):
+    folder = project / "data" / TASK
+    return sharing.share(TINY_PLAN, chosen(*members), folder, project / "bundles", name=name, fingerprint_key="abc")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, parse):
+    """A project whose folds look finished, with random networks."""
+    project = write_project(tmp_path_factory.mktemp("shared"))
+    for name, folds in FOLDS.items():
+        bundle = project / "bundles" / TASK / name
+        settings = parse(bundle, "train", "evaluate", mirror=False).get_parsed_content("prediction_settings")
+        for k in folds:
+            torch.manual_seed(10 * NAMES.index(name) + k)
+            network = parse(bundle, "inference").get_parsed_content("network_def")
+            folder = bundle / "models" / f"fold_{k}"
+            (folder / "validation" / "probabilities").mkdir(parents=True)
+            torch.save(network.state_dict(), folder / "model.pt")
+            model = f"{name} {k}"
+            (folder / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
+            (folder / "validation" / "dice.json").write_text(json.dumps({"model": model, "settings": settings}))
+            (folder / "validation" / "probabilities" / f"case_{k}.npz").touch()
+    return project
+
+
+def predicted(parse, bundle, image, models=()):
+    """Mean of the probabilities that a bundle's own inferer gives with each of some weights, its own if none."""
+    found = []
+    for model in models or [bundle / "models" / "model.pt"]:
+        parser = parse(bundle, "inference", mirror=False, amp=False)
+        network = parser.get_parsed_content("network_def").eval()
+        network.load_state_dict(torch.load(model, weights_only=True))
+        with torch.inference_mode():
+            found.append(parser.get_parsed_content("inferer")(image, network).float())
+    return torch.stack(found).mean(0)
+
+
+@pytest.mark.parametrize("members", MODELS.values(), ids=MODELS)
+def test_it_predicts_the_mean_of_its_networks(members, trained, parse) -> None:
+    best = share(trained, *members)
+    assert best == trained / "bundles" / TASK / "best"
+    image = torch.randn(1, 2, 19, 17, 11)
+    bundles = [trained / "bundles" / TASK / m for m in members]
+    models = [[b / "models" / f"fold_{k}" / "model.pt" for k in FOLDS[b.name]] for b in bundles]
+    alone = [predicted(parse, b, image, m) for b, m in zip(bundles, models, strict=True)]
+    together = predicted(parse, best, image)
+    torch.testing.assert_close(together, torch.stack(alone).mean(0), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("members", MODELS.values(), ids=MODELS)
+def test_its_metadata_fit_its_network(members, trained, parse) -> None:
+    best = share(trained, *members)
+    metadata = json.loads((best / "configs" / "metadata.json").read_text())
+    shape = metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    network = parse(best, "inference").get_parsed_content("network_def").eval()
+    with torch.inference_mode():
+        pred = network(torch.randn(1, 2, *shape))
+    assert list(pred.shape[2:]) == metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"]
+    torch.testing.assert_close(pred.sum(1), torch.ones(1, *shape))
+    assert metadata["eval_metrics"]["mean_dice"] == {"mean foreground": 0.75, "ball": 0.75, "box": None}
+    assert metadata["autoplan"]["networks"] == {m: {f"fold_{k}": f"{m} {k}" for k in FOLDS[m]} for m in members}
+    for path in (best / "configs").glob("*.json"):
+        assert "case_" not in path.read_text(), "no data of patients, not even their names"
+
+
+def test_weights_are_flat_and_belong_to_their_folds(trained) -> None:
+    weights = torch.load(share(trained, "2d", "3d_fullres") / "models" / "model.pt", weights_only=True)
+    assert {key.rsplit(".", 1)[0].split(".")[0] for key in weights} == {"slices", "fullres"}
+    for name, member in (("2d", "slices"), ("3d_fullres", "fullres")):
+        for number, k in enumerate(FOLDS[name]):
+            fold = torch.load(
+                trained / "bundles" / TASK / name / "models" / f"fold_{k}" / "model.pt", weights_only=True
+            )
+            for key, value in fold.items():
+                assert torch.equal(weights[f"{member}.{number}.{key}"], value)
+
+
+def test_large_weights_are_listed(trained, monkeypatch) -> None:
+    best = share(trained, "2d")
+    assert not (best / "large_files.yml").exists()
+    monkeypatch.setattr(sharing, "LARGE_FILE_BYTES", 1000)
+    text = (share(trained, "2d") / "large_files.yml").read_text()
+    assert 'path: "models/model.pt"' in text
+    assert "hash_type" in text
+    monkeypatch.undo()
+    assert not (share(trained, "2d") / "large_files.yml").exists()
+
+
+def test_folds_with_different_settings_are_refused(trained) -> None:
+    path = trained / "bundles" / TASK / "2d" / "models" / "fold_2" / "validation" / "dice.json"
+    before = path.read_text()
+    changed = json.loads(before)
+    changed["settings"]["mirror"] = True
+    path.write_text(json.dumps(changed))
+    try:
+        with pytest.raises(TemplateError, match="different settings \\(mirror: false and true\\)"):
+            share(trained, "2d")
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_s_bundle_is_not_overwritten(name, trained) -> None:
+    with pytest.raises(TemplateError, match="Take another --name"):
+        share(trained, "2d", name=name)
+
+
+@pytest.mark.slow
+def test_it_stands_alone(trained, tmp_path) -> None:
+    """Copied to an empty folder, without autoplan, it predicts the same bits, and is exported and checked by MONAI."""
+    best = share(trained, "2d", "3d_cascade_fullres", name="ball_mri_segmentation")
+    copy = tmp_path / "elsewhere" / best.name
+    shutil.copytree(best, copy)
+    (tmp_path / "blocker").mkdir()
+    (tmp_path / "blocker" / "sitecustomize.py").write_text(BLOCKER)
+    images = str(trained / "data" / TASK / "imagesTs")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "blocker")}
+    here = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
+    for bundle, checks in ((best, []), (copy, ["verify_net_in_out", "ckpt_export"])):
+        config = str(bundle / "configs" / "inference.json")
+        output = str(tmp_path / f"by {bundle.parent.name}")
+        run = ["run", "--config_file", config, "--dataset_dir", images, "--output_dir", output, "--num_workers", "0"]
+        commands = [[None, run]]
+        for check in checks:
+            export = ["--filepath", "models/model.ts", "--ckpt_file", "models/model.pt"]
+            more = export if check == "ckpt_export" else []
+            commands.append([str(bundle), [check, "--net_id", "network_def", *more, *here]])
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SEVERAL_COMMANDS, json.dumps(commands)],
+            capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    for name in ("test_0", "test_1"):
+        a, b = (nibabel.load(tmp_path / f"by {f}" / f"{name}.nii.gz") for f in (TASK, "elsewhere"))
+        np.testing.assert_array_equal(a.dataobj, b.dataobj)
+        assert np.array_equal(a.affine, b.affine)
+    exported = torch.jit.load(copy / "models" / "model.ts")
+    assert sorted(name for name, child in exported.named_children() if list(child.children())) == [
+        "cascade", "lowres", "slices",
+    ]  # fmt: skip
