@@ -11,6 +11,7 @@ networks that they belong to: what is there and still holds is not made again.
 import itertools
 import json
 import os
+import pickle
 import sys
 import time
 import zipfile
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
+from autoplan.dataset import one_line
 from autoplan.errors import DatasetError, TemplateError
 from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
@@ -40,7 +42,9 @@ SAVE_EVERY_S = 10.0
 PREDICTION_SETTINGS = ("mirror", "overlap")
 """Settings of the prediction that should be the same for all candidates."""
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 Scores = dict[Candidate, dict[str, CaseDice]]
 
 
@@ -389,7 +393,7 @@ def _score(job: Job, *, segmenter: Segmenter, values: Sequence[int]) -> tuple[st
         except _UNREADABLE as error:
             raise DatasetError(
                 f"{members[0].parent}, {job.name}: the probabilities of {candidate.name} cannot be used "
-                f"({type(error).__name__}: {error}). Delete the file and predict the fold again."
+                f"({type(error).__name__}: {one_line(error)}). Delete the file and predict the fold again."
             ) from error
         for segmentation in pair:
             if segmentation.shape != label.shape:
