@@ -21,7 +21,7 @@ from autoplan import pool, topology, trainings
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
-from autoplan.facts import Configuration, Dataset, Fingerprint, Plan, to_dict
+from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
 from autoplan.rules import Cascade
 
 
@@ -146,9 +146,7 @@ def select(
     loaded = datasets.load(datasets.locate(dataset, Path(root)))
     folder = Path(bundles) / loaded.name
     facts, is_new = _fingerprint(loaded, folder / "fingerprint.json", num_processes)
-    # Bundles of the cascade are there by its rule or by --cascade always; planning it again does no harm.
-    has_cascade = any((folder / c / "configs").is_dir() for c in ("3d_lowres", "3d_cascade_fullres"))
-    planned = plans.plan(facts, cascade="always" if has_cascade else "auto")
+    planned = _plan_of(facts, folder)
     chosen = _crossvalidated(planned, loaded, Path(bundles), facts.key, num_processes)
     if is_new:
         fingerprints.save(facts, folder / "fingerprint.json")
@@ -380,6 +378,14 @@ def _render(planned: Plan, dataset_root: Path, bundles: Path, *, force: bool) ->
 
     written: list[Path] = render_all(planned, dataset_root, bundles, force=force)
     return written
+
+
+def _plan_of(facts: Fingerprint, folder: Path) -> Plan:
+    """The plan that the bundles in a folder were written by: with or without a cascade."""
+    there = {name for name in get_args(ConfigurationName) if (folder / name / "configs" / "train.json").is_file()}
+    options: tuple[Cascade, ...] = ("auto", "always", "never")
+    candidates = [plans.plan(facts, cascade=option) for option in options]
+    return next((p for p in candidates if {c.name for c in p.configurations} == there), candidates[0])
 
 
 def _crossvalidated(

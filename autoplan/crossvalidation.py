@@ -69,14 +69,19 @@ def segmentations(members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], 
     """
     load, invert, clean, finish = _bundle_code(bundle)
     first, *others = (load(path) for path in members)
-    for other in others:
+    for path, other in zip(members[1:], others, strict=True):
+        if other["pred"].shape != first["pred"].shape:
+            raise ValueError(f"on another grid than {path}")
         first["pred"] += other["pred"]  # the scale does not matter for the largest
     data = invert(first)
     # Cleaning makes a new tensor, so the one without it is not changed.
-    plain = finish(data)["pred"][0].numpy().astype(np.uint8)
-    if clean is None:
-        return plain, plain
-    return finish(clean(data))["pred"][0].numpy().astype(np.uint8), plain
+    plain = _integers(finish(data)["pred"][0].numpy())
+    return (plain if clean is None else _integers(finish(clean(data))["pred"][0].numpy())), plain
+
+
+def _integers(labels: NDArray[Any]) -> NDArray[Any]:
+    """Label values in as few bits as they need."""
+    return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
 
 
 @lru_cache(maxsize=8)
@@ -242,12 +247,14 @@ def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missi
     """A finished fold, or what it lacks."""
     folder = bundle / "models" / f"fold_{k}"
     trained, scored = _load(folder / "finished.json"), _load(folder / "validation" / "dice.json")
-    if not isinstance(trained, dict) or not trained.get("model"):
+    if not isinstance(trained, dict) or not trained.get("model") or not (folder / "model.pt").is_file():
         return Missing(name, k, "is not trained to its end", making_command(bundle, k))
-    if not isinstance(scored, dict):
+    if not isinstance(scored, dict) or not isinstance(scored.get("settings"), dict):
         return Missing(name, k, "is trained, but its cases are not predicted", making_command(bundle, k))
     if scored.get("model") != trained["model"]:
         return Missing(name, k, "has predictions of another network than its own", making_command(bundle, k))
+    if set(scored.get("cases", ())) != set(cases):
+        return Missing(name, k, "has predictions of other cases than its own", making_command(bundle, k))
     absent = [case for case in cases if not probabilities(bundle, k, case).is_file()]
     if absent:
         what = f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
@@ -332,7 +339,7 @@ def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
 
 def _values(found: Mapping[int, Fold], folds: Sequence[int], setting: str) -> list[str]:
     """Values of a setting in the folds of a configuration."""
-    return sorted({str((json.loads(found[k].settings) or {}).get(setting)) for k in folds})
+    return sorted({str(json.loads(found[k].settings).get(setting)) for k in folds})
 
 
 # Scoring.

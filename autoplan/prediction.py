@@ -12,7 +12,7 @@ from autoplan.dataset import SUFFIXES, case_name
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 
 RECORD = ".predicted_by.json"
-"""File among the predictions that tells which bundle they are by."""
+"""File among the predictions that tells which bundle they are by, and of which images."""
 
 
 def predict(
@@ -86,6 +86,11 @@ def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, P
         if target in targets.values():
             raise DatasetError(f"{folder}: two images are called {case_name(image.name)}. Rename one of them.")
         targets[image] = target
+    sources = {image.resolve() for image in images}
+    if any(target.resolve() in sources for target in targets.values()):
+        raise DatasetError(
+            f"{output} holds the images themselves. Name another folder for the segmentations: --output DIR"
+        )
     return targets
 
 
@@ -99,31 +104,44 @@ def _signature(bundle: Path, settings: Mapping[str, str]) -> dict[str, object]:
     return {"bundle": hashed.hexdigest()[:16], "settings": dict(settings)}
 
 
+def _stamp(image: Path) -> list[object]:
+    """Tells whether an image is still the one that was predicted."""
+    stat = image.stat() if image.is_file() else None
+    return [str(image.resolve()), stat and stat.st_size, stat and stat.st_mtime_ns]
+
+
 def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path, Path], *, force: bool) -> None:
-    """Make the folder one of predictions by this bundle. Those that another one has predicted here are removed, to be
-    made anew; those of unknown origin are not touched unless `force`."""
+    """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations that
+    were made here by another bundle or of another image are removed, to be made anew; those of unknown origin are not
+    touched unless `force`."""
     record = output / RECORD
     try:
         claimed = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        claimed = None
-    there = [target for target in targets.values() if target.is_file()]
-    if claimed is None and there and not force:
+        claimed = {}
+    known = claimed.get("images", {})
+    there = {image: target for image, target in targets.items() if target.is_file()}
+    unknown = [target for target in there.values() if target.name not in known]
+    if unknown and not force:
         raise AutoplanError(
-            f"{output} holds {len(there)} segmentations of unknown origin. Name another folder: --output DIR; or "
-            "overwrite them: --force"
+            f"{output} holds {len(unknown)} segmentations of unknown origin, such as {unknown[0].name}. Name another "
+            "folder: --output DIR; or overwrite them: --force"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    if claimed != signature:
-        for target in there:
+    same = claimed.get("by") == signature
+    for image, target in there.items():
+        if not same or known.get(target.name) != _stamp(image):
             target.unlink()
-        temporary = record.with_name(f"{RECORD}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(signature), encoding="utf-8")
-        temporary.replace(record)
+    output.mkdir(parents=True, exist_ok=True)
+    images = {**(known if same else {}), **{target.name: _stamp(image) for image, target in targets.items()}}
+    temporary = record.with_name(f"{RECORD}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"by": signature, "images": images}), encoding="utf-8")
+    temporary.replace(record)
 
 
 def _command(bundle: Path, folder: Path, output: Path, settings: Mapping[str, str]) -> list[str]:
-    given = {"dataset_dir": str(folder), "output_dir": str(output), "skip_existing": "True", **settings}
+    # Absolute, for fire would read a folder 2024_01 as a number.
+    folders = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute())}
+    given = {**folders, "skip_existing": "True", **settings}
     words = [text for name, value in given.items() for text in (f"--{name}", value)]
     config = str(bundle / "configs" / "inference.json")
     # MONAI warns that a config runs code. This one is autoplan's own.

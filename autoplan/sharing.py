@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,11 +204,15 @@ def share(
     """
     root = bundles / plan.name
     folder = root / (name or "best")
-    if folder.name in {c.name for c in plan.configurations}:
-        raise TemplateError(f"{folder} is the bundle of a configuration. Take another --name.")
+    if not re.fullmatch(r"\w[\w.-]*", name or "best") or name in (*MEMBERS, "cache"):
+        raise TemplateError(
+            f"a bundle cannot be called {name!r}: letters, digits, _, - and . make a name that is neither cache nor "
+            "that of a configuration. Take another --name, such as hippocampus_mri_segmentation."
+        )
     found, _ = finished(plan, root)
     folds = {m: tuple(sorted(found[m])) for m in choice.winner.members}
     settings = _settings({m: [json.loads(found[m][k].settings) for k in folds[m]] for m in folds}, root)
+    _check_spacing(plan, settings, root)
     trained = _trained(plan, folds, settings)
     files = files_of(
         plan,
@@ -222,8 +227,8 @@ def share(
             "networks": {m: {f"fold_{k}": found[m][k].model for k in folds[m]} for m in folds},
         },
     )
-    render.write(folder, files)
     _write_weights({m: [root / m / "models" / f"fold_{k}" / "model.pt" for k in folds[m]] for m in folds}, folder)
+    render.write(folder, files)
     return folder
 
 
@@ -236,6 +241,17 @@ def _settings(found: Mapping[str, Sequence[Mapping[str, Any]]], root: Path) -> d
                 "them again with the same ones: run evaluating, by the bundle's docs/README.md."
             )
     return {name: settings[0] for name, settings in found.items()}
+
+
+def _check_spacing(plan: Plan, settings: Mapping[str, Mapping[str, Any]], root: Path) -> None:
+    """Refuses networks that were trained for another spacing than the planned one, which the bundle would have."""
+    planned = plan.configuration("3d_fullres").spacing
+    for name, used in settings.items():
+        if tuple(used["target_spacing"]) != planned:
+            raise TemplateError(
+                f"{root / name}: trained with target_spacing {used['target_spacing']}, but the plan says "
+                f"{list(planned)}. Train with the planned spacing."
+            )
 
 
 def _difference(settings: Sequence[Mapping[str, Any]]) -> str:
@@ -284,7 +300,8 @@ def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
     target = folder / "models" / "model.pt"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    torch.save(weights, temporary)
+    with temporary.open("wb") as file:  # a name instead would become a part of the file
+        torch.save(weights, file)
     temporary.replace(target)
     listed = folder / "large_files.yml"
     if target.stat().st_size <= LARGE_FILE_BYTES:

@@ -72,7 +72,12 @@ class Experiment:
                 cv.probabilities(self.folder / configuration, k, case), pred=np.roll(self.label(case), shift, 0)
             )
         (found / "finished.json").write_text(json.dumps({"epochs": 3, "stopped": False, "model": model}))
-        scored = {"cases": {}, "model": model, "settings": settings or {"mirror": True}}
+        (found / "model.pt").touch()
+        scored = {
+            "cases": {case: {} for case in self.plan.folds[k]},
+            "model": model,
+            "settings": settings or {"mirror": True},
+        }
         (found / "validation" / "dice.json").write_text(json.dumps(scored))
 
     def label(self, case: str) -> np.ndarray:
@@ -228,9 +233,17 @@ def _network(path: Path, model: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": model}))
 
 
+def _entry(fold: Path, **entries: object) -> None:
+    path = fold / "validation/dice.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
 EXPECT = [
     Expect("not trained", lambda e, f: (f / "finished.json").unlink(), "is not trained to its end"),
     Expect("broken", lambda e, f: (f / "finished.json").write_text("{"), "is not trained to its end"),
+    Expect("no weights", lambda e, f: (f / "model.pt").unlink(), "is not trained to its end"),
+    Expect("no settings", lambda e, f: _entry(f, settings=None), "are not predicted"),
+    Expect("other cases", lambda e, f: _entry(f, cases={"x": {}}), "predictions of other cases"),
     Expect("not predicted", lambda e, f: (f / "validation/dice.json").unlink(), "are not predicted"),
     Expect("other network", lambda e, f: _network(f / "validation/dice.json", "x"), "of another network"),
     Expect("trained on", lambda e, f: _network(f / "finished.json", "x"), "of another network"),

@@ -56,7 +56,9 @@ def trained(tmp_path_factory, parse):
             torch.save(network.state_dict(), folder / "model.pt")
             model = f"{name} {k}"
             (folder / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
-            (folder / "validation" / "dice.json").write_text(json.dumps({"model": model, "settings": settings}))
+            (folder / "validation" / "dice.json").write_text(
+                json.dumps({"model": model, "settings": settings, "cases": {f"case_{k}": {}}})
+            )
             (folder / "validation" / "probabilities" / f"case_{k}.npz").touch()
     return project
 
@@ -176,3 +178,32 @@ def test_it_stands_alone(trained, tmp_path) -> None:
     assert sorted(name for name, child in exported.named_children() if list(child.children())) == [
         "cascade", "lowres", "slices",
     ]  # fmt: skip
+
+
+def test_the_same_networks_make_the_same_bytes(trained, monkeypatch) -> None:
+    """Whoever writes them: predictions are made anew when they change."""
+    first = (share(trained, "2d") / "models" / "model.pt").read_bytes()
+    monkeypatch.setattr(os, "getpid", lambda: 123456)
+    assert (share(trained, "2d") / "models" / "model.pt").read_bytes() == first
+
+
+def test_another_spacing_than_the_planned_one_is_refused(trained) -> None:
+    path = trained / "bundles" / TASK / "3d_lowres" / "models" / "fold_{}" / "validation" / "dice.json"
+    files = [type(path)(str(path).format(k)) for k in FOLDS["3d_lowres"]]
+    before = [f.read_text() for f in files]
+    try:
+        for file, text in zip(files, before, strict=True):
+            scored = json.loads(text)
+            scored["settings"]["target_spacing"] = [2.0, 2.0, 2.0]
+            file.write_text(json.dumps(scored))
+        with pytest.raises(TemplateError, match="trained with target_spacing"):
+            share(trained, "3d_lowres")
+    finally:
+        for file, text in zip(files, before, strict=True):
+            file.write_text(text)
+
+
+@pytest.mark.parametrize("name", ["x@y", "a/b", ".", "cache", "100%", "with space", "../up"])
+def test_names_that_a_bundle_cannot_have(name, trained) -> None:
+    with pytest.raises(TemplateError, match="a bundle cannot be called"):
+        share(trained, "2d", name=name)

@@ -1,0 +1,138 @@
+"""The command `predict`: what is predicted, what is skipped, what is not touched."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autoplan import prediction
+from autoplan.errors import AutoplanError, DatasetError, TemplateError
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    """A bundle with weights, as far as the command looks at it."""
+    folder = tmp_path / "bundles" / "Task90_Tiny" / "best"
+    for name in ("configs/inference.json", "models/model.pt"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("first")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.nii.gz", "b.nii"):
+        (folder / name).write_text(name)
+    return prediction.images_in(folder)
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[list[str]]:
+    """The names that each run of the bundle predicts; an image that holds "bad" fails."""
+    found: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    def run(command, check):
+        given = dict(zip(command[7::2], command[8::2], strict=True))
+        output, names = Path(given["--output_dir"]), []
+        assert given["--skip_existing"] == "True"
+        assert Path(given["--dataset_dir"]).is_absolute()
+        for image in prediction.images_in(Path(given["--dataset_dir"])):
+            target = output / f"{prediction.case_name(image.name)}.nii.gz"
+            if not target.exists():
+                names.append(image.name)
+                if "bad" not in image.read_text():
+                    target.write_text(f"of {image.read_text()}")
+                else:
+                    Done.returncode = 1
+        found.append(names)
+        return Done
+
+    monkeypatch.setattr(prediction.subprocess, "run", run)
+    return found
+
+
+def predict(bundle: Path, images: list[Path], output: Path, *, force: bool = False, **settings: str) -> int:
+    return prediction.predict(bundle, images[0].parent, images, output, force=force, settings=settings)
+
+
+def test_all_are_predicted_once(bundle, images, runs, tmp_path) -> None:
+    assert predict(bundle, images, tmp_path / "out") == 2
+    assert predict(bundle, images, tmp_path / "out") == 0
+    assert runs == [["a.nii.gz", "b.nii"]]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+
+
+CHANGES = {
+    "a segmentation is missing": (lambda b, i, o: (o / "b.nii.gz").unlink(), {}, ["b.nii"]),
+    "an image has changed": (lambda b, i, o: i[0].write_text("changed"), {}, ["a.nii.gz"]),
+    "other weights": (lambda b, i, o: (b / "models/model.pt").write_text("second"), {}, ["a.nii.gz", "b.nii"]),
+    "other settings": (lambda b, i, o: None, {"mirror": "False"}, ["a.nii.gz", "b.nii"]),
+}
+
+
+@pytest.mark.parametrize(("change", "settings", "again"), CHANGES.values(), ids=CHANGES)
+def test_what_is_not_as_it_was_is_predicted_again(change, settings, again, bundle, images, runs, tmp_path) -> None:
+    predict(bundle, images, tmp_path / "out")
+    change(bundle, images, tmp_path / "out")
+    assert predict(bundle, images, tmp_path / "out", **settings) == len(again)
+    assert runs[1:] == [again]
+
+
+def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_path) -> None:
+    predict(bundle, images, tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.nii.gz").write_text("another patient")
+    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 1
+    assert (tmp_path / "out" / "a.nii.gz").read_text() == "of another patient"
+
+
+def test_segmentations_of_unknown_origin_are_not_touched(bundle, images, runs, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.nii.gz").write_text("by hand")
+    with pytest.raises(AutoplanError, match="1 segmentations of unknown origin, such as a"):
+        predict(bundle, images, tmp_path / "out")
+    assert (tmp_path / "out" / "a.nii.gz").read_text() == "by hand"
+    assert predict(bundle, images, tmp_path / "out", force=True) == 2
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_images_are_never_overwritten(force, bundle, images, runs) -> None:
+    before = {p: p.read_text() for p in images}
+    with pytest.raises(DatasetError, match="holds the images themselves"):
+        predict(bundle, images, images[0].parent, force=force)
+    assert {p: p.read_text() for p in images} == before
+
+
+def test_a_bad_image_is_named_and_tried_again(bundle, images, runs, tmp_path) -> None:
+    images[0].write_text("bad")
+    for _ in range(2):
+        with pytest.raises(AutoplanError, match=r"1 of 2 images have no segmentation:\n.*a\.nii\.gz"):
+            predict(bundle, images, tmp_path / "out")
+    assert runs == [["a.nii.gz", "b.nii"], ["a.nii.gz"]]
+
+
+def test_errors(bundle, images, tmp_path) -> None:
+    with pytest.raises(DatasetError, match="no images to predict"):
+        prediction.predict(bundle, tmp_path, [], tmp_path / "out", force=False, settings={})
+    with pytest.raises(DatasetError, match="is no folder"):
+        prediction.images_in(tmp_path / "none")
+    (images[0].parent / "a.nii").write_text("")
+    with pytest.raises(DatasetError, match="two images are called a"):
+        predict(bundle, prediction.images_in(images[0].parent), tmp_path / "out")
+    (bundle / "models" / "model.pt").unlink()
+    with pytest.raises(TemplateError, match="autoplan select Task90_Tiny"):
+        predict(bundle, images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_record_names_no_more_than_it_must(bundle, images, runs, tmp_path) -> None:
+    predict(bundle, images, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / prediction.RECORD).read_text())
+    assert set(record) == {"by", "images"}
+    assert set(record["images"]) == {"a.nii.gz", "b.nii.gz"}
