@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from scripts import inference
 from scripts.inference import CascadeInferer, MeanInferer, MirroredWindowInferer
+from scripts.networks import window_size
 from scripts.resampling import resampled_shape
 
 HALF = {"rtol": 0, "atol": 1e-3}
@@ -191,7 +192,7 @@ AXES = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([4, 7, 8, 12])), m
 def test_equals_the_stock_sliding_window(axes, overlap, sw_batch_size) -> None:
     shape, patch = zip(*axes, strict=True)
     x = noise(2, 1, *shape)
-    stock = SlidingWindowInferer(patch, 3, overlap, mode="gaussian")
+    stock = SlidingWindowInferer(window_size(shape, patch), 3, overlap, mode="gaussian")
     lean = MirroredWindowInferer(patch, mirror=False, overlap=overlap, sw_batch_size=sw_batch_size)
     torch.testing.assert_close(lean(x, depends_on_place).float(), stock(x, probabilities_of_place), **HALF)
 
@@ -200,11 +201,29 @@ def test_equals_the_stock_sliding_window(axes, overlap, sw_batch_size) -> None:
 @settings(max_examples=25, deadline=None)
 def test_equals_the_stock_sliding_window_on_slices(axes, slice_axis) -> None:
     shape, patch = zip(*axes, strict=True)
-    x, stock = noise(1, 1, *shape), SlidingWindowInferer(patch[:2], 4, 0.5, mode="gaussian")
+    plane_shape = [n for axis, n in enumerate(shape) if axis != slice_axis]
+    stock = SlidingWindowInferer(window_size(plane_shape, patch[:2]), 4, 0.5, mode="gaussian")
+    x = noise(1, 1, *shape)
     found = MirroredWindowInferer(patch[:2], slice_axis, mirror=False, sw_batch_size=5)(x, depends_on_place).float()
     for number in range(shape[slice_axis]):
         plane = stock(x.select(slice_axis + 2, number), probabilities_of_place)
         torch.testing.assert_close(found.select(slice_axis + 2, number), plane, **HALF)
+
+
+WINDOWS = {
+    "as large as the patch": ((40, 56, 40), (40, 56, 40), (40, 56, 40)),
+    "larger": ((90, 57, 41), (40, 56, 40), (40, 56, 40)),
+    "smaller, up to the next multiple": ((33, 41, 24), (40, 56, 40), (40, 48, 24)),
+    "never less than two voxels of the deepest level": ((1, 7, 15), (40, 56, 40), (16, 16, 16)),
+    "a patch that is a power of two": ((30, 70, 128), (128, 128, 128), (128, 128, 128)),
+    "a plane": ((35, 49), (40, 56), (40, 56)),
+    "poolings that differ": ((100, 100, 20), (160, 192, 56), (128, 128, 24)),
+}
+
+
+@pytest.mark.parametrize(("size", "patch", "window"), WINDOWS.values(), ids=WINDOWS)
+def test_windows_of_small_images(size, patch, window) -> None:
+    assert tuple(window_size(list(size), list(patch))) == window
 
 
 class Members(torch.nn.Module):

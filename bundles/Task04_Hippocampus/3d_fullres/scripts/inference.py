@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer, SlidingWindowInferer
 
-from scripts.networks import append_one_hot, cropped_to, padded_to
+from scripts.networks import append_one_hot, cropped_to, padded_to, window_size
 from scripts.precision import checked_switch, logits
 from scripts.resampling import resample, resampled_shape
 
@@ -21,9 +21,10 @@ class MirroredWindowInferer(SlidingWindowInferer):
     """Sliding window with half overlap and Gaussian weights; in every window the class probabilities are averaged over
     all mirrorings and, where there are several, over the networks.
 
-    The windows, their weights and the padding of small images are MONAI's. What differs is memory: sums and weights are
-    kept only for the rows that windows still reach, and finished rows become float16, so that an image of V voxels and
-    K classes needs 2 K V bytes and not 4 (K + 1) V.
+    The windows and their weights are MONAI's. What differs is memory: sums and weights are kept only for the rows that
+    windows still reach, and finished rows become float16, so that an image of V voxels and K classes needs 2 K V bytes
+    and not 4 (K + 1) V. And a small image is padded no further than the network needs, see
+    :func:`scripts.networks.window_size`.
 
     Args:
         patch_size: the window, voxels: three numbers, or two for a network that sees slices.
@@ -78,7 +79,8 @@ class MirroredWindowInferer(SlidingWindowInferer):
         return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
 
     def _windows(self, inputs: torch.Tensor, networks: Networks, previous: torch.Tensor | None) -> torch.Tensor:
-        size, patch = list(inputs.shape[2:]), list(self.roi_size)
+        size = list(inputs.shape[2:])
+        patch = window_size(size, list(self.roi_size))
         inputs = padded_to(inputs, patch, [1] * len(patch))
         previous = None if previous is None else padded_to(previous, patch, [1] * len(patch))
         shape = inputs.shape[2:]
