@@ -1,5 +1,6 @@
 """The rules of section 2.3 that lower the learning rate and end a training, on made-up loss curves."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -154,11 +155,7 @@ def test_another_schedule_is_refused() -> None:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs)
         return LossRules(optimizer, Engine(lambda *_: None), schedule=schedule)
 
-    for first, second in (
-        (rules(), with_schedule(3)),
-        (with_schedule(3), rules()),
-        (with_schedule(3), with_schedule(4)),
-    ):
+    for first, second in itertools.permutations((rules(), with_schedule(3), with_schedule(4)), 2):
         with pytest.raises(OtherRecipeError):
             second.load_state_dict(first.state_dict())
 

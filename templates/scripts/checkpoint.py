@@ -52,8 +52,8 @@ class Checkpoint:
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
-    rule), "model", the digest of model.pt, and the recipe: "max_epochs", and "schedule", whether the learning rate had one.
-    Only rank 0 writes.
+    rule), "model", the digest of model.pt, and the recipe: "max_epochs", and whether the learning rate had a
+    "schedule". Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
