@@ -1,6 +1,8 @@
 """The command line: `python -m autoplan DATASET`. Reads, calls, writes, prints; decides nothing."""
 
 import math
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -189,7 +191,7 @@ def predict(
     else:
         folder, paths = Path(images), predictions.images_in(Path(images))
     results = Path(output or Path("predictions") / folder.resolve().name)
-    bundle = Path(bundles) / Path(dataset).name / name
+    bundle = Path(bundles) / _task(dataset) / name
     settings = {} if device is None else {"device": device}
     done = predictions.predict(bundle, folder, paths, results, force=force, settings=settings)
     print(f"{results}: {len(paths)} segmentations, {done} of them predicted now")
@@ -222,11 +224,12 @@ def train(
         slurm: YAML file that says how to ask Slurm for workers, which then train.
     """
     _refuse("train", extra, ())
+    _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""))
     asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
-    _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
     backend = _backend(jobs, scheduler, slurm, settings)
     outcomes = pool.run_all(asked, backend, pool.Display())
-    rows = [trainings.row(job) for job in asked]
+    others = [job for job in outcomes if job.fold is not None and job not in asked]
+    rows = [trainings.row(job) for job in [*others, *asked]]
     print(f"\n{trainings.table(rows)}")
     trainings.check_all_done(rows, failed=[job for job, outcome in outcomes.items() if outcome.state == "failed"])
 
@@ -253,6 +256,7 @@ def status(
     """
     _refuse("status", extra, ())
     _check("json", json, holds=isinstance(json, bool), takes="no value")
+    _check_training(folds, quick=quick)
     asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
     rows = [trainings.row(job if quick or settings else trainings.as_last_started(job)) for job in asked]
     print(dumps(to_dict(tuple(rows)), indent=1) if json else trainings.table(rows))
@@ -276,6 +280,8 @@ def run(
         flags: those of train.
     """
     _refuse("run", extra, ())
+    _check_training(**{name: flags[name] for name in ("folds", "quick", "jobs", "device") if name in flags})
+    trainings.check_settings([name for name in flags if name not in FLAGS["train"]], _template())
     plan(dataset, root=root, bundles=bundles, cascade=cascade)
     train(dataset, bundles=bundles, **flags)
     select(dataset, root=root, bundles=bundles)
@@ -343,13 +349,42 @@ def _jobs(
     dataset: str, bundles: str, configurations: str, folds: str, quick: bool, settings: dict[str, str]
 ) -> list[trainings.Job]:
     """The jobs that flags ask for."""
-    _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
-    numbers = [text.strip() for text in folds.split(",")] if folds else []
-    _check("folds", folds, holds=all(n.isdecimal() for n in numbers), takes="numbers such as 0,1")
     names = [name.strip() for name in configurations.split(",")] if configurations else []
     given = {n: str(Path(v).absolute()) if n in trainings.PATHS else v for n, v in settings.items()}
-    found = trainings.find_bundles(Path(bundles) / Path(dataset).name, names)
-    return trainings.jobs_of(found, sorted({int(n) for n in numbers}), quick=quick, settings=given)
+    found = trainings.find_bundles(Path(bundles) / _task(dataset), names)
+    return trainings.jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
+
+
+def _task(dataset: str) -> str:
+    """Name of the task that a name or a folder, such as `.`, means."""
+    return Path(os.path.abspath(dataset)).name
+
+
+def _numbers(folds: str) -> list[str]:
+    """The numbers that --folds names."""
+    return [text.strip() for text in folds.split(",")] if folds else []
+
+
+def _check_training(folds: str = "", *, quick: bool = False, jobs: int | None = None, device: str = "") -> None:
+    """Refuses flags of trainings whose values cannot be right, before anything is done."""
+    _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
+    _check("folds", folds, holds=all(n.isdecimal() for n in _numbers(folds)), takes="numbers such as 0,1")
+    _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
+    if found := re.search(r"cuda:0*([1-9]\d*)", device):
+        raise AutoplanError(
+            f"--device {device}: each training sees one GPU only, as cuda:0. To choose GPUs, put "
+            f"CUDA_VISIBLE_DEVICES={found[1]} before the command, and leave out --device."
+        )
+
+
+def _template() -> dict[str, Any]:
+    """What train.json of a bundle may hold, of any configuration."""
+    from autoplan.render import templates_folder
+
+    configs, found = templates_folder() / "configs", dict[str, Any]()
+    for path in (configs / "train.json", *configs.glob("3d_*/train.json"), *configs.glob("3d_*/networks.json")):
+        found |= {name: value for name, value in trainings.read_json(path).items() if "#" not in name}
+    return {name: value for name, value in found.items() if not name.startswith("+")}
 
 
 def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> pool.Backend:

@@ -33,6 +33,7 @@ from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
+from autoplan.trainings import flags_of_recipe
 
 FORMAT = 1
 """Version of the saved scores. To be raised whenever their meaning changes."""
@@ -218,7 +219,7 @@ def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, Fold]], l
     for name in sorted((c.name for c in planned.configurations), key=ORDER.index):
         bundle = folder / name
         if not (bundle / "configs" / "train.json").is_file():
-            missing.append(Missing(name, None, "there is no bundle", f"python -m autoplan {planned.name}"))
+            missing.append(Missing(name, None, "there is no bundle", planning_command(bundle)))
             continue
         _check_folds(planned, bundle)
         folds = [_fold(bundle, name, k, cases) for k, cases in enumerate(planned.folds)]
@@ -239,7 +240,7 @@ def _check_folds(planned: Plan, bundle: Path) -> None:
     if folds != to_dict(planned.folds):
         raise TemplateError(
             f"{bundle}: configs/folds.json has other folds than the plan of the dataset as it is now. "
-            f"Bring the dataset back, or write the bundles anew by python -m autoplan {planned.name} --force and train."
+            f"Bring the dataset back, or write the bundles anew by {planning_command(bundle)} --force and train."
         )
 
 
@@ -267,11 +268,22 @@ def probabilities(bundle: Path, k: int, case: str) -> Path:
     return bundle / "models" / f"fold_{k}" / "validation" / "probabilities" / f"{case}.npz"
 
 
+def planning_command(bundle: Path) -> str:
+    """The command that writes a bundle."""
+    return f"python -m autoplan {bundle.parent.name}{_where(bundle)}"
+
+
 def making_command(bundle: Path, k: int) -> str:
-    """The command that does what a fold lacks: its training, or the prediction of its validation cases."""
-    task, bundles = bundle.parent.name, bundle.parents[1].as_posix()
-    where = "" if bundles == "bundles" else f" --bundles {bundles}"
-    return f"python -m autoplan train {task} --configurations {bundle.name} --folds {k}{where}"
+    """The command that does what a fold lacks, its training or the prediction of its validation cases, by the recipe of
+    the configuration's finished folds."""
+    flags = f"{_where(bundle)}{flags_of_recipe(bundle, k)}"
+    return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {k}{flags}"
+
+
+def _where(bundle: Path) -> str:
+    """The flag that names the folder of the bundles, where it is needed, with a space before it."""
+    bundles = bundle.parents[1].as_posix()
+    return "" if bundles == "bundles" else f" --bundles {bundles}"
 
 
 def _load(path: Path) -> Any:

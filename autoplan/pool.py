@@ -75,6 +75,8 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
     """
     attempts, held_since, killed = 0, time.monotonic(), _memory_kills()
     while not (job.fold is not None and trainings.is_done(job)):
+        if reason := trainings.other_recipe(job):
+            return Outcome("failed", Failure(reason, trainings.OTHER_RECIPE, retry=False))
         status, said = _run_guard(job, environment, stopped)
         if stopped():
             return Outcome("stopped")
@@ -215,16 +217,15 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
     """Runs jobs, each as soon as what it needs is done; a job that fails keeps none but those that need it.
 
     Args:
-        jobs: those that are done on disk are not run.
+        jobs: those that are done on disk are not run; what they need and was not asked for is run as well.
         backend: runs them. Where jobs start together the caches are filled first, by one job each.
         show: is told how they stand.
 
     Returns:
         The outcome of each job that was begun.
     """
-    done = {job for job in jobs if trainings.is_done(job)}
-    todo, prerequisites = _with_prerequisites([job for job in jobs if job not in done], backend.fills())
-    done |= {other for others in prerequisites.values() for other in others if trainings.is_done(other)}
+    todo, prerequisites = _with_prerequisites(jobs, backend.fills())
+    done: set[Job] = set()
     handles: dict[Job, Any] = {}
     outcomes: dict[Job, Outcome] = {}
     try:
@@ -252,13 +253,23 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
         backend.close()
 
 
-def _with_prerequisites(todo: list[Job], fill: bool) -> tuple[list[Job], dict[Job, list[Job]]]:
-    """Jobs with those that fill their caches, and for each job those that it waits for."""
-    prerequisites = {job: trainings.needs(job) for job in todo}
+def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dict[Job, list[Job]]]:
+    """What is to be run: jobs that are not done, those that they need and those that fill their caches; and for each
+    those that it waits for."""
+    wanted = {job.folder: job for job in jobs}
+    missing = {job.folder: job for job in jobs if not trainings.is_done(job)}
+    prerequisites: dict[Job, list[Job]] = {}
+    for job in list(missing.values()):
+        others = [wanted.get(other.folder, other) for other in trainings.needs(job)]
+        # What was not asked for may have been trained in any way.
+        needed = [o for o in others if o.folder in missing or (o.folder not in wanted and not trainings.has_results(o))]
+        missing |= {other.folder: other for other in needed}
+        prerequisites[job] = needed
+    todo = list(missing.values())
     untrained = [job for job in todo if not (job.folder / "last.pt").is_file() and not trainings.is_trained(job)]
     fillers = trainings.caching_jobs(untrained) if fill and len(untrained) > 1 else {}
     for job, filler in fillers.items():
-        prerequisites[job] = [*prerequisites[job], filler]
+        prerequisites[job] = [*prerequisites.get(job, []), filler]
     return [*dict.fromkeys(fillers.values()), *sorted(todo, key=_order)], prerequisites
 
 

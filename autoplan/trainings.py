@@ -2,8 +2,8 @@
 
 A job is one fold of one configuration: its training, then the prediction and scores of its validation cases. Nothing
 records how a job stands but its files in bundles/TASK/CONFIGURATION/models/fold_K/: finished.json (the training has
-ended), model.pt, validation/dice.json (the scores of that network), last.pt and curve.csv (how far it is), lease.json
-(a process works on it) and train.log. This module reads them and starts nothing.
+ended, and by which recipe), model.pt, validation/dice.json (the scores of that network), last.pt and curve.csv (how far
+it is), lease.json (a process works on it) and train.log. This module reads them and starts nothing.
 """
 
 import csv
@@ -24,6 +24,7 @@ STAGE_1, STAGE_2 = "3d_lowres", "3d_cascade_fullres"
 MANAGED = (
     "imports", "bundle_root", "fold", "ckpt_dir", "output_dir", "network_def", "network", "cases", "preprocessing",
     "cache", "previous", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
+    "lowres_networks", "cascade_networks",
 )  # fmt: skip
 """Keys of train.json that are no settings: every job has its own, or they are the structure."""
 PATHS = ("dataset_dir", "cache_dir")
@@ -166,12 +167,22 @@ def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:
 
 
 def needs(job: Job) -> list[Job]:
-    """Jobs whose results another needs: of the cascade's second stage all folds of the first."""
+    """Jobs whose results another needs: of the cascade's second stage all folds of the first, as they were trained."""
     if job.configuration != STAGE_2 or job.fold is None:
         return []
     bundle = Path(job.bundle).with_name(STAGE_1)
-    count = len(_folds(Path(job.bundle)))
-    return [Job(str(bundle), STAGE_1, fold, job.quick, job.settings) for fold in range(count)]
+    settings, folds = settings_of_stage_1(job), range(len(_folds(Path(job.bundle))))
+    return [as_trained(Job(str(bundle), STAGE_1, fold, job.quick, settings)) for fold in folds]
+
+
+def settings_of_stage_1(job: Job) -> tuple[tuple[str, str], ...]:
+    """What a job of the second stage says about the first: lowres_patch_size is the first stage's patch_size, and
+    patch_size says nothing about it; settings that both have are the same."""
+    configs = [read_json(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (STAGE_1, STAGE_2)]
+    known, own = [{name for name in config if name not in MANAGED} for config in configs]
+    names = {name: name for name in known if f"lowres_{name}" not in own}
+    names |= {f"lowres_{name}": name for name in known if f"lowres_{name}" in own}
+    return tuple(sorted((names[name], value) for name, value in job.settings if name in names))
 
 
 def ready(
@@ -202,29 +213,87 @@ def missing_steps(job: Job) -> list[str]:
 
 def max_epochs(job: Job) -> int:
     """Epochs that the training has at most; 0 where that is an expression."""
+    value = str(_setting(job, "max_epochs"))
+    return int(value) if value.isdecimal() else 0
+
+
+def has_schedule(job: Job) -> bool:
+    """Whether the learning rate follows a schedule that ends with the last epoch, as that of quick.json does."""
+    return _setting(job, "lr_schedule") not in (None, "None")
+
+
+def _setting(job: Job, name: str) -> Any:
     configs = Path(job.bundle) / "configs"
-    value: Any = read_json(configs / "train.json").get("max_epochs")
+    value: Any = read_json(configs / "train.json").get(name)
     if job.quick:
-        value = read_json(configs / "quick.json").get("max_epochs", value)
-    value = dict(job.settings).get("max_epochs", value)
-    return int(value) if str(value).isdecimal() else 0
+        value = read_json(configs / "quick.json").get(name, value)
+    return dict(job.settings).get(name, value)
+
+
+def other_recipe(job: Job) -> str:
+    """What to say when a finished training had another recipe than a job asks for; nothing when it is the same, or may
+    go on, or was finished by a version that has not recorded it."""
+    finished = read_json(job.folder / "finished.json")
+    if "schedule" not in finished:
+        return ""
+    asked = has_schedule(job)
+    if asked == finished["schedule"] and not (asked and max_epochs(job) != finished["max_epochs"]):
+        return ""
+    return (
+        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
+        f"Go on with that one, or remove {job.folder} to start anew."
+    )
+
+
+def as_trained(job: Job) -> Job:
+    """The job with the recipe and the number of epochs of its finished training, where they are recorded."""
+    finished = read_json(job.folder / "finished.json")
+    if "schedule" not in finished:
+        return job
+    quick = job.quick if has_schedule(job) == finished["schedule"] else bool(finished["schedule"])
+    return _with_epochs(replace(job, quick=quick), str(finished["max_epochs"]))
+
+
+def _with_epochs(job: Job, epochs: str) -> Job:
+    """The job with a number of epochs, which is a setting where it is not that of the recipe."""
+    others = tuple((name, value) for name, value in job.settings if name != "max_epochs")
+    plain = replace(job, settings=others)
+    if epochs == str(max_epochs(plain)):
+        return plain
+    return replace(job, settings=tuple(sorted((*others, ("max_epochs", epochs)))))
+
+
+def flags_of_recipe(bundle: Path, fold: int) -> str:
+    """Flags of `train` by which a fold is trained as it was before, or as other folds of its configuration were: from
+    the first that is finished, with a space before each."""
+    for folder in (bundle / "models" / f"fold_{fold}", *sorted((bundle / "models").glob("fold_*"))):
+        if "schedule" in read_json(folder / "finished.json"):
+            job = as_trained(Job(str(bundle), bundle.name, int(folder.name.removeprefix("fold_"))))
+            return " --quick" * job.quick + "".join(f" --{name} {value}" for name, value in job.settings)
+    return ""
 
 
 def is_trained(job: Job) -> bool:
-    """Whether the training has ended, and would not go on if it were started again."""
+    """Whether the training has ended, by the job's recipe, and would not go on if it were started again."""
     finished = read_json(job.folder / "finished.json")
-    if "model" not in finished or not (job.folder / "model.pt").is_file():
+    if "model" not in finished or not (job.folder / "model.pt").is_file() or other_recipe(job):
         return False
     return bool(finished.get("stopped")) or int(finished.get("epochs", 0)) >= max_epochs(job)
 
 
 def is_done(job: Job) -> bool:
-    """Whether all result files are there and belong together: the scores of the fold's cases by the trained network."""
-    if job.fold is None or not is_trained(job):
+    """Whether the training has ended, by the job's recipe, and its results are there."""
+    return is_trained(job) and has_results(job)
+
+
+def has_results(job: Job) -> bool:
+    """Whether all result files are there and belong together: the scores of the fold's cases by the trained network, by
+    whatever recipe. Nothing else is asked of what another job needs."""
+    if job.fold is None:
         return False
     validation, cases = job.folder / "validation", _folds(Path(job.bundle))[job.fold]
-    scores = read_json(validation / "dice.json")
-    same = scores.get("model") == read_json(job.folder / "finished.json")["model"]
+    finished, scores = read_json(job.folder / "finished.json"), read_json(validation / "dice.json")
+    same = "model" in finished and scores.get("model") == finished["model"] and (job.folder / "model.pt").is_file()
     stored = all((validation / "probabilities" / f"{case}.npz").is_file() for case in cases)
     return same and stored and set(scores.get("cases", {})) == set(cases)
 
@@ -254,6 +323,8 @@ def state(job: Job, *, is_held: bool) -> tuple[str, str]:
         return "done", ""
     if is_held:
         return ("predicting" if is_trained(job) else "training"), ""
+    if reason := other_recipe(job):
+        return "failed", reason
     tail = log_tail(job.log)
     status = last_status(tail)
     if status and status - 128 not in STOPS:
@@ -262,7 +333,7 @@ def state(job: Job, *, is_held: bool) -> tuple[str, str]:
         return "trained", ""
     if (job.folder / "last.pt").is_file():
         return "stopped", ""
-    missing = [other.name for other in needs(job) if not is_done(other)]
+    missing = [other.name for other in needs(job) if not has_results(other)]
     return "waiting", f"waits for {', '.join(missing)}" if missing else ""
 
 
@@ -277,12 +348,25 @@ def check_all_done(rows: Sequence[Row], failed: Sequence[Job]) -> None:
 
 
 def as_last_started(job: Job) -> Job:
-    """The job with the recipe and the number of epochs that its training was last started with, by its log."""
-    starts = re.findall(rf"^{START} training.*", log_tail(job.log, whole=True), re.MULTILINE)
-    if not starts:
-        return job
-    epochs = re.findall(r"--max_epochs (\S+)", starts[-1])
-    return replace(job, quick="quick.json" in starts[-1], settings=(("max_epochs", epochs[-1]),) if epochs else ())
+    """The job with the recipe and the number of epochs of its training: of a finished one as it is recorded, else as it
+    was last started, by its log."""
+    start = _last_start(job.log)
+    if not start or "schedule" in read_json(job.folder / "finished.json"):
+        return as_trained(job)
+    epochs = re.findall(r"--max_epochs (\S+)", start)
+    return replace(job, quick="quick.json" in start, settings=(("max_epochs", epochs[-1]),) if epochs else ())
+
+
+def _last_start(log: Path) -> str:
+    """The line of a log that says how the training was last started."""
+    found, wanted = b"", f"{START} training".encode()
+    try:
+        with log.open("rb") as file:
+            for line in file:
+                found = line if line.startswith(wanted) else found
+    except OSError:
+        pass
+    return found.decode("utf-8", "replace")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -306,15 +390,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def log_tail(path: Path, *, whole: bool = False) -> str:
-    """The end of a log, from the line on that says that its last process started, or the `whole` of TAIL_BYTES."""
+def log_tail(path: Path) -> str:
+    """The end of a log, from the line on that says that its last process started."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return text if whole else text[max(text.rfind(START), 0) :]
+    return text[max(text.rfind(START), 0) :]
 
 
 def last_status(tail: str) -> int:
@@ -324,7 +408,9 @@ def last_status(tail: str) -> int:
 
 
 NO_MEMORY = "fewer --num_workers or --jobs at a time, or a machine with more memory"
+OTHER_RECIPE = "the flags of the first time, such as --quick"
 CAUSES = (
+    (r"ValueError: (this fold was begun with another recipe.*)$", "{0}", OTHER_RECIPE, False),
     (
         r"FloatingPointError: (.*?)(?: Try .*)?$",
         "{0}",

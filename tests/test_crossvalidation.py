@@ -265,6 +265,23 @@ def test_what_is_not_finished(experiment, e) -> None:
     assert " autoplan train Task90_Tiny --configurations 2d --folds 1 --bundles " in gap.command
 
 
+def test_the_command_for_what_is_missing_has_the_recipe_of_the_other_folds(experiment) -> None:
+    path = experiment.fold("2d", 1) / "finished.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_epochs": 3, "schedule": True}))
+    _, missing = cv.finished(experiment.plan, experiment.folder)
+    commands = {(m.configuration, m.fold): m.command for m in missing}
+    where = f"--bundles {experiment.bundles.as_posix()}"
+    assert commands["2d", 4].endswith(f" --configurations 2d --folds 4 {where} --quick --max_epochs 3")
+    assert commands["3d_fullres", 4].endswith(f" --configurations 3d_fullres --folds 4 {where}")
+
+
+def test_the_command_for_a_bundle_names_the_folder(experiment) -> None:
+    (experiment.folder / "3d_fullres" / "configs" / "train.json").unlink()
+    _, missing = cv.finished(experiment.plan, experiment.folder)
+    [command] = [m.command for m in missing if m.what == "there is no bundle"]
+    assert command == f"python -m autoplan Task90_Tiny --bundles {experiment.bundles.as_posix()}"
+
+
 def test_a_configuration_without_a_finished_fold(experiment) -> None:
     (experiment.fold("3d_fullres", 0) / "finished.json").unlink()
     choice = experiment.select()

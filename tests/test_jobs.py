@@ -111,6 +111,46 @@ def test_stage_2_does_not_start_when_stage_1_failed(stub: Stub, capsys: pytest.C
     assert last_of_first < min(i for i, name in enumerate(names) if trainings.STAGE_2 in name)
 
 
+def test_what_a_fold_of_the_cascade_needs_is_run_too(stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    words = ["train", TASK, "--configurations", trainings.STAGE_2, "--quick", "--max_epochs", "1"]
+    assert main([*words, "--folds", "0", "--patch_size", "[16,16,16]", "--lowres_patch_size", "[8,8,8]"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" done ") == 6
+    log = (stub.task / trainings.STAGE_1 / "models" / "fold_3" / "train.log").read_text()
+    assert "--patch_size [8,8,8]" in log
+    assert "lowres_patch_size" not in log
+    before = len(stub.notes("start"))
+    assert main(["train", TASK, "--configurations", trainings.STAGE_2, "--folds", "1"]) == 0
+    started = [name for name, _ in stub.notes("start")][before:]
+    assert started == [f"{step} {trainings.STAGE_2} 1" for step in ("training", "evaluating")]
+
+
+def test_a_fold_of_every_configuration(stub: Stub) -> None:
+    assert main(["train", TASK, "--folds", "0", "--max_epochs", "1"]) == 0
+    trained = [name for name, _ in stub.notes("start") if name.startswith("training")]
+    expected = [f"{c} 0" for c in ("2d", "3d_fullres", trainings.STAGE_2)]
+    expected += [f"{trainings.STAGE_1} {fold}" for fold in range(5)]
+    assert sorted(trained) == sorted(f"training {name}" for name in expected)
+
+
+@pytest.mark.parametrize(("first", "then"), [(["--quick"], []), ([], ["--quick"])], ids=["short first", "short later"])
+def test_another_recipe_is_not_run_over_a_finished_one(
+    stub: Stub, capsys: pytest.CaptureFixture, first: list[str], then: list[str]
+) -> None:
+    words = ["train", TASK, "--configurations", "2d", "--folds", "0"]
+    assert main([*words, *first]) == 0
+    before = len(stub.notes("start"))
+    capsys.readouterr()
+    assert main([*words, *then]) == 1
+    folder = stub.task / "2d" / "models" / "fold_0"
+    out = capsys.readouterr().out
+    assert "2d fold 0: failed: this fold was begun with another recipe (quick.json, or another --max_epochs" in out
+    assert f"Go on with that one, or remove {folder} to start anew." in out
+    assert len(stub.notes("start")) == before
+    assert main(["status", TASK, "--configurations", "2d", "--folds", "0"]) == 0
+    assert " done " in capsys.readouterr().out
+
+
 def test_nothing_outlives_a_command_that_is_killed(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB_SECONDS", "0.2")
     words = ("train", TASK, "--configurations", "2d", "--jobs", "2", "--folds", "0,1", "--max_epochs", "10")

@@ -83,9 +83,7 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize("iteration", [1, LENGTH, LENGTH + 1, EPOCHS * LENGTH])
-def test_killed_in_any_iteration(
-    train: Callable[..., Any], undisturbed: Path, tmp_path: Path, iteration: int
-) -> None:
+def test_killed_in_any_iteration(train: Callable[..., Any], undisturbed: Path, tmp_path: Path, iteration: int) -> None:
     with pytest.raises(Killed):
         train(tmp_path, at=iteration, do=kill)
     train(tmp_path)
@@ -138,9 +136,54 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def test_a_finished_training_is_marked(undisturbed: Path) -> None:
-    expected = {"epochs": EPOCHS, "stopped": False, "model": digest(undisturbed / "model.pt")}
+    model = digest(undisturbed / "model.pt")
+    expected = {"epochs": EPOCHS, "stopped": False, "model": model, "max_epochs": EPOCHS, "schedule": False}
     assert finished(undisturbed) == expected
-    assert len(expected["model"]) == 16
+    assert len(model) == 16
+
+
+SCHEDULE = {
+    "_target_": "torch.optim.lr_scheduler.PolynomialLR",
+    "optimizer": "@optimizer",
+    "total_iters": "@max_epochs",
+    "power": 0.9,
+}
+"""That of quick.json."""
+
+
+def test_the_mark_tells_the_recipe(train: Callable[..., Any], tmp_path: Path) -> None:
+    train(tmp_path, max_epochs=2, lr_schedule=SCHEDULE)
+    assert (finished(tmp_path)["max_epochs"], finished(tmp_path)["schedule"]) == (2, True)
+
+
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "begun"])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        pytest.param({"lr_schedule": SCHEDULE}, {}, id="schedule first"),
+        pytest.param({}, {"lr_schedule": SCHEDULE}, id="schedule later"),
+        pytest.param({"lr_schedule": SCHEDULE}, {"lr_schedule": SCHEDULE, "max_epochs": 3}, id="longer schedule"),
+    ],
+)
+def test_another_recipe_is_refused_and_changes_nothing(
+    train: Callable[..., Any], tmp_path: Path, first: dict[str, Any], then: dict[str, Any], *, is_finished: bool
+) -> None:
+    if is_finished:
+        train(tmp_path, max_epochs=2, **first)
+    else:
+        with pytest.raises(Killed):
+            train(tmp_path, at=LENGTH + 1, do=kill, max_epochs=2, **first)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith("events.")}
+    with pytest.raises(ValueError, match="begun with another recipe") as refused:
+        train(tmp_path, **{"max_epochs": 2, **then})
+    assert str(refused.value) == (
+        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
+        f"Go on with that one, or remove {tmp_path} to start anew."
+    )
+    after = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith("events.")}
+    assert after == before
+    train(tmp_path, max_epochs=2, **first)
+    assert finished(tmp_path)["epochs"] == 2
 
 
 def test_the_stop_rule_marks_a_training_too(train: Callable[..., Any], tmp_path: Path) -> None:

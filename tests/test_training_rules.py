@@ -1,12 +1,13 @@
 """The rules of section 2.3 that lower the learning rate and end a training, on made-up loss curves."""
 
+import itertools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from scripts.rules import LossRules
+from scripts.rules import LossRules, OtherRecipeError
 
 Curve = Callable[[int], float]
 LR = 3e-4
@@ -146,6 +147,17 @@ def test_a_schedule_takes_the_place_of_the_rule_and_is_resumed() -> None:
     second.optimizer.load_state_dict(first.optimizer.state_dict())
     second.step(0.5, 0.5)
     assert second.lr == pytest.approx(LR * 0.5**0.9)
+
+
+def test_another_schedule_is_refused() -> None:
+    def with_schedule(epochs: int) -> LossRules:
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=epochs)
+        return LossRules(optimizer, Engine(lambda *_: None), schedule=schedule)
+
+    for first, second in itertools.permutations((rules(), with_schedule(3), with_schedule(4)), 2):
+        with pytest.raises(OtherRecipeError):
+            second.load_state_dict(first.state_dict())
 
 
 def engine_with(losses: list[float], rule: LossRules, val_losses: list[float]) -> Engine:

@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import TINY_PLAN
 
+from autoplan import __main__ as command_line
 from autoplan import lease, pool, trainings
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
@@ -28,11 +30,14 @@ def job_of(task: Path, fold: int = 0, configuration: str = "2d", **settings: str
     return job
 
 
-def finish(job: Job, epochs: int = 1000, *, stopped: bool = False, model: str = "0" * 16) -> None:
-    """Leaves what a training leaves."""
+def finish(job: Job, epochs: int = 1000, **more: object) -> None:
+    """Leaves what a training leaves; with `schedule` also its recipe, as versions before have not recorded it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "model.pt").write_text("weights")
-    (job.folder / "finished.json").write_text(json.dumps({"epochs": epochs, "stopped": stopped, "model": model}))
+    found = {"epochs": epochs, "stopped": False, "model": "0" * 16, **more}
+    if "schedule" in more:
+        found = {"max_epochs": epochs, **found}
+    (job.folder / "finished.json").write_text(json.dumps(found))
 
 
 def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None = None) -> None:
@@ -77,6 +82,42 @@ def test_refused(task: Path, command: str, arguments: list[str], said: str, caps
         said = "there is no flag --jobs"
     assert main([command, *arguments, "--bundles", str(task.parent)]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--misspelt", "1"], "there is no flag --misspelt. The settings of a training are "),
+        (["--fold", "1"], "--fold cannot be set here"),
+        (["--folds", "one"], "--folds takes numbers such as 0,1"),
+        (["--jobs", "0"], "--jobs takes"),
+        (["--device", "cuda:1"], "put CUDA_VISIBLE_DEVICES=1 before"),
+    ],
+)
+def test_run_refuses_flags_of_the_trainings_before_it_plans(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command_line, "plan", lambda *_, **__: pytest.fail("it plans"))
+    assert main(["run", TASK, *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_training_sees_one_gpu(task: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", TASK, "--device", "cuda:1", "--bundles", str(task.parent)]) == 1
+    assert "put CUDA_VISIBLE_DEVICES=1 before the command" in capsys.readouterr().err
+
+
+def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) -> None:
+    for bundle in trainings.find_bundles(task):
+        config = trainings.read_json(bundle / "configs" / "train.json")
+        settings = [name for name in config if name not in trainings.MANAGED]
+        trainings.check_settings(settings, command_line._template())
+
+
+def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / TASK).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "data" / TASK)
+    assert main(["status", ".", "--bundles", str(task.parent)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -171,6 +212,53 @@ def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> Non
     assert trainings.is_trained(job_of(task, max_epochs="6"))
 
 
+def quick_of(job: Job, **settings: str) -> Job:
+    return replace(job, quick=True, settings=tuple(settings.items()))
+
+
+def test_a_finished_training_has_one_recipe(task: Path) -> None:
+    job = job_of(task)
+    finish(job, 17, schedule=True)
+    assert trainings.is_trained(quick_of(job))
+    for other in (job, quick_of(job, max_epochs="40"), job_of(task, max_epochs="17")):
+        assert not trainings.is_trained(other)
+        assert trainings.state(other, is_held=False) == ("failed", trainings.other_recipe(other))
+    assert trainings.other_recipe(job) == (
+        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
+        f"Go on with that one, or remove {job.folder} to start anew."
+    )
+    finish(job, 30, schedule=False, stopped=True)
+    assert trainings.is_trained(job)
+    assert trainings.other_recipe(quick_of(job))
+    assert not trainings.other_recipe(job_of(task, max_epochs="2000"))
+
+
+def test_the_recipe_of_a_finished_training_is_read_from_its_mark(task: Path) -> None:
+    job = job_of(task)
+    assert trainings.as_trained(job) == job
+    finish(job, 17, schedule=True)
+    score(job)
+    assert trainings.as_trained(job) == quick_of(job)
+    assert trainings.row(trainings.as_last_started(job)).state == "done"
+    job.log.write_text(f"{trainings.START} training: monai.bundle --max_epochs 3\n")
+    assert trainings.as_last_started(job) == quick_of(job)
+    finish(job, 4, schedule=True)
+    assert trainings.as_trained(job) == quick_of(job, max_epochs="4")
+    finish(job, 1000, schedule=False)
+    assert trainings.as_trained(quick_of(job, max_epochs="4")) == job
+
+
+def test_flags_by_which_folds_were_trained(task: Path) -> None:
+    bundle = task / "2d"
+    assert trainings.flags_of_recipe(bundle, 3) == ""
+    finish(job_of(task, 1), 17, schedule=True)
+    assert trainings.flags_of_recipe(bundle, 3) == " --quick"
+    finish(job_of(task, 3), 4, schedule=True)
+    assert trainings.flags_of_recipe(bundle, 3) == " --quick --max_epochs 4"
+    finish(job_of(task, 3), 1000, schedule=False)
+    assert trainings.flags_of_recipe(bundle, 3) == ""
+
+
 @pytest.fixture
 def cascade(task: Path) -> list[Job]:
     """Jobs of a task with both stages of the cascade."""
@@ -186,6 +274,40 @@ def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
     assert trainings.ready(cascade, prerequisites, done=(), begun=()) == free
     assert trainings.ready(second, prerequisites, done=first[:-1], begun=()) == []
     assert trainings.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
+
+
+def test_stage_1_has_its_own_settings(task: Path) -> None:
+    given = {"patch_size": "A", "lowres_patch_size": "B", "strides": "C", "lowres_features": "D", "max_epochs": "3"}
+    given |= {"lowres_spacing": "[2,2,2]"}
+    job = quick_of(job_of(task, configuration=trainings.STAGE_2), **given)
+    expected = {"patch_size": "B", "features": "D", "max_epochs": "3", "lowres_spacing": "[2,2,2]"}
+    needed = trainings.needs(job)
+    assert [dict(other.settings) for other in needed] == [expected] * 5
+    assert all(other.quick for other in needed)
+    trainings.check_settings(expected, trainings.read_json(task / trainings.STAGE_1 / "configs" / "train.json"))
+
+
+def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
+    [second] = trainings.jobs_of([task / trainings.STAGE_2], [0])
+    first = trainings.needs(second)
+    for job in first:
+        finish(job, 17, schedule=True)
+        score(job)
+    todo, prerequisites = pool._with_prerequisites([second], fill=False)
+    assert (todo, prerequisites[second]) == ([second], [])
+    (first[2].folder / "validation" / "dice.json").unlink()
+    todo, prerequisites = pool._with_prerequisites([second], fill=False)
+    assert todo == [quick_of(first[2]), second]
+    assert prerequisites[second] == [quick_of(first[2])]
+    assert trainings.missing_steps(todo[0]) == ["evaluating"]
+    assert trainings.row(second).reason == "waits for 3d_lowres fold 2"
+
+
+def test_stage_1_that_is_asked_for_is_run_as_it_is_asked_for(cascade: list[Job]) -> None:
+    todo, prerequisites = pool._with_prerequisites(cascade, fill=False)
+    assert sorted(j.name for j in todo) == sorted(j.name for j in cascade)
+    first = [j for j in cascade if j.configuration == trainings.STAGE_1]
+    assert prerequisites[cascade[-1]] == first
 
 
 def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
@@ -238,6 +360,12 @@ NAN = (
             1,
             "ValueError: told\nRuntimeError: applying transform <x>\nRuntimeError: Failed to evaluate y:\n'z'",
             "ValueError: told",
+            False,
+        ),
+        (
+            1,
+            "RuntimeError: x\nValueError: this fold was begun with another recipe (x). Go on, or remove /y.\nz",
+            "this fold was begun with another recipe (x). Go on, or remove /y.",
             False,
         ),
         (2, "usage: nothing", "usage: nothing", False),
@@ -301,7 +429,7 @@ def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
     [quick] = trainings.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
     quick.folder.mkdir(parents=True)
     lines = [f"{trainings.START} {step}, now: {' '.join(trainings.command(quick, step))}" for step in ("training", "x")]
-    quick.log.write_text("\n".join(lines))
+    quick.log.write_text("\n".join(lines) + "x" * 2 * trainings.TAIL_BYTES)
     found = trainings.as_last_started(job_of(task))
     assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
     assert trainings.as_last_started(job_of(task, 1)) == job_of(task, 1)

@@ -16,6 +16,8 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
+from scripts.rules import OtherRecipeError
+
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
@@ -50,7 +52,8 @@ class Checkpoint:
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
-    rule) and "model", the digest of model.pt. Only rank 0 writes.
+    rule), "model", the digest of model.pt, and the recipe: "max_epochs", and whether the learning rate had a
+    "schedule". Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -84,14 +87,21 @@ class Checkpoint:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def load(self, engine: Engine) -> None:
-        """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished."""
+        """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished.
+
+        Raises:
+            ValueError: it was begun with another recipe; nothing is changed.
+        """
         state = self._read()
         if state is None:
             self._unmark()
             return
         self.network.load_state_dict(state["network"])
-        for name, thing in self.objects.items():
-            thing.load_state_dict(state["objects"][name])
+        try:
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state["objects"][name])
+        except OtherRecipeError as error:
+            raise ValueError(f"{error} Go on with that one, or remove {self.ckpt_dir} to start anew.") from None
         if getattr(engine, "scaler", None) is not None and state["scaler"]:
             engine.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"])
@@ -112,6 +122,9 @@ class Checkpoint:
 
     def _stopped(self) -> bool:
         return any(getattr(thing, "stopped", False) for thing in self.objects.values())
+
+    def _has_schedule(self) -> bool:
+        return any(getattr(thing, "schedule", None) is not None for thing in self.objects.values())
 
     def _read(self) -> dict[str, Any] | None:
         for name in ("last.pt", "previous.pt"):
@@ -169,8 +182,15 @@ class Checkpoint:
         """Write finished.json, unless it says the same already or something else has ended the training."""
         if idist.get_rank() == 0 and (self._stopped() or engine.state.epoch >= engine.state.max_epochs):
             model = digest(self.ckpt_dir / "model.pt")
-            found = {"epochs": engine.state.epoch, "stopped": self._stopped(), "model": model}
-            if self._marked() != found:
+            found = {
+                "epochs": engine.state.epoch,
+                "stopped": self._stopped(),
+                "model": model,
+                "max_epochs": engine.state.max_epochs,
+                "schedule": self._has_schedule(),
+            }
+            # Another maximum changes nothing in a training that is finished.
+            if {**self._marked(), "max_epochs": found["max_epochs"]} != found:
                 temporary = self.ckpt_dir / f".{FINISHED}.{os.getpid()}.tmp"
                 temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
                 temporary.replace(self.ckpt_dir / FINISHED)

@@ -11,6 +11,10 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
 
+class OtherRecipeError(ValueError):
+    """A training cannot go on with the learning rates of another recipe than it was begun with."""
+
+
 class Plateau:
     """Counts the epochs since a falling value last improved by `delta` on the best one.
 
@@ -147,14 +151,29 @@ class LossRules:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the numbers that `state_dict` gave."""
+        """Go on from the numbers that `state_dict` gave.
+
+        Raises:
+            OtherRecipeError: they are of a training with a schedule, and this one has none or one of another length, or
+                the other way round. The learning rate would stay where the one recipe had left it, such as at 0.
+        """
+        saved, mine = state["schedule"], None if self.schedule is None else self.schedule.state_dict()
+        if _length(saved) != _length(mine):
+            raise OtherRecipeError(
+                "this fold was begun with another recipe (quick.json, or another --max_epochs with it)."
+            )
         self.train_average, self.val_average = state["train_average"], state["val_average"]
         self.train_plateau.best, self.train_plateau.epochs = state["train_best"], state["train_epochs"]
         self.val_plateau.best, self.val_plateau.epochs = state["val_best"], state["val_epochs"]
         self.stopped = state["stopped"]
         self.loss_sum, self.num_losses = state["loss_sum"], state["num_losses"]
-        if self.schedule is not None and state["schedule"] is not None:
-            self.schedule.load_state_dict(state["schedule"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(saved)
+
+
+def _length(schedule: dict[str, Any] | None) -> tuple[bool, int | None]:
+    """Whether there is a schedule, by its state, and after how many epochs it ends, where it says so."""
+    return (False, None) if schedule is None else (True, schedule.get("total_iters"))
 
 
 def _average(old: float | None, value: float, weight: float) -> float:

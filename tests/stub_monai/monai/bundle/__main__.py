@@ -55,7 +55,8 @@ def train() -> None:
         replace(FOLDER / "curve.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
         replace(last, str(epoch))
         replace(FOLDER / "model.pt", f"{BUNDLE.name} {FOLD} {epoch}")
-    replace(FOLDER / "finished.json", json.dumps({"epochs": EPOCHS, "stopped": False, "model": digest()}))
+    found = {"epochs": EPOCHS, "stopped": False, "model": digest(), "max_epochs": EPOCHS, "schedule": QUICK}
+    replace(FOLDER / "finished.json", json.dumps(found))
 
 
 def digest() -> str:
@@ -74,7 +75,9 @@ words = sys.argv[1:]
 STEP, settings = words[1], dict(zip(words[2::2], words[3::2], strict=True))
 BUNDLE = Path(settings["--config_file"].strip("[]").split(",")[0].strip("' ")).parent.parent
 FOLD = settings.get("--fold", "-")
-EPOCHS = int(settings.get("--max_epochs") or json.loads((BUNDLE / "configs/train.json").read_text())["max_epochs"])
+QUICK = "quick.json" in settings["--config_file"]
+CONFIG = BUNDLE / "configs" / ("quick.json" if QUICK else "train.json")
+EPOCHS = int(settings.get("--max_epochs") or json.loads(CONFIG.read_text())["max_epochs"])
 FOLDER = BUNDLE / "models" / f"fold_{FOLD}"
 busy = BUNDLE / f"busy_{FOLD}"
 note("start")
