@@ -70,12 +70,14 @@ class MirroredWindowInferer(SlidingWindowInferer):
         """
         networks = [network] if self.member is None else list(getattr(network, self.member).children())
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        if self.slice_axis is None:
-            pred = self._windows(image, networks, previous)
-        else:
-            axis = self.slice_axis + 2
-            pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
-            pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
+        # Around all windows: what autocast makes of the weights is kept until it is left.
+        with torch.autocast(image.device.type, enabled=self.amp):
+            if self.slice_axis is None:
+                pred = self._windows(image, networks, previous)
+            else:
+                axis = self.slice_axis + 2
+                pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
+                pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
         return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
 
     def _windows(self, inputs: torch.Tensor, networks: Networks, previous: torch.Tensor | None) -> torch.Tensor:
