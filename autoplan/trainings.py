@@ -344,7 +344,7 @@ def check_all_done(rows: Sequence[Row], failed: Sequence[Job]) -> None:
         return
     lines = [f"{len(rows) - len(missing)} of {len(rows)} jobs are done, {len(failed)} failed."]
     lines += [f"  {job.name}: {job.log}" for job in failed]
-    raise TrainingError("\n".join([*lines, "The same command does what is missing."]))
+    raise TrainingError("\n".join([*lines, "Mend what failed, then the same command does what is missing."]))
 
 
 def as_last_started(job: Job) -> Job:
