@@ -33,7 +33,7 @@ from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
-from autoplan.trainings import flags_of_recipe
+from autoplan.trainings import SETTINGS, flags_of_recipe
 
 FORMAT = 1
 """Version of the saved scores. To be raised whenever their meaning changes."""
@@ -250,7 +250,7 @@ def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missi
     trained, scored = _load(folder / "finished.json"), _load(folder / "validation" / "dice.json")
     if not isinstance(trained, dict) or not trained.get("model") or not (folder / "model.pt").is_file():
         return Missing(name, k, "is not trained to its end", making_command(bundle, k))
-    if not isinstance(scored, dict) or not isinstance(scored.get("settings"), dict):
+    if not isinstance(scored, dict) or not set(scored.get("settings") or ()) >= SETTINGS:
         return Missing(name, k, "is trained, but its cases are not predicted", making_command(bundle, k))
     if scored.get("model") != trained["model"]:
         return Missing(name, k, "has predictions of another network than its own", making_command(bundle, k))

@@ -34,6 +34,8 @@ SHARED_BY_A_CACHE = (
     "preprocessing", "cache",
 )  # fmt: skip
 """Configurations that agree in these keys of train.json have the same preprocessed cases."""
+SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
+"""What dice.json tells of the prediction; one of an older bundle tells less, and its fold has to be predicted again."""
 START = "autoplan: started"
 END = "autoplan: ended with status"
 """How lines begin that a job adds to its log."""
@@ -295,7 +297,8 @@ def has_results(job: Job) -> bool:
     finished, scores = read_json(job.folder / "finished.json"), read_json(validation / "dice.json")
     same = "model" in finished and scores.get("model") == finished["model"] and (job.folder / "model.pt").is_file()
     stored = all((validation / "probabilities" / f"{case}.npz").is_file() for case in cases)
-    return same and stored and set(scores.get("cases", {})) == set(cases)
+    told = set(scores.get("settings") or ()) >= SETTINGS
+    return same and told and stored and set(scores.get("cases", {})) == set(cases)
 
 
 def row(job: Job) -> Row:

@@ -16,6 +16,7 @@ from autoplan import sharing
 from autoplan.__main__ import main
 from autoplan.errors import DatasetError, TemplateError
 from autoplan.facts import Dataset, Plan
+from autoplan.trainings import SETTINGS
 
 
 def segment(members: Sequence[Path], bundle: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +77,7 @@ class Experiment:
         scored = {
             "cases": {case: {} for case in self.plan.folds[k]},
             "model": model,
-            "settings": settings or {"mirror": True},
+            "settings": {**dict.fromkeys(SETTINGS), "mirror": True, **(settings or {})},
         }
         (found / "validation" / "dice.json").write_text(json.dumps(scored))
 
@@ -243,6 +244,7 @@ EXPECT = [
     Expect("broken", lambda e, f: (f / "finished.json").write_text("{"), "is not trained to its end"),
     Expect("no weights", lambda e, f: (f / "model.pt").unlink(), "is not trained to its end"),
     Expect("no settings", lambda e, f: _entry(f, settings=None), "are not predicted"),
+    Expect("settings of an older bundle", lambda e, f: _entry(f, settings={"mirror": True}), "are not predicted"),
     Expect("other cases", lambda e, f: _entry(f, cases={"x": {}}), "predictions of other cases"),
     Expect("not predicted", lambda e, f: (f / "validation/dice.json").unlink(), "are not predicted"),
     Expect("other network", lambda e, f: _network(f / "validation/dice.json", "x"), "of another network"),

@@ -44,7 +44,7 @@ def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None 
     """Leaves what an evaluation leaves."""
     (job.folder / "validation").mkdir(exist_ok=True)
     found: dict[str, object] = {"mean_foreground_dice": 0.75, "cases": dict.fromkeys(cases or (f"case_{job.fold}",))}
-    found |= {} if model is None else {"model": model}
+    found |= {"settings": dict.fromkeys(trainings.SETTINGS)} | ({} if model is None else {"model": model})
     (job.folder / "validation" / "dice.json").write_text(json.dumps(found))
     probabilities = job.folder / "validation" / "probabilities"
     probabilities.mkdir(exist_ok=True)

@@ -63,12 +63,15 @@ def digest() -> str:
     return hashlib.sha256((FOLDER / "model.pt").read_bytes()).hexdigest()[:16]
 
 
+SETTINGS = dict.fromkeys(("target_spacing", "patch_size", "strides", "features", "mirror", "overlap"))
+
+
 def evaluate() -> None:
     names = json.loads((BUNDLE / "configs" / "folds.json").read_text())[int(FOLD)]
     found = {"mean_foreground_dice": 0.5 + int(FOLD) / 10, "cases": {n: {"ball": 0.5} for n in names}}
     for name in names:
         replace(FOLDER / "validation" / "probabilities" / f"{name}.npz", "")
-    replace(FOLDER / "validation" / "dice.json", json.dumps({**found, "model": digest()}))
+    replace(FOLDER / "validation" / "dice.json", json.dumps({**found, "model": digest(), "settings": SETTINGS}))
 
 
 words = sys.argv[1:]
