@@ -84,15 +84,14 @@ def resample(image: torch.Tensor, shape: Sequence[int], mode: str = "spline") ->
         mode: "spline" (third order), "linear" or "nearest".
 
     Returns:
-        Tensor of shape (C, *shape), float32; with "nearest", of the dtype of `image`, and where the shape stays as it
-        is, of that dtype if it is one of floats.
+        Tensor of shape (C, *shape), float32; with "nearest", of the dtype of `image`.
 
     Source: arXiv:1809.10486, section 2.2, "Resampling": third-order spline for images, nearest neighbour for labels.
     """
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
     if tuple(image.shape[1:]) == tuple(shape):
-        return image if mode == "nearest" or image.is_floating_point() else image.float()
+        return image if mode == "nearest" else image.float()
     if mode == "nearest":
         return _nearest(image, shape)
     return (_spline if mode == "spline" else _linear)(image.float(), shape)
@@ -138,7 +137,9 @@ class ResampleToSpacing(InvertibleTransform):
     def inverse(self, data: MetaTensor) -> MetaTensor:
         applied = self.pop_transform(data)
         mode = "nearest" if self.mode == "nearest" else "linear"
-        out = _like(resample(data.as_tensor(), applied["orig_size"], mode), data)
+        values, shape = data.as_tensor(), tuple(applied["orig_size"])
+        # Probabilities in float16 stay so where there is nothing to do: a large image is not copied.
+        out = _like(values if shape == tuple(values.shape[1:]) else resample(values, shape, mode), data)
         out.affine = applied["extra_info"]["affine"]
         return out
 
