@@ -22,8 +22,9 @@ from autoplan.facts import Configuration, Plan, to_dict
 
 MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
 """What the networks of a configuration are called in a bundle that holds those of several."""
-BEST_BATCH_SIZE = 4
-"""Windows at most that a network of the bundle to share sees at once: it runs on machines that did not train it."""
+BEST_BATCH_SIZE = {2: 32, 3: 4}
+"""Windows at most that a 2D or 3D network of the bundle to share sees at once: it runs on machines that did not train
+it. Our choice."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def files_of(
         values |= {
             f"{member}_folds": list(t.folds),
             f"{member}_patch_size": list(t.configuration.patch_size),
-            f"{member}_batch_size": min(t.configuration.batch_size, BEST_BATCH_SIZE),
+            f"{member}_batch_size": min(t.configuration.batch_size, BEST_BATCH_SIZE[len(t.configuration.patch_size)]),
             f"{member}_strides": to_dict(t.configuration.strides),
             f"{member}_features": list(t.configuration.features),
         }
@@ -119,9 +120,8 @@ def _best_metadata(
         name=name,
         version="1.0.0",
         changelog={"1.0.0": "chosen by cross-validation"},
-        description=f"{_model(trained)}, chosen by cross-validation, that segments "
-        f"{', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images; configured by the rules "
-        "of nnU-Net (2018).",
+        description=f"Segments {', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images with "
+        f"{_model(trained)}, chosen by cross-validation and configured by the rules of nnU-Net (2018).",
         eval_metrics={
             "mean_dice": {n: None if v is None else round(v, 4) for n, v in performance.mean_dice},
             "cases": performance.num_cases,
@@ -137,7 +137,7 @@ def _model(trained: Sequence[Trained]) -> str:
     stages = [t.configuration.name for t in trained]
     if "3d_cascade_fullres" in stages and "3d_lowres" in stages:
         stages.remove("3d_lowres")
-    return "U-Net " + " + ".join(stages) if len(stages) == 1 else "Ensemble of the U-Nets " + " + ".join(stages)
+    return f"the U-Net {stages[0]}" if len(stages) == 1 else f"the ensemble of the U-Nets {' and '.join(stages)}"
 
 
 def _best_readme(
