@@ -7,7 +7,6 @@ training with it (Linux). So no training outlives who answers for it.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -15,13 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from autoplan import lease, trainings
 from autoplan.facts import from_dict
+from autoplan.processes import dying_with
 
 HELD = 75
 """Exit status when another process works on the job."""
@@ -29,7 +28,6 @@ LOST = 76
 """Exit status when another process has taken the lease over, which it does when this one stood still."""
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.25
-PR_SET_PDEATHSIG = 1
 
 
 class Guard:
@@ -49,7 +47,7 @@ class Guard:
         """Runs a command to its end. Returns its exit status, 128 + n after signal n."""
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
-            start_new_session=True, preexec_fn=_dying_with(os.getpid()),
+            start_new_session=True, preexec_fn=dying_with(os.getpid()),
         )  # fmt: skip
         try:
             self._watch(child)
@@ -84,20 +82,6 @@ def kill_session(session: int) -> None:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             if path.read_text().rpartition(")")[2].split()[3] == str(session):
                 os.kill(int(path.parent.name), signal.SIGKILL)
-
-
-def _dying_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes the command: it has the system kill it when its parent ends."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-
-    def prepare() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(128 + signal.SIGKILL)
-
-    return prepare
 
 
 def main(argument: str) -> int:

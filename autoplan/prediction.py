@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoplan.dataset import SUFFIXES, case_name
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
+from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
 """File among the predictions that tells which bundle they are by, and of which images."""
@@ -46,7 +47,8 @@ def predict(
     missing = [image for image, target in targets.items() if not target.is_file()]
     if not missing:
         return 0
-    status = subprocess.run(_command(bundle, folder, output, settings), check=False).returncode
+    command = _command(bundle, folder, output, settings)
+    status = subprocess.run(command, check=False, preexec_fn=dying_with(os.getpid())).returncode
     failed = [image for image, target in targets.items() if not target.is_file()]
     if status < 0 or status > 128:
         raise AutoplanError(

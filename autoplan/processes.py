@@ -1,9 +1,11 @@
 """Work on cases in several processes: how they are started, stopped, and what happens when one dies."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ from autoplan.errors import DatasetError
 
 MAX_PROCESSES = 8
 """Processes at most unless asked for: each holds one case in memory."""
+
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent ends."""
 
 
 def num_processors() -> int:
@@ -65,3 +71,18 @@ def _context(preload: Sequence[str]) -> Any:
 def _ignore_interrupt() -> None:
     """Leaves Ctrl-C to the main process, which ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def dying_with(parent: int) -> Callable[[], None] | None:
+    """What a child does before it becomes a command (`preexec_fn`): it has the system kill it when its parent ends,
+    also by SIGKILL. None on other systems than Linux, which have no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
+
+    return prepare

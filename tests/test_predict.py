@@ -36,7 +36,7 @@ def runs(monkeypatch) -> list[list[str]]:
     class Done:
         returncode = 0
 
-    def run(command, check):
+    def run(command, check, preexec_fn):
         given = dict(zip(command[7::2], command[8::2], strict=True))
         output, names = Path(given["--output_dir"]), []
         assert given["--skip_existing"] == "True"

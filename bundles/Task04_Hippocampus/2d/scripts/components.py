@@ -50,10 +50,13 @@ def keep_largest(volume: np.ndarray, label: int) -> None:
         return
     mask = mask[box]
     components = np.empty(mask.shape, np.int32)
-    if ndimage.label(mask, np.ones((3,) * mask.ndim), components) > 1:
-        sizes = np.bincount(components.reshape(-1))
-        sizes[0] = 0
-        volume[box][mask & (components != sizes.argmax())] = 0
+    count = ndimage.label(mask, np.ones((3,) * mask.ndim), components)
+    if count > 1:
+        # Slice by slice, for numpy would count, and compare, in new arrays of 64 bits a voxel.
+        sizes = sum(np.bincount(part.reshape(-1), minlength=count + 1) for part in components)
+        largest = 1 + sizes[1:].argmax()
+        for labels, part in zip(volume[box], components, strict=True):
+            labels[(part > 0) & (part != largest)] = 0
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
