@@ -53,8 +53,7 @@ def plan(
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
     _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check("cascade", cascade, holds=cascade in get_args(Cascade), takes="auto, never or always")
-    counted = num_processes is None or _is_count(num_processes, least=1)
-    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    _check_processes(num_processes)
     loaded = datasets.load(datasets.locate(dataset, Path(root)))
     saved = Path(bundles) / loaded.name / "fingerprint.json"
     facts, is_new = _fingerprint(loaded, saved, num_processes)
@@ -113,8 +112,7 @@ def evaluate(
     _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
     _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
     _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
-    counted = num_processes is None or _is_count(num_processes, least=1)
-    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    _check_processes(num_processes)
     scores = evaluations.evaluate(
         Path(labels), Path(predictions), tolerance=float(tolerance), num_processes=num_processes
     )
@@ -143,8 +141,7 @@ def select(
         num_processes: processes that score; as many as there are processors if not given.
     """
     _refuse("select", extra, unknown)
-    counted = num_processes is None or _is_count(num_processes, least=1)
-    _check("num_processes", num_processes, holds=counted, takes="a number of processes")
+    _check_processes(num_processes)
     loaded = datasets.load(datasets.locate(dataset, Path(root)))
     folder = Path(bundles) / loaded.name
     facts, is_new = _fingerprint(loaded, folder / "fingerprint.json", num_processes)
@@ -333,6 +330,12 @@ def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
     """Refuses a flag's value, before anything is done."""
     if not holds:
         raise AutoplanError(f"--{flag} takes {takes}, not {value!r}.")
+
+
+def _check_processes(number: object) -> None:
+    """Refuses a number of processes that is none."""
+    counted = number is None or _is_count(number, least=1)
+    _check("num_processes", number, holds=counted, takes="a number of processes")
 
 
 def _is_count(value: object, *, least: int = 0) -> bool:

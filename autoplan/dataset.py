@@ -245,6 +245,11 @@ def _case(image: str, label: str | None) -> Case:
     return Case(case_name(image), str(PurePosixPath(image)), None if label is None else str(PurePosixPath(label)))
 
 
+def nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder, in alphabetical order; hidden ones do not count."""
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.name[0] != "." and p.is_file())
+
+
 def case_name(image: str) -> str:
     """File name of an image, without .nii.gz or .nii."""
     name = PurePosixPath(image).name

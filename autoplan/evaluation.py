@@ -12,7 +12,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from autoplan import dataset as datasets
 from autoplan.errors import DatasetError
 from autoplan.facts import to_dict
+from autoplan.files import write_whole, write_whole_text
 from autoplan.fingerprint import bounding_box, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
@@ -203,11 +204,8 @@ def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
         faults.append(f"--{flag} {folder}: there is no such folder. Name one with NIfTI files.")
         return {}
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in datasets.SUFFIXES if path.name.endswith(s)), None)
-        if suffix is None or path.name.startswith(".") or not path.is_file():
-            continue
-        name = path.name.removesuffix(suffix)
+    for path in datasets.nifti_files(folder):
+        name = datasets.case_name(path.name)
         if name in found:
             faults.append(f"{path}: {found[name].name} is of the same case. Remove one of the two.")
         found[name] = path
@@ -346,12 +344,6 @@ def dice(label: Sequence[ClassMask], prediction: NDArray[Any]) -> tuple[float | 
     return tuple(scores)
 
 
-def _dice(label: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float | None:
-    """Dice of two masks."""
-    size = int(np.count_nonzero(label)) + int(np.count_nonzero(prediction))
-    return 2 * int(np.count_nonzero(label & prediction)) / size if size else None
-
-
 def class_scores(
     label: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float
 ) -> ClassScores:
@@ -374,7 +366,8 @@ def class_scores(
         return ClassScores(0.0, 0.0, None)
     box = bounding_box(both)
     label, prediction = label[box], prediction[box]
-    return ClassScores(_dice(label, prediction), *_surface_scores(label, prediction, spacing, tolerance))
+    [overlap] = dice(class_masks(label, [1]), prediction)
+    return ClassScores(overlap, *_surface_scores(label, prediction, spacing, tolerance))
 
 
 def _surface_scores(
@@ -476,17 +469,10 @@ def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Writes scores.csv (a line for each case and class, then the means) and scores.json, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "scores.csv", folder / "scores.json"
-    _replace(paths[0], lambda path: _write_csv(evaluation, path))
+    write_whole(paths[0], lambda path: _write_csv(evaluation, path))
     content = json.dumps(as_dict(evaluation), indent=1, ensure_ascii=False) + "\n"
-    _replace(paths[1], lambda path: path.write_text(content, encoding="utf-8"))
+    write_whole_text(paths[1], content)
     return paths
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name that is then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.replace(path)
 
 
 def _write_csv(evaluation: Evaluation, path: Path) -> None:

@@ -3,7 +3,6 @@ changed."""
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from autoplan.axes import Shape, Spacing
 from autoplan.dataset import DESCRIPTION, Volume, count_values, read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
+from autoplan.files import write_whole_text
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
 FORMAT = 1
@@ -279,9 +279,7 @@ def _state(path: Path) -> str:
 def save(fingerprint: Fingerprint, path: Path) -> None:
     """Writes a fingerprint as JSON, one case a line, to a temporary name that is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(_text(to_dict(fingerprint)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole_text(path, _text(to_dict(fingerprint)))
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TextIO
 
 from autoplan import guard, lease, trainings
 from autoplan.facts import to_dict
+from autoplan.processes import num_processors
 from autoplan.trainings import Failure, Job
 
 POLL_SECONDS = 0.2
@@ -161,8 +162,7 @@ def gpus_listed(text: str) -> list[str]:
 
 def threads(jobs: int) -> int:
     """Threads for each of some jobs that share this machine's processors."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // max(1, jobs))
+    return max(1, num_processors() // max(1, jobs))
 
 
 class Machine:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoplan.dataset import SUFFIXES, case_name
+from autoplan.dataset import case_name, nifti_files
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
+from autoplan.files import write_whole_text
 from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
@@ -73,7 +74,7 @@ def images_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder. Name the one with the images: --images DIR")
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    return nifti_files(folder)
 
 
 def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, Path]:
@@ -135,9 +136,7 @@ def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path,
             target.unlink()
     output.mkdir(parents=True, exist_ok=True)
     images = {**(known if same else {}), **{target.name: _stamp(image) for image, target in targets.items()}}
-    temporary = record.with_name(f"{RECORD}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"by": signature, "images": images}), encoding="utf-8")
-    temporary.replace(record)
+    write_whole_text(record, json.dumps({"by": signature, "images": images}))
 
 
 def _command(bundle: Path, folder: Path, output: Path, settings: Mapping[str, str]) -> list[str]:

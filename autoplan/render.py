@@ -7,12 +7,14 @@ import json
 import os
 import string
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
+from autoplan.files import write_whole
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json")
 OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -330,8 +332,6 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
         if path.is_file() and path.read_bytes() == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, partial(Path.write_bytes, data=content))
     for path in _stale(folder, files):
         path.unlink()

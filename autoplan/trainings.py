@@ -13,12 +13,13 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from autoplan import lease
 from autoplan.errors import TrainingError
+from autoplan.facts import ConfigurationName
 
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
 STAGE_1, STAGE_2 = "3d_lowres", "3d_cascade_fullres"
 """Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
 MANAGED = (
