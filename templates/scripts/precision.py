@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from monai.inferers import SimpleInferer
 
+from scripts.cpu import keep_freed_memory
+
 
 def has_fast_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions, so that mixed precision pays on it."""
@@ -35,6 +37,8 @@ def use_fast_cuda_kernels() -> None:
 
 def logits(network: Callable[..., torch.Tensor], inputs: torch.Tensor, amp: bool) -> torch.Tensor:
     """What the network gives, in float32, computed under autocast if `amp`: float16 on CUDA, bfloat16 on the CPU."""
+    if inputs.device.type == "cpu":
+        keep_freed_memory()
     with torch.autocast(inputs.device.type, enabled=amp):
         return network(inputs).float()
 

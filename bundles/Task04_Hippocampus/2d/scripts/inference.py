@@ -10,11 +10,17 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer, SlidingWindowInferer
 
+from scripts.cpu import sum_by_two_threads
 from scripts.networks import append_one_hot, cropped_to, padded_to, window_size
 from scripts.precision import checked_switch, logits
 from scripts.resampling import resample, resampled_shape
 
 Networks = Sequence[Callable[..., torch.Tensor]]
+Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
+
+SMALL_WINDOW = 64**3
+"""Voxels, all windows that the network sees at once together, up to which two passes share the cores of a CPU: measured,
+docs/benchmarks.md of autoplan. In larger ones it gains nothing and needs more memory."""
 
 
 class MirroredWindowInferer(SlidingWindowInferer):
@@ -70,14 +76,12 @@ class MirroredWindowInferer(SlidingWindowInferer):
         """
         networks = [network] if self.member is None else list(getattr(network, self.member).children())
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        # Around all windows: what autocast makes of the weights is kept until it is left.
-        with torch.autocast(image.device.type, enabled=self.amp):
-            if self.slice_axis is None:
-                pred = self._windows(image, networks, previous)
-            else:
-                axis = self.slice_axis + 2
-                pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
-                pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
+        if self.slice_axis is None:
+            pred = self._windows(image, networks, previous)
+        else:
+            axis = self.slice_axis + 2
+            pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
+            pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
         return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
 
     def _windows(self, inputs: torch.Tensor, networks: Networks, previous: torch.Tensor | None) -> torch.Tensor:
@@ -112,13 +116,20 @@ class MirroredWindowInferer(SlidingWindowInferer):
     def _probabilities(self, window: torch.Tensor, networks: Networks) -> torch.Tensor:
         axes = range(2, window.ndim) if self.mirror else ()
         flips = [f for n in range(len(axes) + 1) for f in itertools.combinations(axes, n)]
-        total: torch.Tensor | float = 0.0
-        for flip in flips:
-            mirrored = window.flip(flip) if flip else window
-            for network in networks:
-                probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
-                total = total + (probabilities.flip(flip) if flip else probabilities)
-        return total / (len(flips) * len(networks))
+        passes = [(network, flip) for flip in flips for network in networks]
+
+        def summed(some: Sequence[Pass]) -> torch.Tensor:
+            total: torch.Tensor | float = 0.0
+            # Around all passes: what autocast makes of the weights is kept until it is left.
+            with torch.autocast(window.device.type, enabled=self.amp):
+                for network, flip in some:
+                    mirrored = window.flip(flip) if flip else window
+                    probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
+                    total = total + (probabilities.flip(flip) if flip else probabilities)
+            return total
+
+        small = window.device.type == "cpu" and window[:, 0].numel() <= SMALL_WINDOW
+        return (sum_by_two_threads(summed, passes) if small else summed(passes)) / len(passes)
 
 
 class _Sums:

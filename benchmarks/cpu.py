@@ -1,0 +1,107 @@
+"""What scripts/cpu.py of a bundle gains: seconds and memory of a prediction and of a training step on the CPU.
+
+    python benchmarks/cpu.py [--patch 40,56,40] [--batch 7] [--rounds 4] [--repeats 5]
+
+Three ways in turn, each in a process of its own: as torch does it, with freed memory kept, and with two passes of the
+prediction at once besides. A window is one patch in eight mirrorings; a step is forward, loss and backward of a batch;
+the network is as for Task04_Hippocampus, with as many levels as the patch allows. Prints the median and the fastest
+over all rounds, after one to warm up in each process, and the highest memory of a process.
+"""
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import fire
+import torch
+from monai import __version__ as monai_version
+from monai.losses import DiceCELoss
+from monai.networks.nets import DynUNet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
+
+import scripts.inference
+import scripts.precision
+
+WAYS = ("as torch does it", "freed memory kept", "and two passes at once")
+
+
+def network_for(patch: tuple[int, ...]) -> torch.nn.Module:
+    """The network that is planned for Task04_Hippocampus, deeper for a larger patch."""
+    poolings = min(5, (min(patch) & -min(patch)).bit_length() - 1)
+    features = [min(30 * 2**level, 320) for level in range(poolings + 1)]
+    return DynUNet(
+        3, 1, 3, [3] * (poolings + 1), [1] + [2] * poolings, [2] * poolings, features,
+        norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
+    )  # fmt: skip
+
+
+def measure(way: str, what: str, patch: tuple[int, ...], batch: int, repeats: int) -> dict[str, object]:
+    """Seconds of each repetition and the memory of this process, bytes."""
+    if way == WAYS[0]:
+        scripts.precision.keep_freed_memory = lambda: None
+    if way != WAYS[2]:
+        scripts.inference.sum_by_two_threads = lambda function, items: function(items)
+    torch.manual_seed(0)
+    network = network_for(patch)
+    amp = scripts.precision.default_amp("cpu")
+    window = scripts.inference.MirroredWindowInferer(patch, amp=amp)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    image, label = torch.randn(batch, 1, *patch), torch.randint(0, 3, (batch, 1, *patch))
+
+    def predict() -> None:
+        with torch.no_grad():
+            window(image[:1], network.eval())
+
+    def train() -> None:
+        logits = scripts.precision.AutocastInferer(amp)(image, network.train())
+        loss_function(logits, label).backward()
+        network.zero_grad()
+
+    run = predict if what == "window" else train
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return {"seconds": times[1:], "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def main(
+    patch: tuple[int, ...] = (40, 56, 40), batch: int = 7, rounds: int = 4, repeats: int = 5, only: str = ""
+) -> None:
+    """Measure all and print the table; `only` is for the processes that measure one."""
+    if only:
+        way, what = only.split("/")
+        print(json.dumps(measure(way, what, tuple(patch), batch, repeats)))
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"monai {monai_version}, patch {'x'.join(map(str, patch))}, batch {batch}"
+    )
+    found = defaultdict(list)
+    for _ in range(rounds):
+        for way in WAYS:
+            for what in ("window", "step"):
+                if way == WAYS[2] and what == "step":
+                    continue
+                command = [sys.executable, "-W", "ignore", __file__, "--patch", ",".join(map(str, patch))]
+                command += ["--batch", str(batch), "--repeats", str(repeats), "--only", f"{way}/{what}"]
+                found[way, what].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    for (way, what), results in sorted(found.items(), key=lambda item: item[0][1], reverse=True):
+        seconds = [s for result in results for s in result["seconds"]]
+        memory = max(result["bytes"] for result in results)
+        print(
+            f"{what:7} {way:23} median {statistics.median(seconds):6.2f} s  fastest {min(seconds):6.2f} s  "
+            f"{memory / 2**20:5.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
