@@ -19,8 +19,8 @@ Networks = Sequence[Callable[..., torch.Tensor]]
 Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
 
 SMALL_WINDOW = 64**3
-"""Voxels, all windows that the network sees at once together, up to which two passes share the cores of a CPU: measured,
-docs/benchmarks.md of autoplan. In larger ones it gains nothing and needs more memory."""
+"""Voxels in the windows that the network sees at once, up to which two passes share the cores of a CPU. With more, that
+gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
 class MirroredWindowInferer(SlidingWindowInferer):
