@@ -3,9 +3,10 @@
     python benchmarks/cpu.py [--patch 40,56,40] [--batch 7] [--rounds 4] [--repeats 5]
 
 Three ways in turn, each in a process of its own: as torch does it, with freed memory kept, and with two passes of the
-prediction at once besides. A window is one patch in eight mirrorings; a step is forward, loss and backward of a batch;
-the network is as for Task04_Hippocampus, with as many levels as the patch allows. Prints the median and the fastest
-over all rounds, after one to warm up in each process, and the highest memory of a process.
+prediction at once besides, whatever the size of the window. A window is one patch in eight mirrorings; a step is
+forward, loss and backward of a batch; the network is as for Task04_Hippocampus, with as many levels as the patch
+allows. Prints the median and the fastest over all rounds, after one to warm up in each process, and the highest memory
+of a process.
 """
 
 import json
@@ -48,6 +49,7 @@ def measure(way: str, what: str, patch: tuple[int, ...], batch: int, repeats: in
         scripts.precision.keep_freed_memory = lambda: None
     if way != WAYS[2]:
         scripts.inference.sum_by_two_threads = lambda function, items: function(items)
+    scripts.inference.SMALL_WINDOW = float("inf")
     torch.manual_seed(0)
     network = network_for(patch)
     amp = scripts.precision.default_amp("cpu")
