@@ -10,7 +10,6 @@ of a process.
 """
 
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,9 +20,8 @@ from pathlib import Path
 
 import fire
 import torch
-from monai import __version__ as monai_version
 from monai.losses import DiceCELoss
-from monai.networks.nets import DynUNet
+from training_step import heading, network_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 
@@ -31,16 +29,6 @@ import scripts.inference
 import scripts.precision
 
 WAYS = ("as torch does it", "freed memory kept", "and two passes at once")
-
-
-def network_for(patch: tuple[int, ...]) -> torch.nn.Module:
-    """The network that is planned for Task04_Hippocampus, deeper for a larger patch."""
-    poolings = min(5, (min(patch) & -min(patch)).bit_length() - 1)
-    features = [min(30 * 2**level, 320) for level in range(poolings + 1)]
-    return DynUNet(
-        3, 1, 3, [3] * (poolings + 1), [1] + [2] * poolings, [2] * poolings, features,
-        norm_name=("INSTANCE", {"affine": True}), act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
-    )  # fmt: skip
 
 
 def measure(way: str, what: str, patch: tuple[int, ...], batch: int, repeats: int) -> dict[str, object]:
@@ -83,10 +71,7 @@ def main(
         way, what = only.split("/")
         print(json.dumps(measure(way, what, tuple(patch), batch, repeats)))
         return
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"monai {monai_version}, patch {'x'.join(map(str, patch))}, batch {batch}"
-    )
+    print(heading(patch, batch))
     found = defaultdict(list)
     for _ in range(rounds):
         for way in WAYS:

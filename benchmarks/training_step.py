@@ -23,15 +23,30 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 from scripts.cpu import keep_freed_memory
 
 
+def network_for(patch: tuple[int, ...]) -> torch.nn.Module:
+    """The network that is planned for Task04_Hippocampus, deeper for a larger patch."""
+    poolings = min(5, *((n & -n).bit_length() - 1 for n in patch))
+    features = [min(30 * 2**level, 320) for level in range(poolings + 1)]
+    return DynUNet(
+        len(patch), 1, 3, [3] * (poolings + 1), [1] + [2] * poolings, [2] * poolings, features,
+        norm_name=("INSTANCE", {"affine": True}),
+    )  # fmt: skip
+
+
+def heading(patch: tuple[int, ...], batch: int) -> str:
+    """Machine, versions and sizes."""
+    return (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"monai {monai_version}, patch {'x'.join(map(str, patch))}, batch {batch}"
+    )
+
+
 def step_seconds(patch: tuple[int, ...], batch: int, steps: int, *, amp: bool, channels_last: bool, compiled: bool):
     """Median seconds of `steps` steps, after two to warm up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dims = len(patch)
     torch.manual_seed(0)
-    network = DynUNet(
-        dims, 1, 3, [3] * 4, [1, 2, 2, 2], [2, 2, 2], [30, 60, 120, 240],
-        norm_name=("INSTANCE", {"affine": True}),
-    ).to(device)  # fmt: skip
+    network = network_for(patch).to(device)
     last = torch.channels_last_3d if dims == 3 else torch.channels_last
     layout = last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)
@@ -57,10 +72,7 @@ def step_seconds(patch: tuple[int, ...], batch: int, steps: int, *, amp: bool, c
 def main(patch: tuple[int, ...] = (40, 56, 40), batch: int = 2, steps: int = 6, compile: bool = False) -> None:
     """Measure every combination and print the table."""
     keep_freed_memory()
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"monai {monai_version}, patch {'x'.join(map(str, patch))}, batch {batch}"
-    )
+    print(heading(patch, batch))
     for compiled in (False, True) if compile else (False,):
         for channels_last in (False, True):
             for amp in (False, True):
