@@ -14,12 +14,12 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
+from autoplan import backends, topology, trainings
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
-from autoplan import pool, topology, trainings
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
@@ -224,7 +224,7 @@ def train(
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""))
     asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
     backend = _backend(jobs, scheduler, slurm, settings)
-    outcomes = pool.run_all(asked, backend, pool.Display())
+    outcomes = backends.run_all(asked, backend, backends.Display())
     others = [job for job in outcomes if job.fold is not None and job not in asked]
     rows = [trainings.row(job) for job in [*others, *asked]]
     print(f"\n{trainings.table(rows)}")
@@ -390,13 +390,13 @@ def _template() -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith("+")}
 
 
-def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> pool.Backend:
+def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> backends.Backend:
     """What runs the jobs that flags ask for."""
     if scheduler or slurm:
         from autoplan import cluster
 
         return cluster.connect(scheduler) if scheduler else cluster.start(Path(slurm))
-    return pool.Machine(jobs, devices=[] if settings.get("device") == "cpu" else None)
+    return backends.Machine(jobs, devices=[] if settings.get("device") == "cpu" else None)
 
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> tuple[Fingerprint, bool]:

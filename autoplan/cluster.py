@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from autoplan import pool
+from autoplan import backends
+from autoplan.backends import Outcome
 from autoplan.errors import TrainingError
-from autoplan.pool import Outcome
 from autoplan.trainings import Failure, Job
 
 try:
@@ -80,7 +80,7 @@ class Cluster:
         said = f"a worker cannot run it: {type(error).__name__}: {error}".splitlines()[0]
         return Outcome("failed", Failure(said, "the same autoplan on all machines", retry=False))
 
-    def fills(self) -> bool:
+    def runs_in_parallel(self) -> bool:
         """Jobs start together."""
         return True
 
@@ -193,6 +193,6 @@ def run_on_worker(job: Job, neighbours: dict[str, int]) -> Outcome:
         return leaving or task is None or task.state == "cancelled"
 
     # Dask sets these to 1 in its workers, which would hold for a training.
-    share = os.environ.get("AUTOPLAN_NUM_THREADS") or str(pool.threads(neighbours.get(worker.ip, 1)))
+    share = os.environ.get("AUTOPLAN_NUM_THREADS") or str(backends.threads(neighbours.get(worker.ip, 1)))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return pool.run_job(job, dict.fromkeys(names, share), stopped)
+    return backends.run_job(job, dict.fromkeys(names, share), stopped)

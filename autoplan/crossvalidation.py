@@ -30,7 +30,7 @@ from autoplan.dataset import one_line
 from autoplan.errors import DatasetError, TemplateError
 from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
-from autoplan.files import write_whole_text
+from autoplan.files import write_text_atomically
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
 from autoplan.trainings import SETTINGS, flags_of_recipe
@@ -487,4 +487,4 @@ def _result(choice: Choice) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON under a temporary name that is then renamed."""
-    write_whole_text(path, format_json(dict(content)))
+    write_text_atomically(path, format_json(dict(content)))

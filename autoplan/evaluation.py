@@ -26,7 +26,7 @@ from tqdm import tqdm
 from autoplan import dataset as datasets
 from autoplan.errors import DatasetError
 from autoplan.facts import to_dict
-from autoplan.files import write_whole, write_whole_text
+from autoplan.files import write_atomically, write_text_atomically
 from autoplan.fingerprint import bounding_box, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
@@ -469,9 +469,9 @@ def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Writes scores.csv (a line for each case and class, then the means) and scores.json, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "scores.csv", folder / "scores.json"
-    write_whole(paths[0], lambda path: _write_csv(evaluation, path))
+    write_atomically(paths[0], lambda path: _write_csv(evaluation, path))
     content = json.dumps(as_dict(evaluation), indent=1, ensure_ascii=False) + "\n"
-    write_whole_text(paths[1], content)
+    write_text_atomically(paths[1], content)
     return paths
 
 

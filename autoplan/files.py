@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name that is then renamed; when the writing fails, nothing is left of it.
 
     Args:
@@ -20,6 +20,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole_text(path: Path, text: str) -> None:
-    """Write a text, as `write_whole` does, in UTF-8."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text, as `write_atomically` does, in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

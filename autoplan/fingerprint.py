@@ -18,7 +18,7 @@ from autoplan.axes import Shape, Spacing
 from autoplan.dataset import DESCRIPTION, Volume, count_values, read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
-from autoplan.files import write_whole_text
+from autoplan.files import write_text_atomically
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
 FORMAT = 1
@@ -45,7 +45,7 @@ def is_ct(modality: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Histogram:
     """Intensities of one channel, pooled: how often each (rounded) value occurs, and the moments of the unrounded ones.
 
     `values` ascends; `deviation` is the sum of squared distances from `mean`.
@@ -63,7 +63,7 @@ class _Reading:
 
     faults: tuple[str, ...]
     facts: CaseFacts | None = None
-    pools: tuple[Pool | None, ...] = ()
+    histograms: tuple[Histogram | None, ...] = ()
 
 
 def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress: bool | None = None) -> Fingerprint:
@@ -83,14 +83,15 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
     bare = replace(dataset, training=(), test=())  # what goes to each process with each case
     faults: list[str] = []
     facts: list[CaseFacts] = []
-    pools: list[Pool | None] = [None] * len(dataset.modalities)
+    histograms: list[Histogram | None] = [None] * len(dataset.modalities)
     bar = {"total": len(cases), "unit": "case", "disable": None if progress is None else not progress}
     preload = ("scipy.ndimage", "autoplan.fingerprint")
     with mapper(num_processes or _num_processes(dataset), preload=preload, chunksize=2) as each:
         for reading in tqdm(each(partial(_read, bare), cases), desc=f"{dataset.name}: reading", **bar):
             faults += reading.faults
             facts += [reading.facts] if reading.facts else []
-            pools = [merged(*pair) for pair in zip(pools, reading.pools, strict=True)] if reading.pools else pools
+            if reading.histograms:
+                histograms = [merged(*pair) for pair in zip(histograms, reading.histograms, strict=True)]
     if not faults and not any(count for c in facts for count in c.class_voxels):
         faults = [f'{dataset.name}: no label has a foreground voxel. Check that "training" names the right labels.']
     if faults:
@@ -101,7 +102,7 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
         modalities=dataset.modalities,
         labels=dataset.labels,
         cases=tuple(facts),
-        intensities=tuple(None if pool is None else intensities(pool) for pool in pools),
+        intensities=tuple(None if histogram is None else intensities(histogram) for histogram in histograms),
     )
 
 
@@ -121,11 +122,11 @@ def _read(dataset: Dataset, case: Case) -> _Reading:
     volumes, faults = read_case(dataset, case)
     if volumes.image is None or volumes.label is None:
         return _Reading(tuple(faults))
-    pools = tuple(
-        _pool(volumes.image.array[..., channel], volumes.label) if is_ct(modality) else None
+    histograms = tuple(
+        _histogram(volumes.image.array[..., channel], volumes.label) if is_ct(modality) else None
         for channel, modality in enumerate(dataset.modalities)
     )
-    return _Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), pools)
+    return _Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), histograms)
 
 
 def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequence[tuple[int, str]]) -> CaseFacts:
@@ -199,18 +200,18 @@ def rounded(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, SIGNIFICANT_BITS)), exponent - SIGNIFICANT_BITS))
 
 
-def _pool(channel: NDArray[Any], label: NDArray[Any]) -> Pool | None:
+def _histogram(channel: NDArray[Any], label: NDArray[Any]) -> Histogram | None:
     """Intensities of one image inside its foreground; None where it has none."""
     inside = channel[label > 0].astype(np.float64)
     if not inside.size:
         return None
     values, counts = np.unique(rounded(inside), return_counts=True)
     mean = float(inside.mean())
-    return Pool(values, counts.astype(np.int64), mean, float(np.square(inside - mean).sum()))
+    return Histogram(values, counts.astype(np.int64), mean, float(np.square(inside - mean).sum()))
 
 
-def merged(first: Pool | None, second: Pool | None) -> Pool | None:
-    """Two pools as one. The moments are joined by the formula of Chan, Golub and LeVeque, which loses no digits."""
+def merged(first: Histogram | None, second: Histogram | None) -> Histogram | None:
+    """Two histograms as one. Moments are joined by the formula of Chan, Golub and LeVeque, without loss of digits."""
     if first is None or second is None:
         return first or second
     values, position = np.unique(np.concatenate([first.values, second.values]), return_inverse=True)
@@ -220,27 +221,27 @@ def merged(first: Pool | None, second: Pool | None) -> Pool | None:
     difference = second.mean - first.mean
     mean = first.mean + difference * two / (one + two)
     deviation = first.deviation + second.deviation + difference**2 * one * two / (one + two)
-    return Pool(values, counts, mean, deviation)
+    return Histogram(values, counts, mean, deviation)
 
 
-def intensities(pool: Pool) -> Intensities:
+def intensities(histogram: Histogram) -> Intensities:
     """Statistics of pooled intensities. Mean and (population) standard deviation are those of the unrounded values; a
     percentile, interpolated linearly as numpy does, is off by at most 2^-16 of the larger of its two neighbours, and
     exact where intensities are whole numbers up to 65536.
 
     Source: arXiv:1809.10486, section 2.2, "Normalization".
     """
-    count = int(pool.counts.sum())
-    low, high = (percentile(pool, q) for q in PERCENTILES)
-    return Intensities(count, pool.mean, (pool.deviation / count) ** 0.5, low, high)
+    count = int(histogram.counts.sum())
+    low, high = (percentile(histogram, q) for q in PERCENTILES)
+    return Intensities(count, histogram.mean, (histogram.deviation / count) ** 0.5, low, high)
 
 
-def percentile(pool: Pool, q: float) -> float:
+def percentile(histogram: Histogram, q: float) -> float:
     """The q-th percentile (q to three decimals), interpolated linearly between the two neighbours in rank."""
-    last = np.cumsum(pool.counts)  # rank after the last occurrence of each value
+    last = np.cumsum(histogram.counts)  # rank after the last occurrence of each value
     highest = int(last[-1]) - 1
     below, remainder = divmod(highest * round(q * 1000), 100_000)  # whole numbers, so that the rank is exact
-    lower, upper = pool.values[np.searchsorted(last, [below, min(below + 1, highest)], side="right")]
+    lower, upper = histogram.values[np.searchsorted(last, [below, min(below + 1, highest)], side="right")]
     return float(lower + (upper - lower) * remainder / 100_000)
 
 
@@ -279,7 +280,7 @@ def _state(path: Path) -> str:
 def save(fingerprint: Fingerprint, path: Path) -> None:
     """Writes a fingerprint as JSON, one case a line, to a temporary name that is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole_text(path, _text(to_dict(fingerprint)))
+    write_text_atomically(path, _text(to_dict(fingerprint)))
 
 
 def _text(data: dict[str, Any]) -> str:

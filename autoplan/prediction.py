@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoplan.dataset import case_name, nifti_files
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
-from autoplan.files import write_whole_text
+from autoplan.files import write_text_atomically
 from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
@@ -136,7 +136,7 @@ def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path,
             target.unlink()
     output.mkdir(parents=True, exist_ok=True)
     images = {**(known if same else {}), **{target.name: _stamp(image) for image, target in targets.items()}}
-    write_whole_text(record, json.dumps({"by": signature, "images": images}))
+    write_text_atomically(record, json.dumps({"by": signature, "images": images}))
 
 
 def _command(bundle: Path, folder: Path, output: Path, settings: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
-from autoplan.files import write_whole
+from autoplan.files import write_atomically
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json")
 OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -332,6 +332,6 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
         if path.is_file() and path.read_bytes() == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, partial(Path.write_bytes, data=content))
+        write_atomically(path, partial(Path.write_bytes, data=content))
     for path in _stale(folder, files):
         path.unlink()

@@ -18,7 +18,7 @@ from autoplan.choice import Choice
 from autoplan.crossvalidation import finished
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
-from autoplan.files import write_whole, write_whole_text
+from autoplan.files import write_atomically, write_text_atomically
 
 MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
 """What the networks of a configuration are called in a bundle that holds those of several."""
@@ -304,7 +304,7 @@ def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
         with path.open("wb") as file:  # a name instead would become a part of the file
             torch.save(weights, file)
 
-    write_whole(target, save)
+    write_atomically(target, save)
     listed = folder / "large_files.yml"
     if target.stat().st_size <= LARGE_FILE_BYTES:
         listed.unlink(missing_ok=True)
@@ -314,7 +314,7 @@ def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
         "large_files:", '- path: "models/model.pt"', f'  url: "{ADDRESS}"',
         f'  hash_val: "{md5}"', '  hash_type: "md5"',
     ]  # fmt: skip
-    write_whole_text(listed, "\n".join(lines) + "\n")
+    write_text_atomically(listed, "\n".join(lines) + "\n")
 
 
 def _key(configuration: str, number: int, key: str) -> str:

@@ -20,11 +20,11 @@ from autoplan.errors import TrainingError
 from autoplan.facts import ConfigurationName
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
-STAGE_1, STAGE_2 = "3d_lowres", "3d_cascade_fullres"
+LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
 """Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
 MANAGED = (
     "imports", "bundle_root", "fold", "ckpt_dir", "output_dir", "network_def", "network", "cases", "preprocessing",
-    "cache", "previous", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
+    "cache", "lowres", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
     "lowres_networks", "cascade_networks",
 )  # fmt: skip
 """Keys of train.json that are no settings: every job has its own, or they are the structure."""
@@ -171,17 +171,17 @@ def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:
 
 def needs(job: Job) -> list[Job]:
     """Jobs whose results another needs: of the cascade's second stage all folds of the first, as they were trained."""
-    if job.configuration != STAGE_2 or job.fold is None:
+    if job.configuration != CASCADE or job.fold is None:
         return []
-    bundle = Path(job.bundle).with_name(STAGE_1)
-    settings, folds = settings_of_stage_1(job), range(len(_folds(Path(job.bundle))))
-    return [as_trained(Job(str(bundle), STAGE_1, fold, job.quick, settings)) for fold in folds]
+    bundle = Path(job.bundle).with_name(LOWRES)
+    settings, folds = settings_of_lowres(job), range(len(_folds(Path(job.bundle))))
+    return [as_trained(Job(str(bundle), LOWRES, fold, job.quick, settings)) for fold in folds]
 
 
-def settings_of_stage_1(job: Job) -> tuple[tuple[str, str], ...]:
+def settings_of_lowres(job: Job) -> tuple[tuple[str, str], ...]:
     """What a job of the second stage says about the first: lowres_patch_size is the first stage's patch_size, and
     patch_size says nothing about it; settings that both have are the same."""
-    configs = [read_json(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (STAGE_1, STAGE_2)]
+    configs = [read_json(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (LOWRES, CASCADE)]
     known, own = [{name for name in config if name not in MANAGED} for config in configs]
     names = {name: name for name in known if f"lowres_{name}" not in own}
     names |= {f"lowres_{name}": name for name in known if f"lowres_{name}" in own}

@@ -25,7 +25,7 @@ from training_step import heading, network_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 
-import scripts.inference
+import scripts.inferers
 import scripts.precision
 
 WAYS = ("as torch does it", "freed memory kept", "and two passes at once")
@@ -36,12 +36,12 @@ def measure(way: str, what: str, patch: tuple[int, ...], batch: int, repeats: in
     if way == WAYS[0]:
         scripts.precision.keep_freed_memory = lambda: None
     if way != WAYS[2]:
-        scripts.inference.sum_by_two_threads = lambda function, items: function(items)
-    scripts.inference.SMALL_WINDOW = float("inf")
+        scripts.inferers.sum_by_two_threads = lambda function, items: function(items)
+    scripts.inferers.SMALL_WINDOW = float("inf")
     torch.manual_seed(0)
     network = network_for(patch)
     amp = scripts.precision.default_amp("cpu")
-    window = scripts.inference.MirroredWindowInferer(patch, amp=amp)
+    window = scripts.inferers.MirroredWindowInferer(patch, amp=amp)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
     image, label = torch.randn(batch, 1, *patch), torch.randint(0, 3, (batch, 1, *patch))
 

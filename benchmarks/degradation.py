@@ -26,7 +26,7 @@ from scripts.degradation import RandDegradeSegmentationd
 SETTINGS = (((40, 56, 40), 60, 1000), ((128, 128, 128), 200, 60))
 """Patch size, edge of the volumes, patches in a round."""
 
-KEYS = ("image", "label", "previous")
+KEYS = ("image", "label", "lowres")
 
 
 def regions(folder, edge):
@@ -64,13 +64,13 @@ def timed(transforms, data):
 def measure(image, label, patch_size, num, seed):
     """(num, 4), for each patch: milliseconds of the rest and of the mistakes, whether either kind was drawn."""
     rest = [RandCropWarpd(KEYS, patch_size), RandGammad("image"), RandMirrord(KEYS)]
-    mistakes = RandDegradeSegmentationd("previous")
+    mistakes = RandDegradeSegmentationd("lowres")
     for i, transform in enumerate((*rest, mistakes)):
         transform.set_random_state(seed=seed + i)
     centers = np.random.default_rng(seed).integers(image.shape[1:], size=(num, 3))
     rows = []
     for center in centers:
-        data = {"image": image, "label": label, "previous": label, "center": tuple(map(int, center))}
+        data = {"image": image, "label": label, "lowres": label, "center": tuple(map(int, center))}
         data, rest_ms = timed(rest, data)
         _, mistakes_ms = timed([mistakes], data)
         rows.append((rest_ms, mistakes_ms, bool(mistakes._changes), bool(mistakes._removals)))

@@ -391,11 +391,11 @@ def test_labels_stay_on_the_image(slice_axis):
 def test_several_label_maps_and_channels_are_warped_alike():
     data = case((30, 34, 32), channels=3)
     data["image"] = np.concatenate([data["image"][:1]] * 3)
-    data["previous"] = np.concatenate([data["label"]] * 2)
+    data["lowres"] = np.concatenate([data["label"]] * 2)
     for slice_axis in (None, 1):
-        patch = crop((20, 24, 16), keys=("image", "label", "previous"), slice_axis=slice_axis, **ALL)(data)
+        patch = crop((20, 24, 16), keys=("image", "label", "lowres"), slice_axis=slice_axis, **ALL)(data)
         assert all(torch.equal(patch["image"][0], channel) for channel in patch["image"])
-        assert all(torch.equal(patch["label"][0], channel) for channel in patch["previous"])
+        assert all(torch.equal(patch["label"][0], channel) for channel in patch["lowres"])
 
 
 # Slice by slice, and planes

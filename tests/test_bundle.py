@@ -139,7 +139,7 @@ def test_the_caches_are_shared_and_their_keys_are_the_same_in_every_process(trai
     assert full == caches["2d"] == caches["3d_cascade_fullres"] != low
     assert set((folder / "cache").iterdir()) == {full, low}
     cases = [f"case_{i}" for i in range(5)]
-    for part in (full, low, full / "first_stage"):
+    for part in (full, low, full / "lowres"):
         assert sorted(p.name.partition("-")[0] for p in part.glob("*.npys")) == cases
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from monai.transforms import Compose, Lambdad, ScaleIntensityRanged
 from scripts import cache as cache_module
 from scripts.cache import CaseCache, describe, read_case
+from scripts.files import TEMPORARY
 from scripts.normalization import NormalizeChannelsd
 from scripts.resampling import ResampleToSpacingd
 
@@ -60,7 +62,7 @@ def test_bytes_of_a_box(box, slice_axis, tmp_path) -> None:
     case, content = read_case(path, slice_axis), path.read_bytes()
     for array in (case.image, case.image[1:], case.label):
         inside = array[(slice(None), *box)]
-        cache_module.ask_for(inside)
+        cache_module.prefetch(inside)
         # Mapped memory starts at a whole page of the file: at its first byte, for so small a file.
         runs = [np.frombuffer(content[s : s + n], array.dtype) for s, n in cache_module.byte_runs(inside)]
         assert {*inside.flat} <= {value for run in runs for value in run}
@@ -268,7 +270,7 @@ def test_a_killed_writer_leaves_no_file_that_counts(tmp_path) -> None:
     assert process.exitcode == -signal.SIGKILL
     cache = CaseCache(tmp_path / "cache", made_up, 2, num_classes=3)
     [left] = cache.folder.iterdir()
-    assert left.suffix == ".tmp"
+    assert fnmatch(left.name, TEMPORARY)
     assert left.stat().st_size > 0
     [path] = cache.fill([item])
     np.testing.assert_array_equal(read_case(path, 2).image, made_up(item)["image"])

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from scripts import probabilities
 from scripts.augmentation import RandCropWarpd
 from scripts.cache import CaseCache
-from scripts.cascade import AppendOneHotd, PreviousStage
+from scripts.cascade import AppendOneHotd, LowresSegmentations
 from scripts.patches import PatchDataset, Request
 from scripts.resampling import resampled_shape
 
@@ -51,8 +51,8 @@ class Project:
         self.segmentations = {n: predict(self.bundle, n, k) for k, names in enumerate(FOLDS) for n in names}
 
     @property
-    def previous(self):
-        return PreviousStage(self.bundle, self.folds_file, self.cache)
+    def lowres(self):
+        return LowresSegmentations(self.bundle, self.folds_file, self.cache)
 
     def items(self, *names):
         items = []
@@ -85,10 +85,10 @@ def enlarged(segmentation, shape):
 def test_segmentations_lie_on_the_grid_of_the_cases(slice_axis, make) -> None:
     """By nearest neighbour, of the shape of the preprocessed case, whichever axis the cache stores first."""
     project = make(slice_axis=slice_axis)
-    previous, names = project.previous, ("case_2", "case_0")
-    paths = previous.fill(project.items(*names))
+    lowres, names = project.lowres, ("case_2", "case_0")
+    paths = lowres.fill(project.items(*names))
     for path, name in zip(paths, names, strict=True):
-        found = previous.read(path)
+        found = lowres.read(path)
         assert (found.shape, found.dtype) == ((1, *SHAPE), np.uint8)
         np.testing.assert_array_equal(found[0], enlarged(project.segmentations[name], SHAPE))
 
@@ -96,8 +96,8 @@ def test_segmentations_lie_on_the_grid_of_the_cases(slice_axis, make) -> None:
 @pytest.mark.parametrize("shape", [LOW_SHAPE, (14, 16, 9), (7, 8, 30), (1, 1, 1), (3, 20, 5)], ids=str)
 def test_any_shape(shape, make) -> None:
     project = make(shape=shape)
-    [path] = project.previous.fill(project.items("case_1"))
-    np.testing.assert_array_equal(project.previous.read(path)[0], enlarged(project.segmentations["case_1"], shape))
+    [path] = project.lowres.fill(project.items("case_1"))
+    np.testing.assert_array_equal(project.lowres.read(path)[0], enlarged(project.segmentations["case_1"], shape))
 
 
 def test_a_case_s_segmentation_is_by_the_fold_that_did_not_train_on_it(make) -> None:
@@ -106,17 +106,17 @@ def test_a_case_s_segmentation_is_by_the_fold_that_did_not_train_on_it(make) -> 
         for name in names:
             # Other folds may have left predictions of it as well, in another evaluation.
             predict(project.bundle, name, (fold + 1) % len(FOLDS), seed=99)
-            assert project.previous.source(name).relative_to(project.bundle).parts[:2] == ("models", f"fold_{fold}")
-            [path] = project.previous.fill(project.items(name))
+            assert project.lowres.source(name).relative_to(project.bundle).parts[:2] == ("models", f"fold_{fold}")
+            [path] = project.lowres.fill(project.items(name))
             expected = enlarged(project.segmentations[name], SHAPE)
-            np.testing.assert_array_equal(project.previous.read(path)[0], expected)
+            np.testing.assert_array_equal(project.lowres.read(path)[0], expected)
 
 
 def test_a_missing_prediction_is_named_with_the_command_that_makes_it(make) -> None:
     project = make()
-    project.previous.source("case_2").unlink()
+    project.lowres.source("case_2").unlink()
     with pytest.raises(FileNotFoundError) as error:
-        project.previous.fill(project.items("case_0", "case_2"))
+        project.lowres.fill(project.items("case_0", "case_2"))
     message = str(error.value)
     assert "case_2 of fold 2" in message
     configs = f"['{project.bundle}/configs/train.json','{project.bundle}/configs/evaluate.json']"
@@ -126,31 +126,31 @@ def test_a_missing_prediction_is_named_with_the_command_that_makes_it(make) -> N
 
 def test_nothing_is_preprocessed_before_all_predictions_are_there(make) -> None:
     project = make()
-    project.previous.source("case_2").unlink()
+    project.lowres.source("case_2").unlink()
     with pytest.raises(FileNotFoundError):
-        project.previous.fill(project.items("case_0", "case_2"))
+        project.lowres.fill(project.items("case_0", "case_2"))
     assert not list(project.folder.rglob("*.npys"))
 
 
 def test_they_are_made_once(make) -> None:
     project = make()
     items = project.items("case_1")
-    [path] = project.previous.fill(items)
+    [path] = project.lowres.fill(items)
     before = path.stat().st_mtime_ns
-    assert project.previous.fill(items) == [path]
+    assert project.lowres.fill(items) == [path]
     assert path.stat().st_mtime_ns == before
 
 
 def test_another_prediction_makes_another_segmentation(make) -> None:
     project = make()
     items = project.items("case_1")
-    [before] = project.previous.fill(items)
-    source = project.previous.source("case_1")
+    [before] = project.lowres.fill(items)
+    source = project.lowres.source("case_1")
     segmentation = predict(project.bundle, "case_1", 1, seed=5)
     os.utime(source, ns=(1, source.stat().st_mtime_ns + 1))
-    [path] = project.previous.fill(items)
+    [path] = project.lowres.fill(items)
     assert path != before
-    np.testing.assert_array_equal(project.previous.read(path)[0], enlarged(segmentation, SHAPE))
+    np.testing.assert_array_equal(project.lowres.read(path)[0], enlarged(segmentation, SHAPE))
 
 
 # Patches.
@@ -159,35 +159,35 @@ def test_another_prediction_makes_another_segmentation(make) -> None:
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
 def test_a_patch_of_the_segmentation_lies_where_that_of_the_image_lies(slice_axis, make) -> None:
     project = make(slice_axis=slice_axis)
-    keys = ["image", "label", "previous"]
+    keys = ["image", "label", "lowres"]
     dataset = PatchDataset(
         project.items("case_1", "case_2"), project.cache, (6, 5, 4), RandCropWarpd(keys, (6, 5, 4), **OFF),
-        previous=project.previous,
+        lowres=project.lowres,
     )  # fmt: skip
     for seed in range(12):
         item = dataset[Request(seed % 2, seed % 3 == 0, seed)]
         assert {tuple(item[key].shape) for key in keys} == {(1, 6, 5, 4)}
         where = item["image"][0].long().numpy()
         full = enlarged(project.segmentations[f"case_{1 + seed % 2}"], SHAPE)
-        np.testing.assert_array_equal(item["previous"][0], full.reshape(-1)[where])
+        np.testing.assert_array_equal(item["lowres"][0], full.reshape(-1)[where])
         np.testing.assert_array_equal(item["label"][0], where % 3)
 
 
 def test_without_a_first_stage_there_is_no_segmentation(make) -> None:
     project = make()
     dataset = PatchDataset(project.items("case_1"), project.cache, (6, 5, 4), lambda data: data)
-    assert "previous" not in dataset[Request(0, True, 0)]
+    assert "lowres" not in dataset[Request(0, True, 0)]
 
 
 def test_append_one_hot() -> None:
-    data = {"image": torch.rand(2, 3, 2, 1), "previous": torch.tensor([0, 1, 2, 2, 1, 0], dtype=torch.uint8)}
-    data["previous"] = data["previous"].reshape(1, 3, 2, 1)
+    data = {"image": torch.rand(2, 3, 2, 1), "lowres": torch.tensor([0, 1, 2, 2, 1, 0], dtype=torch.uint8)}
+    data["lowres"] = data["lowres"].reshape(1, 3, 2, 1)
     before = dict(data)
     found = AppendOneHotd(3)(data)
     assert set(found) == {"image"}
     assert torch.equal(found["image"][:2], before["image"])
     for label in (1, 2):
-        assert torch.equal(found["image"][1 + label], (before["previous"][0] == label).float())
+        assert torch.equal(found["image"][1 + label], (before["lowres"][0] == label).float())
     assert data.keys() == before.keys(), "the data that it was given stays"
 
 
@@ -229,7 +229,7 @@ def test_the_network_sees_the_image_and_the_foreground_classes(part, second_stag
     planned = TINY_PLAN.configuration("3d_cascade_fullres")
     for seed in range(4):
         item = dataset[Request(0, True, seed)]
-        assert "previous" not in item
+        assert "lowres" not in item
         assert item["image"].shape == (2 + 2, *planned.patch_size)
         codes = item["image"][2:]
         assert set(codes.unique().tolist()) <= {0.0, 1.0}
@@ -255,9 +255,9 @@ def test_mistakes_are_for_training_only(second_stage) -> None:
 def test_validation_sees_the_segmentation_as_it_is(second_stage) -> None:
     """A first stage that makes no mistake: the channels are those of the label."""
     dataset = second_stage(fold=2).get_parsed_content("validate#dataset")
-    [case], [path] = TINY_PLAN.folds[2], dataset.previous_paths
+    [case], [path] = TINY_PLAN.folds[2], dataset.lowres_paths
     assert case in path.name
-    dataset.previous.read = lambda _: dataset.case(0).label
+    dataset.lowres.read = lambda _: dataset.case(0).label
     for seed in range(5):
         item = dataset[Request(0, True, seed)]
         assert (item["label"] > 0).any()

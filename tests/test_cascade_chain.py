@@ -126,7 +126,7 @@ def test_the_second_stage_holds_the_first_stage_of_its_fold(chain) -> None:
             for name in ("3d_lowres", "3d_cascade_fullres")
         )
         assert all(torch.equal(both[f"lowres.0.{key}"], value) for key, value in first.items())
-    assert len(list((bundles / "cache").glob("*/first_stage/*.npys"))) == len(CASES)
+    assert len(list((bundles / "cache").glob("*/lowres/*.npys"))) == len(CASES)
 
 
 def test_the_prediction_lies_on_its_image(chain) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 from scripts.cpu import sum_by_two_threads
-from scripts.inference import MirroredWindowInferer
+from scripts.inferers import MirroredWindowInferer
 
 FAULTS = """
 import resource, sys

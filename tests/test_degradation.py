@@ -49,19 +49,19 @@ def boxes(*sizes, shape=(20, 20, 20)):
 
 
 def transform(seed=0, **kwargs):
-    return RandDegradeSegmentationd("previous", **kwargs).set_random_state(seed=seed)
+    return RandDegradeSegmentationd("lowres", **kwargs).set_random_state(seed=seed)
 
 
 def degrade(label_map, seed=0, **kwargs):
-    return transform(seed, **kwargs)({"previous": label_map})["previous"]
+    return transform(seed, **kwargs)({"lowres": label_map})["lowres"]
 
 
 def with_changes(label_map, *changes):
     """A label map after these (label, operator, radius) instead of what would be drawn."""
-    t = RandDegradeSegmentationd("previous")
+    t = RandDegradeSegmentationd("lowres")
     t.randomize = lambda _: None
     t._changes = [degradation.Change(*c) for c in changes]
-    return t({"previous": label_map})["previous"]
+    return t({"lowres": label_map})["lowres"]
 
 
 # The operators
@@ -186,16 +186,16 @@ def test_one_hot_channels_would_come_to_the_same():
 def test_shape_dtype_and_the_rest_of_the_dict_are_kept_and_the_input_is_not_written_to():
     label_map = blobs()
     before = label_map.clone()
-    data = {"previous": label_map, "image": object(), "case": "a"}
+    data = {"lowres": label_map, "image": object(), "case": "a"}
     result = transform(**ALWAYS)(data)
-    after = result["previous"]
+    after = result["lowres"]
     assert after.dtype == torch.uint8
     assert after.shape == label_map.shape
     assert after.is_contiguous()
     assert not torch.equal(after, before)
     assert torch.equal(label_map, before)
-    assert data["previous"] is label_map
-    assert {k: v for k, v in result.items() if k != "previous"} == {k: data[k] for k in ("image", "case")}
+    assert data["lowres"] is label_map
+    assert {k: v for k, v in result.items() if k != "lowres"} == {k: data[k] for k in ("image", "case")}
 
 
 def test_any_memory_order_and_arrays_give_the_same():
@@ -261,7 +261,7 @@ def test_components_that_touch_at_a_corner_are_one():
 def test_every_component_is_as_likely():
     label_map = boxes(1, 2, 3, 4)
     t = transform(**REMOVAL)
-    sizes = [int((label_map != t({"previous": label_map})["previous"]).sum()) for _ in range(800)]
+    sizes = [int((label_map != t({"lowres": label_map})["lowres"]).sum()) for _ in range(800)]
     counts = np.array([sizes.count(n) for n in (1, 8, 27, 64)])
     assert counts.sum() == 800
     assert (np.abs(counts - 200) < 4 * np.sqrt(800 * 0.25 * 0.75)).all()
@@ -271,19 +271,19 @@ def test_removal_comes_after_the_operators():
     """A bridge that opening cuts leaves two components of which one goes."""
     label_map = torch.zeros((1, 21, 9, 9), dtype=torch.uint8)
     label_map[0, 0:9], label_map[0, 12:21], label_map[0, :, 4, 4] = 1, 1, 1
-    t = RandDegradeSegmentationd("previous", removal_fraction=0.6)
+    t = RandDegradeSegmentationd("lowres", removal_fraction=0.6)
     t.randomize = lambda _: None
     t._changes, t._removals = [degradation.Change(1, "open", 2)], [degradation.Removal(1, 0.7)]
-    after = t({"previous": label_map})["previous"][0]
+    after = t({"lowres": label_map})["lowres"][0]
     assert after[:9].all()
     assert not after[10:].any()
 
 
 def test_a_class_that_the_operators_wiped_out_has_nothing_to_remove():
-    t = RandDegradeSegmentationd("previous")
+    t = RandDegradeSegmentationd("lowres")
     t.randomize = lambda _: None
     t._changes, t._removals = [degradation.Change(1, "erode", 3)], [degradation.Removal(1, 0.5)]
-    assert not t({"previous": boxes(3, shape=(30, 9, 9))})["previous"][0, 4:].any()
+    assert not t({"lowres": boxes(3, shape=(30, 9, 9))})["lowres"][0, 4:].any()
 
 
 # What is drawn
@@ -331,10 +331,10 @@ def test_a_fixed_radius_is_allowed_and_wrong_ones_are_named():
 
 
 def test_what_is_no_label_map_is_refused():
-    with pytest.raises(TypeError, match=r"previous: .* uint8, got float32"):
+    with pytest.raises(TypeError, match=r"lowres: .* uint8, got float32"):
         degrade(torch.zeros(1, 4, 4, 4))
     for shape in ((4, 4, 4), (2, 4, 4, 4)):
-        with pytest.raises(ValueError, match=r"previous: .*\(1, X, Y, Z\)"):
+        with pytest.raises(ValueError, match=r"lowres: .*\(1, X, Y, Z\)"):
             degrade(torch.zeros(shape, dtype=torch.uint8))
 
 
@@ -349,7 +349,7 @@ def test_a_seed_repeats_the_patches_and_another_gives_others():
 
     def run(seed):
         t = transform(seed, **ALWAYS)
-        return torch.stack([t({"previous": label_map})["previous"] for _ in range(5)])
+        return torch.stack([t({"lowres": label_map})["lowres"] for _ in range(5)])
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
@@ -358,4 +358,4 @@ def test_a_seed_repeats_the_patches_and_another_gives_others():
 def test_it_can_be_pickled_for_worker_processes():
     label_map, t = blobs(), transform(5, **ALWAYS)
     copy = pickle.loads(pickle.dumps(t))
-    assert torch.equal(t({"previous": label_map})["previous"], copy({"previous": label_map})["previous"])
+    assert torch.equal(t({"lowres": label_map})["lowres"], copy({"lowres": label_map})["lowres"])

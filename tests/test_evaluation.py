@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as st_numpy
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scripts import evaluation
-from scripts.checkpoint import digest
 from scripts.evaluation import DiceReport, dice, table
+from scripts.files import file_digest
 
 LABELS = st_numpy.arrays(np.uint8, (1, 3, 3, 2), elements=st.sampled_from([0, 2, 5]))
 
@@ -126,16 +126,16 @@ def test_the_file_tells_the_network_and_the_settings(tmp_path) -> None:
     """By them a later step sees whether the scores are those of the network that lies there now."""
     summary, _ = report(tmp_path, CASES)
     assert summary["settings"] == SETTINGS
-    assert summary["model"] == digest(tmp_path / "model.pt")
+    assert summary["model"] == file_digest(tmp_path / "model.pt")
     (tmp_path / "model.pt").write_bytes(b"another network")
-    assert summary["model"] != digest(tmp_path / "model.pt")
+    assert summary["model"] != file_digest(tmp_path / "model.pt")
 
 
 def test_the_network_is_that_of_the_start(tmp_path) -> None:
     """A training that goes on while its cases are scored replaces the file."""
     model = tmp_path / "model.pt"
     model.write_bytes(b"a network")
-    before = digest(model)
+    before = file_digest(model)
 
     def step(engine, _):
         model.write_bytes(b"another network")
@@ -150,7 +150,7 @@ def test_the_network_is_that_of_the_start(tmp_path) -> None:
 
 def test_dice_json_is_the_last_file(tmp_path, monkeypatch) -> None:
     """Where it is, all others are; when it cannot be written, there is none."""
-    monkeypatch.setattr(evaluation, "_replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(evaluation, "write_text_atomically", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
         report(tmp_path, CASES)
     assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == ["dice.csv"]

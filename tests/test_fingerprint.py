@@ -142,19 +142,19 @@ def test_whole_numbers_are_exact() -> None:
 
 @given(st.lists(st.lists(st.integers(-50, 50), max_size=20), min_size=1, max_size=6))
 def test_pools_merge_as_if_they_were_one(parts) -> None:
-    pool = None
+    histogram = None
     for part in parts:
         values = np.array(part, dtype=np.int16).reshape(-1, 1, 1)
-        pool = fp.merged(pool, fp._pool(values, np.ones(values.shape)))
+        histogram = fp.merged(histogram, fp._histogram(values, np.ones(values.shape)))
     together = np.array([v for part in parts for v in part])
     if not together.size:
-        assert pool is None
+        assert histogram is None
         return
-    assert pool is not None
-    assert fp.intensities(pool).mean == pytest.approx(together.mean(), abs=1e-9)
-    assert fp.intensities(pool).std == pytest.approx(together.std(), abs=1e-6)
+    assert histogram is not None
+    assert fp.intensities(histogram).mean == pytest.approx(together.mean(), abs=1e-9)
+    assert fp.intensities(histogram).std == pytest.approx(together.std(), abs=1e-6)
     for q in fp.PERCENTILES:
-        assert fp.percentile(pool, q) == pytest.approx(np.percentile(together, q), abs=1e-9)
+        assert fp.percentile(histogram, q) == pytest.approx(np.percentile(together, q), abs=1e-9)
 
 
 def test_processes_change_nothing(tiny) -> None:

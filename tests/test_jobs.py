@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 
 from autoplan import __main__ as command_line
-from autoplan import guard, lease, pool, trainings
+from autoplan import backends, lease, supervisor, trainings
 from autoplan.__main__ import main
 
 TASK = TINY_PLAN.name
@@ -98,38 +98,38 @@ def test_a_failure_is_explained_and_others_go_on(stub: Stub, capsys: pytest.Capt
 
 
 def test_stage_2_does_not_start_when_stage_1_failed(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    stub.fail(trainings.STAGE_1, 1, NAN)
-    words = ["train", TASK, "--configurations", f"{trainings.STAGE_1},{trainings.STAGE_2}", "--jobs", "4"]
+    stub.fail(trainings.LOWRES, 1, NAN)
+    words = ["train", TASK, "--configurations", f"{trainings.LOWRES},{trainings.CASCADE}", "--jobs", "4"]
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert "4 of 10 jobs are done, 1 failed." in err
     assert out.count("waits for 3d_lowres fold 1") == 5
-    assert not [name for name, _ in stub.notes("start") if name.startswith(f"training {trainings.STAGE_2}")]
+    assert not [name for name, _ in stub.notes("start") if name.startswith(f"training {trainings.CASCADE}")]
     assert main(words) == 0
     names = [name for name, _ in stub.notes("start") if not name.startswith("caching")]
-    last_of_first = max(i for i, name in enumerate(names) if trainings.STAGE_1 in name)
-    assert last_of_first < min(i for i, name in enumerate(names) if trainings.STAGE_2 in name)
+    last_of_first = max(i for i, name in enumerate(names) if trainings.LOWRES in name)
+    assert last_of_first < min(i for i, name in enumerate(names) if trainings.CASCADE in name)
 
 
 def test_what_a_fold_of_the_cascade_needs_is_run_too(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    words = ["train", TASK, "--configurations", trainings.STAGE_2, "--quick", "--max_epochs", "1"]
+    words = ["train", TASK, "--configurations", trainings.CASCADE, "--quick", "--max_epochs", "1"]
     assert main([*words, "--folds", "0", "--patch_size", "[16,16,16]", "--lowres_patch_size", "[8,8,8]"]) == 0
     out = capsys.readouterr().out
     assert out.count(" done ") == 6
-    log = (stub.task / trainings.STAGE_1 / "models" / "fold_3" / "train.log").read_text()
+    log = (stub.task / trainings.LOWRES / "models" / "fold_3" / "train.log").read_text()
     assert "--patch_size [8,8,8]" in log
     assert "lowres_patch_size" not in log
     before = len(stub.notes("start"))
-    assert main(["train", TASK, "--configurations", trainings.STAGE_2, "--folds", "1"]) == 0
+    assert main(["train", TASK, "--configurations", trainings.CASCADE, "--folds", "1"]) == 0
     started = [name for name, _ in stub.notes("start")][before:]
-    assert started == [f"{step} {trainings.STAGE_2} 1" for step in ("training", "evaluating")]
+    assert started == [f"{step} {trainings.CASCADE} 1" for step in ("training", "evaluating")]
 
 
 def test_a_fold_of_every_configuration(stub: Stub) -> None:
     assert main(["train", TASK, "--folds", "0", "--max_epochs", "1"]) == 0
     trained = [name for name, _ in stub.notes("start") if name.startswith("training")]
-    expected = [f"{c} 0" for c in ("2d", "3d_fullres", trainings.STAGE_2)]
-    expected += [f"{trainings.STAGE_1} {fold}" for fold in range(5)]
+    expected = [f"{c} 0" for c in ("2d", "3d_fullres", trainings.CASCADE)]
+    expected += [f"{trainings.LOWRES} {fold}" for fold in range(5)]
     assert sorted(trained) == sorted(f"training {name}" for name in expected)
 
 
@@ -178,7 +178,7 @@ def test_ctrl_c_saves_and_says_so(stub: Stub, monkeypatch: pytest.MonkeyPatch) -
     assert not list(stub.task.rglob(lease.NAME))
 
 
-def test_a_training_dies_with_its_guard(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_dies_with_its_supervisor(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB_SECONDS", "0.2")
     process = start("train", TASK, "--configurations", "2d", "--folds", "0", "--max_epochs", "8")
     wait_until(lambda: stub.notes("helper"))
@@ -194,7 +194,7 @@ def test_a_training_dies_with_its_guard(stub: Stub, monkeypatch: pytest.MonkeyPa
 def test_another_process_keeps_a_job_off(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(pool, "HELD_SECONDS", 0.5)
+    monkeypatch.setattr(backends, "HELD_SECONDS", 0.5)
     held = lease.acquire(stub.task / "2d" / "models" / "fold_0")
     words = ["train", TASK, "--configurations", "2d", "--folds", "0"]
     assert main(words) == 1
@@ -213,16 +213,17 @@ def test_two_commands_at_once_share_the_work(stub: Stub) -> None:
 
 
 def test_a_lost_lease_ends_the_training(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guard that stood still for long, as in a suspended machine, finds that another has taken over."""
+    """A supervisor that stood still for long, as in a suspended machine, finds that another has taken over."""
     monkeypatch.setenv("STUB_SECONDS", "0.5")
     [job] = trainings.jobs_of([stub.task / "2d"], [0], settings={"max_epochs": "100"})
-    code = "import sys; from autoplan import guard, lease; lease.HEARTBEAT_SECONDS = 0; exit(guard.main(sys.argv[1]))"
+    code = "import sys; from autoplan import lease, supervisor; lease.HEARTBEAT_SECONDS = 0; "
+    code += "exit(supervisor.main(sys.argv[1]))"
     argument = json.dumps({"bundle": job.bundle, "configuration": "2d", "fold": 0, "quick": False, "settings": []})
     process = subprocess.Popen([sys.executable, "-c", code, argument], stdin=subprocess.PIPE)
     wait_until(lambda: stub.notes("helper"))
     path = job.folder / lease.NAME
     path.write_text(json.dumps({**json.loads(path.read_text()), "id": "another"}))
-    assert process.wait(30) == guard.LOST
+    assert process.wait(30) == supervisor.LOST
     assert stub.alive() == []
     assert json.loads(path.read_text())["id"] == "another"
     process.stdin.close()
@@ -238,7 +239,7 @@ def test_a_real_training_with_loading_processes_that_is_killed(project: Path, tm
     folder = bundles / TASK / "2d" / "models" / "fold_0"
     wait_until((folder / "last.pt").is_file)
     family = descendants(process.pid)
-    assert len(family) >= 4, "guard, training, a process that loads for training and one for validation"
+    assert len(family) >= 4, "supervisor, training, a process that loads for training and one for validation"
     process.kill()
     process.wait()
     wait_until(lambda: not any(map(is_alive, family)))

@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "sharing": {"files", "errors", "axes", "facts", "topology", "rules", "plan", "render", "choice", "crossvalidation"},
     "lease": set(),
     "trainings": {"errors", "facts", "lease"},
-    "guard": {"facts", "lease", "processes", "trainings"},
-    "pool": {"facts", "guard", "lease", "processes", "trainings"},
-    "cluster": {"errors", "guard", "lease", "pool", "trainings"},
+    "supervisor": {"facts", "lease", "processes", "trainings"},
+    "backends": {"facts", "supervisor", "lease", "processes", "trainings"},
+    "cluster": {"errors", "supervisor", "lease", "backends", "trainings"},
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "evaluation": {"files", "errors", "axes", "facts", "dataset", "fingerprint", "processes"},
     "crossvalidation": {
@@ -73,7 +73,7 @@ def test_planning_is_pure(module: str) -> None:
     [
         ("autoplan.plan", "torch monai nibabel numpy scipy"),
         ("autoplan.__main__", "torch monai scipy.ndimage distributed"),
-        ("autoplan.guard", "torch monai nibabel numpy scipy fire distributed"),
+        ("autoplan.supervisor", "torch monai nibabel numpy scipy fire distributed"),
     ],
 )
 def test_import_stays_light(module: str, absent: str) -> None:

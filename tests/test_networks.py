@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from monai.networks.nets import DynUNet
-from scripts.inference import CascadeInferer, MeanInferer, MirroredWindowInferer
+from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
 from scripts.networks import Composite, Folds, append_one_hot, cropped_to, padded_to
 
 CHANNELS, CLASSES = 2, 3

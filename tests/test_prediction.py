@@ -11,7 +11,7 @@ import torch
 from conftest import TINY_PLAN
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
-from scripts.data import images_to_predict
+from scripts.datalists import images_to_predict
 from scripts.prediction import FAULT, ImageDataset, WholeFileWriter
 
 

@@ -122,7 +122,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
     of_cascade = {
         "3d_lowres": {"preprocessing", "lowres_spacing"},
         "3d_cascade_fullres": {
-            "network_def", "network", "previous", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
+            "network_def", "network", "lowres", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
             "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
         },
     }[name]  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
-from scripts.checkpoint import digest
+from scripts.files import file_digest
 
 EPOCHS, LENGTH = 3, 4
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -136,7 +136,7 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def test_a_finished_training_is_marked(undisturbed: Path) -> None:
-    model = digest(undisturbed / "model.pt")
+    model = file_digest(undisturbed / "model.pt")
     expected = {"epochs": EPOCHS, "stopped": False, "model": model, "max_epochs": EPOCHS, "schedule": False}
     assert finished(undisturbed) == expected
     assert len(model) == 16
@@ -222,7 +222,7 @@ def test_a_kill_between_the_checkpoint_and_the_network_loses_neither(
     (tmp_path / "finished.json").unlink()
     train(tmp_path)
     assert_same(tmp_path, undisturbed)
-    assert finished(tmp_path)["model"] == digest(tmp_path / "model.pt")
+    assert finished(tmp_path)["model"] == file_digest(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage"])

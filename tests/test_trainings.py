@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY_PLAN
 
 from autoplan import __main__ as command_line
-from autoplan import lease, pool, trainings
+from autoplan import backends, lease, trainings
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 from autoplan.trainings import Job
@@ -266,8 +266,8 @@ def cascade(task: Path) -> list[Job]:
 
 
 def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
-    first = [j for j in cascade if j.configuration == trainings.STAGE_1]
-    second = [j for j in cascade if j.configuration == trainings.STAGE_2]
+    first = [j for j in cascade if j.configuration == trainings.LOWRES]
+    second = [j for j in cascade if j.configuration == trainings.CASCADE]
     prerequisites = {job: trainings.needs(job) for job in cascade}
     assert all(prerequisites[job] == first for job in second)
     free = [job for job in cascade if job not in second]
@@ -279,24 +279,24 @@ def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
 def test_stage_1_has_its_own_settings(task: Path) -> None:
     given = {"patch_size": "A", "lowres_patch_size": "B", "strides": "C", "lowres_features": "D", "max_epochs": "3"}
     given |= {"lowres_spacing": "[2,2,2]"}
-    job = quick_of(job_of(task, configuration=trainings.STAGE_2), **given)
+    job = quick_of(job_of(task, configuration=trainings.CASCADE), **given)
     expected = {"patch_size": "B", "features": "D", "max_epochs": "3", "lowres_spacing": "[2,2,2]"}
     needed = trainings.needs(job)
     assert [dict(other.settings) for other in needed] == [expected] * 5
     assert all(other.quick for other in needed)
-    trainings.check_settings(expected, trainings.read_json(task / trainings.STAGE_1 / "configs" / "train.json"))
+    trainings.check_settings(expected, trainings.read_json(task / trainings.LOWRES / "configs" / "train.json"))
 
 
 def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
-    [second] = trainings.jobs_of([task / trainings.STAGE_2], [0])
+    [second] = trainings.jobs_of([task / trainings.CASCADE], [0])
     first = trainings.needs(second)
     for job in first:
         finish(job, 17, schedule=True)
         score(job)
-    todo, prerequisites = pool._with_prerequisites([second], fill=False)
+    todo, prerequisites = backends._with_prerequisites([second], fill=False)
     assert (todo, prerequisites[second]) == ([second], [])
     (first[2].folder / "validation" / "dice.json").unlink()
-    todo, prerequisites = pool._with_prerequisites([second], fill=False)
+    todo, prerequisites = backends._with_prerequisites([second], fill=False)
     assert todo == [quick_of(first[2]), second]
     assert prerequisites[second] == [quick_of(first[2])]
     assert trainings.missing_steps(todo[0]) == ["evaluating"]
@@ -304,9 +304,9 @@ def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
 
 
 def test_stage_1_that_is_asked_for_is_run_as_it_is_asked_for(cascade: list[Job]) -> None:
-    todo, prerequisites = pool._with_prerequisites(cascade, fill=False)
+    todo, prerequisites = backends._with_prerequisites(cascade, fill=False)
     assert sorted(j.name for j in todo) == sorted(j.name for j in cascade)
-    first = [j for j in cascade if j.configuration == trainings.STAGE_1]
+    first = [j for j in cascade if j.configuration == trainings.LOWRES]
     assert prerequisites[cascade[-1]] == first
 
 
@@ -447,20 +447,20 @@ def test_the_end_of_the_command_tells_what_is_not_done(task: Path) -> None:
 def test_gpus() -> None:
     plain = "GPU 0: NVIDIA A100 (UUID: GPU-1)\nGPU 1: NVIDIA A100 (UUID: GPU-2)\n"
     parts = "GPU 0: NVIDIA A100 (UUID: GPU-1)\n  MIG 1g.5gb Device 0: (UUID: MIG-a)\n  MIG 1g Device 1: (UUID: MIG-b)\n"
-    assert pool.gpus_listed(plain) == ["0", "1"]
-    assert pool.gpus_listed(parts) == ["MIG-a", "MIG-b"]
-    assert pool.gpus_listed("") == []
-    assert pool.gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
-    assert pool.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
-    assert pool.gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+    assert backends.gpus_listed(plain) == ["0", "1"]
+    assert backends.gpus_listed(parts) == ["MIG-a", "MIG-b"]
+    assert backends.gpus_listed("") == []
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
 def test_jobs_share_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(pool, "threads", lambda jobs: 16 // jobs)
-    machine = pool.Machine(4, devices=["0", "1"])
+    monkeypatch.setattr(backends, "threads", lambda jobs: 16 // jobs)
+    machine = backends.Machine(4, devices=["0", "1"])
     found = [machine._free.get() for _ in range(4)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "0", "1"]
     assert {e["OMP_NUM_THREADS"] for e in found} == {"4"}
-    assert pool.Machine(devices=["0", "1", "2"]).places == 3
-    assert pool.Machine(devices=[]).places == 1
+    assert backends.Machine(devices=["0", "1", "2"]).places == 3
+    assert backends.Machine(devices=[]).places == 1

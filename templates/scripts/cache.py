@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import TEMPORARY, write_atomically
 
 FORMAT = 1
 STALE_SECONDS = 3600
@@ -66,15 +67,14 @@ def read_arrays(path: Path) -> list[np.ndarray]:
 
 
 def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Write a file of arrays, under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
-    try:
+    """Write a file of arrays, atomically."""
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for array in arrays:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def read_case(path: str | Path, slice_axis: int) -> CachedCase:
@@ -112,7 +112,7 @@ def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
     ]
 
 
-def ask_for(box: np.ndarray) -> None:
+def prefetch(box: np.ndarray) -> None:
     """Have the system read a box (C, *spatial) of a memory-mapped array, and no more than its pages, before it is
     indexed.
 
@@ -150,7 +150,7 @@ def _describe_code(code: CodeType) -> list[Any]:
     return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
 
 
-def digest(value: Any, length: int) -> str:
+def settings_digest(value: Any, length: int) -> str:
     """Some hexadecimal digits that tell nested plain values apart."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
 
@@ -184,12 +184,12 @@ class CaseCache:
         self.num_classes = int(num_classes)
         self.max_locations = int(max_locations)
         what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
-        self.folder = Path(folder) / digest(what, 12)
+        self.folder = Path(folder) / settings_digest(what, 12)
 
     def path(self, item: Mapping[str, str]) -> Path:
         """File of a case, which may not exist yet."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
-        stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
+        stamp = settings_digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
         return self.folder / f"{case_name(item['image'])}-{stamp}.npys"
 
     def write(self, item: Mapping[str, str]) -> Path:
@@ -199,7 +199,7 @@ class CaseCache:
             data = self.preprocessing(dict(item))
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
-            locations = self._locations(label, np.random.default_rng(int(digest(path.name, 8), 16)))
+            locations = self._locations(label, np.random.default_rng(int(settings_digest(path.name, 8), 16)))
             counts = np.array([len(found) for found in locations], np.int64)
             indices = np.concatenate([np.empty((0, label.ndim), np.int32), *locations])
             write_arrays(path, [image, np.moveaxis(label, self.slice_axis, 0), counts, indices])
@@ -240,7 +240,7 @@ class CaseCache:
         return [self.path(item) for item in items]
 
     def _remove_stale(self) -> None:
-        for left in self.folder.glob(".*.tmp"):
+        for left in self.folder.glob(TEMPORARY):
             # Its writer may finish and rename it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > STALE_SECONDS:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import pickle
 import signal
 from collections.abc import Mapping
@@ -16,7 +14,8 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
-from scripts.rules import OtherRecipeError
+from scripts.files import file_digest, link_atomically, write_atomically, write_text_atomically
+from scripts.stopping import OtherRecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +23,13 @@ FINISHED = "finished.json"
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """`torch.save` under a temporary name, then rename: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    """`torch.save`, atomically."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a name instead would become a part of the file
             torch.save(value, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
-
-def digest(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file: which network it holds."""
-    found = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return found.hexdigest()[:16]
+    write_atomically(path, save)
 
 
 class Checkpoint:
@@ -155,21 +143,21 @@ class Checkpoint:
             last = self.ckpt_dir / "last.pt"
             if last.is_file():
                 # A second name for the same file, so that there is no moment without last.pt.
-                _replace_by_link(last, self.ckpt_dir / "previous.pt")
+                link_atomically(last, self.ckpt_dir / "previous.pt")
             save_atomically(state, last)
             self._save_model(network)
 
     def _save_model(self, network: Mapping[str, Any]) -> None:
         save_atomically(network, self.ckpt_dir / "model.pt")
         if self.model_file is not None:
-            _replace_by_link(self.ckpt_dir / "model.pt", self.model_file)
+            link_atomically(self.ckpt_dir / "model.pt", self.model_file)
 
     def _restore_model(self) -> None:
         """Write the model.pt of a finished training where it is not the one that finished.json names: the process was
         killed between last.pt and it, or somebody took it away."""
         if idist.get_rank() == 0:
             model = self.ckpt_dir / "model.pt"
-            if not model.is_file() or self._marked().get("model") != digest(model):
+            if not model.is_file() or self._marked().get("model") != file_digest(model):
                 self._save_model(self.network.state_dict())
 
     def _marked(self) -> dict[str, Any]:
@@ -181,7 +169,7 @@ class Checkpoint:
     def _mark(self, engine: Engine) -> None:
         """Write finished.json, unless it says the same already or something else has ended the training."""
         if idist.get_rank() == 0 and (self._stopped() or engine.state.epoch >= engine.state.max_epochs):
-            model = digest(self.ckpt_dir / "model.pt")
+            model = file_digest(self.ckpt_dir / "model.pt")
             found = {
                 "epochs": engine.state.epoch,
                 "stopped": self._stopped(),
@@ -191,9 +179,7 @@ class Checkpoint:
             }
             # Another maximum changes nothing in a training that is finished.
             if {**self._marked(), "max_epochs": found["max_epochs"]} != found:
-                temporary = self.ckpt_dir / f".{FINISHED}.{os.getpid()}.tmp"
-                temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
-                temporary.replace(self.ckpt_dir / FINISHED)
+                write_text_atomically(self.ckpt_dir / FINISHED, json.dumps(found) + "\n")
 
     def _unmark(self) -> None:
         if idist.get_rank() == 0:
@@ -245,17 +231,6 @@ class Checkpoint:
     def _restore_signals(self) -> None:
         while self._old_handlers:
             signal.signal(*self._old_handlers.popitem())
-
-
-def _replace_by_link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
 
 
 def _random_state() -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Folds(NamedTuple):
 class Composite(torch.nn.Module):
     """Networks in named lists, one network a fold, in one module with one flat state dict.
 
-    The inferers of :mod:`scripts.inference` call the networks in the lists. `forward` is for programs that know nothing
+    The inferers of :mod:`scripts.inferers` call the networks in the lists. `forward` is for programs that know nothing
     but a network and a patch (export, checks): the class probabilities that the inferers give for an image that is one
     patch, without mirroring. An exported module is therefore not the whole prediction.
 

@@ -15,8 +15,8 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
 from scripts.augmentation import patch_start
-from scripts.cache import CachedCase, CaseCache, ask_for, read_case
-from scripts.cascade import PreviousStage
+from scripts.cache import CachedCase, CaseCache, prefetch, read_case
+from scripts.cascade import LowresSegmentations
 
 
 class Request(NamedTuple):
@@ -40,8 +40,8 @@ class PatchDataset(torch.utils.data.Dataset):
         transform: makes the patch from {"image": (C, *spatial), "label": (1, *spatial), "center": voxel index}, whose
             arrays are memory-mapped: what it does not index is not read. When it is randomizable it is seeded before.
         num_workers: processes that preprocess at the same time.
-        previous: for the second stage of a cascade, the segmentations by the first; the transform finds them as
-            "previous", (1, *spatial).
+        lowres: for the second stage of a cascade, the segmentations by the first; the transform finds them as
+            "lowres", (1, *spatial).
 
     Source: arXiv:1809.10486, section 2.3, "Patch Sampling".
     """
@@ -53,11 +53,11 @@ class PatchDataset(torch.utils.data.Dataset):
         patch_size: Sequence[int],
         transform: Callable[[dict], dict],
         num_workers: int = 0,
-        previous: PreviousStage | None = None,
+        lowres: LowresSegmentations | None = None,
     ) -> None:
         self.paths = cache.fill(data, num_workers)
-        self.previous = previous
-        self.previous_paths = [] if previous is None else previous.fill(data)
+        self.lowres = lowres
+        self.lowres_paths = [] if lowres is None else lowres.fill(data)
         self.slice_axis = cache.slice_axis
         self.patch_size = tuple(int(p) for p in patch_size)
         self.transform = transform
@@ -78,8 +78,8 @@ class PatchDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng(request.seed)
         center = self._center(case, request.foreground, rng)
         arrays = {"image": case.image, "label": case.label}
-        if self.previous is not None:
-            arrays["previous"] = self.previous.read(self.previous_paths[request.case])
+        if self.lowres is not None:
+            arrays["lowres"] = self.lowres.read(self.lowres_paths[request.case])
         if len(self.patch_size) == case.image.ndim - 2:
             # An index and not np.take, which copies the whole of an array that is not contiguous.
             where = (slice(None),) * (self.slice_axis + 1) + (center.pop(self.slice_axis),)
@@ -88,7 +88,7 @@ class PatchDataset(torch.utils.data.Dataset):
             start = patch_start(center, self.patch_size, case.label.shape[1:])
             inside = tuple(slice(max(s, 0), s + n) for s, n in zip(start, self.patch_size, strict=True))
             for array in arrays.values():
-                ask_for(array[(slice(None), *inside)])
+                prefetch(array[(slice(None), *inside)])
         data = {**arrays, "center": tuple(center), "case": case.name}
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))

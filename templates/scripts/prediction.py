@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from ignite.engine import Engine
 from monai.data import Dataset, NibabelWriter
 from monai.engines import SupervisedEvaluator
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import write_atomically
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
 
 
 class WholeFileWriter(NibabelWriter):
-    """Writer for `SaveImaged` that writes under a temporary name and renames: a file that exists is whole.
+    """Writer for `SaveImaged` that writes atomically: a file that exists is whole.
 
     It never resamples. MONAI 1.6.1 goes through its resampling even where that is switched off, and fails there on an
     image whose axes are stored in another order than right, anterior, superior.
@@ -33,13 +33,8 @@ class WholeFileWriter(NibabelWriter):
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set."""
-        path = Path(filename)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            super().write(temporary, verbose, **kwargs)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write = super().write
+        write_atomically(filename, lambda temporary: write(temporary, verbose, **kwargs))
 
 
 class ImageDataset(Dataset):

@@ -15,7 +15,8 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from tqdm import tqdm
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class PatchDice(Metric):
 class EpochLog:
     """Handler for a trainer: shows and writes down every epoch.
 
-    It must come after :class:`scripts.rules.LossRules`, whose averages it shows, and before the checkpoint, which saves
-    its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
+    It must come after :class:`scripts.stopping.LossRules`, whose averages it shows, and before the checkpoint, which
+    saves its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
 
     Args:
         output_dir: folder of curve.csv and progress.png.
@@ -123,13 +124,13 @@ class EpochLog:
         draw_curve(self.history, self.classes, self.output_dir / "progress.png")
 
     def _write_curve(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self.output_dir / ".curve.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
-        temporary.replace(self.output_dir / "curve.csv")
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(self.history[0]))
+                writer.writeheader()
+                writer.writerows(self.history)
+
+        write_atomically(self.output_dir / "curve.csv", write)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of curve.csv."""
@@ -198,9 +199,7 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         axes.legend(fontsize="small")
     for axes in (losses, dice, rate):
         axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
 
 
 def _duration(seconds: float) -> str:

@@ -65,30 +65,30 @@ class MirroredWindowInferer(SlidingWindowInferer):
         self.num_classes = num_classes
 
     def __call__(
-        self, inputs: torch.Tensor, network: torch.nn.Module, previous: torch.Tensor | None = None
+        self, inputs: torch.Tensor, network: torch.nn.Module, lowres: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Class probabilities, float16 (B, classes, X, Y, Z).
 
         Args:
             inputs: images (B, C, X, Y, Z).
             network: the network, or the module that has the networks of `member`; scripted or not.
-            previous: segmentation of the first stage, uint8 (B, 1, X, Y, Z), seen as one-hot channels.
+            lowres: segmentation of the first stage, uint8 (B, 1, X, Y, Z), seen as one-hot channels.
         """
         networks = [network] if self.member is None else list(getattr(network, self.member).children())
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if self.slice_axis is None:
-            pred = self._windows(image, networks, previous)
+            pred = self._windows(image, networks, lowres)
         else:
             axis = self.slice_axis + 2
             pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
             pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
         return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
 
-    def _windows(self, inputs: torch.Tensor, networks: Networks, previous: torch.Tensor | None) -> torch.Tensor:
+    def _windows(self, inputs: torch.Tensor, networks: Networks, lowres: torch.Tensor | None) -> torch.Tensor:
         size = list(inputs.shape[2:])
         patch = window_size(size, list(self.roi_size))
         inputs = padded_to(inputs, patch, [1] * len(patch))
-        previous = None if previous is None else padded_to(previous, patch, [1] * len(patch))
+        lowres = None if lowres is None else padded_to(lowres, patch, [1] * len(patch))
         shape = inputs.shape[2:]
         steps = [max(1, int(p * (1 - self.overlap))) if n > p else p for n, p in zip(shape, patch, strict=True)]
         importance = compute_importance_map(patch, mode="gaussian", device=inputs.device, dtype=torch.float32)
@@ -99,19 +99,19 @@ class MirroredWindowInferer(SlidingWindowInferer):
             places = [(image, window) for window in windows for image in range(len(inputs))]
             for first in range(0, len(places), self.sw_batch_size):
                 part = places[first : first + self.sw_batch_size]
-                patches = torch.cat([self._patch(inputs, previous, *place) for place in part])
+                patches = torch.cat([self._patch(inputs, lowres, *place) for place in part])
                 for place, probabilities in zip(part, self._probabilities(patches, networks), strict=True):
                     sums.add(*place, probabilities)
         sums.finish(shape[0])
         return cropped_to(sums.finished, size)
 
     def _patch(
-        self, inputs: torch.Tensor, previous: torch.Tensor | None, image: int, window: tuple[slice, ...]
+        self, inputs: torch.Tensor, lowres: torch.Tensor | None, image: int, window: tuple[slice, ...]
     ) -> torch.Tensor:
         where = (slice(image, image + 1), slice(None), *window)
-        if previous is None:
+        if lowres is None:
             return inputs[where]
-        return append_one_hot(inputs[where], previous[where], self.num_classes)
+        return append_one_hot(inputs[where], lowres[where], self.num_classes)
 
     def _probabilities(self, window: torch.Tensor, networks: Networks) -> torch.Tensor:
         axes = range(2, window.ndim) if self.mirror else ()

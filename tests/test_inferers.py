@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from scripts import inference
-from scripts.inference import CascadeInferer, MeanInferer, MirroredWindowInferer
+from scripts import inferers
+from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
 from scripts.networks import window_size
 from scripts.resampling import resampled_shape
 
@@ -258,12 +258,12 @@ def test_sums_are_kept_for_open_rows_only(monkeypatch) -> None:
     """For an image of 400 rows and 5 classes, 8 rows of float32 beside the float16 result."""
     made = []
 
-    class Sums(inference._Sums):
+    class Sums(inferers._Sums):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(inference, "_Sums", Sums)
+    monkeypatch.setattr(inferers, "_Sums", Sums)
     probabilities = noise(1, 5, 400, 9, 7).softmax(1)
     found = MirroredWindowInferer((8, 8, 8), mirror=False)(probabilities, log_softmax_of_channels)
     torch.testing.assert_close(found.float(), probabilities, **HALF)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from scripts.rules import LossRules, OtherRecipeError
+from scripts.stopping import LossRules, OtherRecipeError
 
 Curve = Callable[[int], float]
 LR = 3e-4

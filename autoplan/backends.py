@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from autoplan import guard, lease, trainings
+from autoplan import lease, supervisor, trainings
 from autoplan.facts import to_dict
 from autoplan.processes import num_processors
 from autoplan.trainings import Failure, Job
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
-HELD_SECONDS = lease.STALE_SECONDS + guard.GRACE_SECONDS
+HELD_SECONDS = lease.STALE_SECONDS + supervisor.GRACE_SECONDS
 """How long a job waits for a process that works on it already, such as one that was told to end and saves."""
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 Never: Callable[[], bool] = lambda: False  # noqa: E731
@@ -53,7 +53,7 @@ class Backend(Protocol):
         """How a job ended whose handle is done."""
         ...
 
-    def fills(self) -> bool:
+    def runs_in_parallel(self) -> bool:
         """Whether jobs start together, so that the cache should be full before."""
         ...
 
@@ -78,10 +78,10 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
     while not (job.fold is not None and trainings.is_done(job)):
         if reason := trainings.other_recipe(job):
             return Outcome("failed", Failure(reason, trainings.OTHER_RECIPE, retry=False))
-        status, said = _run_guard(job, environment, stopped)
+        status, said = _run_supervisor(job, environment, stopped)
         if stopped():
             return Outcome("stopped")
-        if status in (guard.HELD, guard.LOST):
+        if status in (supervisor.HELD, supervisor.LOST):
             if time.monotonic() - held_since > HELD_SECONDS:
                 return Outcome("failed", _held(job))
             time.sleep(POLL_SECONDS)
@@ -96,9 +96,9 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
     return Outcome("done")
 
 
-def _run_guard(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool]) -> tuple[int, str]:
-    """Exit status of a guard that runs a job, and what it said itself."""
-    command = [sys.executable, "-m", "autoplan.guard", json.dumps(to_dict(job))]
+def _run_supervisor(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool]) -> tuple[int, str]:
+    """Exit status of a supervisor that runs a job, and what it said itself."""
+    command = [sys.executable, "-m", "autoplan.supervisor", json.dumps(to_dict(job))]
     # In a session of its own: Ctrl-C reaches this process, which then closes the pipe.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -108,7 +108,7 @@ def _run_guard(job: Job, environment: Mapping[str, str], stopped: Callable[[], b
         while process.poll() is None and not stopped():
             time.sleep(POLL_SECONDS)
     finally:
-        # The end of the pipe asks the guard to end the job. The guard says little: its errors fit into the pipe.
+        # The end of the pipe asks the supervisor to end the job. It says little: its errors fit into the pipe.
         _, said = process.communicate()
     return process.returncode, said
 
@@ -200,7 +200,7 @@ class Machine:
         """How a job ended."""
         return handle.result()
 
-    def fills(self) -> bool:
+    def runs_in_parallel(self) -> bool:
         """Whether there is more than one place."""
         return self.places > 1
 
@@ -224,7 +224,7 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
     Returns:
         The outcome of each job that was begun.
     """
-    todo, prerequisites = _with_prerequisites(jobs, backend.fills())
+    todo, prerequisites = _with_prerequisites(jobs, backend.runs_in_parallel())
     done: set[Job] = set()
     handles: dict[Job, Any] = {}
     outcomes: dict[Job, Outcome] = {}
@@ -275,7 +275,7 @@ def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dic
 
 def _order(job: Job) -> bool:
     """What others wait for comes first."""
-    return job.configuration != trainings.STAGE_1
+    return job.configuration != trainings.LOWRES
 
 
 class Display:

@@ -1,9 +1,9 @@
-"""Runs what a job still needs, in a process of its own: `python -m autoplan.guard JOB`, a job as JSON.
+"""Runs what a job still needs, in a process of its own: `python -m autoplan.supervisor JOB`, a job as JSON.
 
 It holds the job's lease, writes the job's log, and watches its standard input, a pipe from whoever started it: when
 that ends, because the starter closed it or died in whatever way, the training is asked to save and end, and after
-GRACE_SECONDS it is killed with all the processes it has started. When the guard itself is killed the system ends the
-training with it (Linux). So no training outlives who answers for it.
+GRACE_SECONDS it is killed with all the processes it has started. When the supervisor itself is killed, the system ends
+the training with it (Linux). So no training outlives who answers for it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.25
 
 
-class Guard:
+class Supervisor:
     """The state of the loop that watches a step."""
 
     def __init__(self, held: lease.Lease) -> None:
@@ -90,19 +90,19 @@ def main(argument: str) -> int:
     held = lease.acquire(job.folder, max_epochs=trainings.max_epochs(job))
     if held is None:
         return HELD
-    status, guard = 0, Guard(held)
+    status, supervisor = 0, Supervisor(held)
     try:
         with job.log.open("ab") as log:
             for step in trainings.missing_steps(job):
-                if guard.is_asked or status:
+                if supervisor.is_asked or status:
                     break
                 command = trainings.command(job, step)
                 _say(log, f"{trainings.START} {step}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}")
-                status = guard.run(command, log, job.bundle)
+                status = supervisor.run(command, log, job.bundle)
                 _say(log, f"{trainings.END} {status}")
     finally:
         held.release()
-    return LOST if guard.is_lost else status or (128 + signal.SIGTERM if guard.is_asked else 0)
+    return LOST if supervisor.is_lost else status or (128 + signal.SIGTERM if supervisor.is_asked else 0)
 
 
 def _say(log: IO[bytes], line: str) -> None:
