@@ -24,6 +24,7 @@ from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
 from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
+from autoplan.files import read_object
 from autoplan.rules import Cascade
 
 
@@ -386,7 +387,7 @@ def _template() -> dict[str, Any]:
 
     configs, found = templates_folder() / "configs", dict[str, Any]()
     for path in (configs / "train.json", *configs.glob("3d_*/train.json"), *configs.glob("3d_*/networks.json")):
-        found |= {name: value for name, value in trainings.read_json(path).items() if "#" not in name}
+        found |= {name: value for name, value in read_object(path).items() if "#" not in name}
     return {name: value for name, value in found.items() if not name.startswith("+")}
 
 

@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
-from autoplan.dataset import one_line
-from autoplan.errors import DatasetError, TemplateError
+from autoplan.errors import DatasetError, TemplateError, one_line
 from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
-from autoplan.files import write_text_atomically
+from autoplan.files import read_json, read_object, write_text_atomically
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
 from autoplan.trainings import SETTINGS, flags_of_recipe
@@ -236,7 +235,7 @@ def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, Fold]], l
 
 def _check_folds(planned: Plan, bundle: Path) -> None:
     """Refuses a bundle whose folds are not the plan's: its networks have seen other cases."""
-    folds = _load(bundle / "configs" / "folds.json")
+    folds = read_json(bundle / "configs" / "folds.json")
     if folds != to_dict(planned.folds):
         raise TemplateError(
             f"{bundle}: configs/folds.json has other folds than the plan of the dataset as it is now. "
@@ -247,7 +246,7 @@ def _check_folds(planned: Plan, bundle: Path) -> None:
 def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missing:
     """A finished fold, or what it lacks."""
     folder = bundle / "models" / f"fold_{k}"
-    trained, scored = _load(folder / "finished.json"), _load(folder / "validation" / "dice.json")
+    trained, scored = read_object(folder / "finished.json"), read_object(folder / "validation" / "dice.json")
     if not isinstance(trained, dict) or not trained.get("model") or not (folder / "model.pt").is_file():
         return Missing(name, k, "is not trained to its end", making_command(bundle, k))
     if not isinstance(scored, dict) or not set(scored.get("settings") or ()) >= SETTINGS:
@@ -284,14 +283,6 @@ def _where(bundle: Path) -> str:
     """The flag that names the folder of the bundles, where it is needed, with a space before it."""
     bundles = bundle.parents[1].as_posix()
     return "" if bundles == "bundles" else f" --bundles {bundles}"
-
-
-def _load(path: Path) -> Any:
-    """Content of a JSON file; None where there is none, or a broken one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def comparable(found: Mapping[str, Mapping[int, object]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -432,9 +423,9 @@ def _saved(comparison: Comparison, folder: Path) -> Scores:
     """Scores that were saved and still hold, for each candidate; none for a candidate that has none."""
     scores: Scores = {candidate: {} for candidate in candidates(comparison.configurations)}
     for path in (folder / RESULT, folder / PARTIAL):
-        content = _load(path)
+        content = read_object(path)
         try:
-            if content is not None and content["key"] == comparison.key:
+            if content and content["key"] == comparison.key:
                 for candidate, by_case in scores.items():
                     by_case.update(_valid(comparison, candidate, content))
         except (KeyError, TypeError, AttributeError):

@@ -25,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from autoplan.errors import DatasetError
+from autoplan.errors import DatasetError, one_line
 from autoplan.facts import Case, Dataset
 
 DESCRIPTION = "dataset.json"
@@ -334,11 +334,6 @@ def _read(root: Path, path: str, faults: list[str]) -> Volume | None:
     except UNREADABLE as error:
         faults.append(f"{path} cannot be read ({one_line(error)}). Copy it again, or leave the case out.")
     return None
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_volume(path: Path) -> Volume:

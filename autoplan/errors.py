@@ -1,8 +1,8 @@
-"""The errors that a user can mend. `__main__.main` turns each into one message on stderr and exit status 1."""
+"""The errors that a user can correct. `__main__.main` turns each into one message on stderr and exit status 1."""
 
 
 class AutoplanError(Exception):
-    """What is wrong, where, and how to mend it."""
+    """What is wrong, where, and how to correct it."""
 
 
 class DatasetError(AutoplanError):
@@ -19,3 +19,8 @@ class TemplateError(AutoplanError):
 
 class TrainingError(AutoplanError):
     """Trainings: what is asked for is not there, a job failed, or what runs the jobs went away."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan import dataset as datasets
-from autoplan.errors import DatasetError
+from autoplan.errors import DatasetError, one_line
 from autoplan.facts import to_dict
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.fingerprint import bounding_box, spacing
@@ -239,7 +239,7 @@ def _header(path: Path, faults: list[str]) -> tuple[tuple[int, ...], NDArray[np.
     try:
         image: Any = nibabel.load(path)
     except datasets.UNREADABLE as error:
-        faults.append(f"{path}: cannot be read ({datasets.one_line(error)}). Copy it again, or take it out.")
+        faults.append(f"{path}: cannot be read ({one_line(error)}). Copy it again, or take it out.")
         return None
     if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
         faults.append(f"{path}: shape {image.shape}, not one volume. Store the classes as numbers in one volume.")
@@ -256,7 +256,7 @@ def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDAr
     try:
         volume = datasets.read_volume(path)
     except datasets.UNREADABLE as error:
-        raise DatasetError(f"{path}: cannot be read ({datasets.one_line(error)}). Copy it again.") from error
+        raise DatasetError(f"{path}: cannot be read ({one_line(error)}). Copy it again.") from error
     values, faults = datasets.whole_numbers(volume.array[..., 0], what=what)
     _raise([f"{path}: {fault}" for fault in faults])
     return values, volume.affine

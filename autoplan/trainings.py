@@ -18,6 +18,7 @@ from typing import Any, get_args
 from autoplan import lease
 from autoplan.errors import TrainingError
 from autoplan.facts import ConfigurationName
+from autoplan.files import read_json, read_object
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
 LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
@@ -132,7 +133,7 @@ def jobs_of(
     """
     jobs = []
     for bundle in bundles:
-        check_settings(settings or {}, read_json(bundle / "configs" / "train.json"))
+        check_settings(settings or {}, read_object(bundle / "configs" / "train.json"))
         count = len(_folds(bundle))
         for fold in folds or range(count):
             if fold not in range(count):
@@ -161,7 +162,7 @@ def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:
     fillers: dict[str, Job] = {}
     found = {}
     for job in jobs:
-        config = {**read_json(Path(job.bundle) / "configs" / "train.json"), **dict(job.settings)}
+        config = {**read_object(Path(job.bundle) / "configs" / "train.json"), **dict(job.settings)}
         key = json.dumps([config.get(name) for name in SHARED_BY_A_CACHE] + [str(Path(job.bundle).parent)])
         # A setting that is a string here is a number there: the comparison needs equality only.
         fillers.setdefault(key, Job(job.bundle, job.configuration, None, job.quick, job.settings))
@@ -181,7 +182,7 @@ def needs(job: Job) -> list[Job]:
 def settings_of_lowres(job: Job) -> tuple[tuple[str, str], ...]:
     """What a job of the second stage says about the first: lowres_patch_size is the first stage's patch_size, and
     patch_size says nothing about it; settings that both have are the same."""
-    configs = [read_json(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (LOWRES, CASCADE)]
+    configs = [read_object(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (LOWRES, CASCADE)]
     known, own = [{name for name in config if name not in MANAGED} for config in configs]
     names = {name: name for name in known if f"lowres_{name}" not in own}
     names |= {f"lowres_{name}": name for name in known if f"lowres_{name}" in own}
@@ -227,16 +228,16 @@ def has_schedule(job: Job) -> bool:
 
 def _setting(job: Job, name: str) -> Any:
     configs = Path(job.bundle) / "configs"
-    value: Any = read_json(configs / "train.json").get(name)
+    value: Any = read_object(configs / "train.json").get(name)
     if job.quick:
-        value = read_json(configs / "quick.json").get(name, value)
+        value = read_object(configs / "quick.json").get(name, value)
     return dict(job.settings).get(name, value)
 
 
 def other_recipe(job: Job) -> str:
     """What to say when a finished training had another recipe than a job asks for; nothing when it is the same, or may
     go on, or was finished by a version that has not recorded it."""
-    finished = read_json(job.folder / "finished.json")
+    finished = read_object(job.folder / "finished.json")
     if "schedule" not in finished:
         return ""
     asked = has_schedule(job)
@@ -250,7 +251,7 @@ def other_recipe(job: Job) -> str:
 
 def as_trained(job: Job) -> Job:
     """The job with the recipe and the number of epochs of its finished training, where they are recorded."""
-    finished = read_json(job.folder / "finished.json")
+    finished = read_object(job.folder / "finished.json")
     if "schedule" not in finished:
         return job
     quick = job.quick if has_schedule(job) == finished["schedule"] else bool(finished["schedule"])
@@ -270,7 +271,7 @@ def flags_of_recipe(bundle: Path, fold: int) -> str:
     """Flags of `train` by which a fold is trained as it was before, or as other folds of its configuration were: from
     the first that is finished, with a space before each."""
     for folder in (bundle / "models" / f"fold_{fold}", *sorted((bundle / "models").glob("fold_*"))):
-        if "schedule" in read_json(folder / "finished.json"):
+        if "schedule" in read_object(folder / "finished.json"):
             job = as_trained(Job(str(bundle), bundle.name, int(folder.name.removeprefix("fold_"))))
             return " --quick" * job.quick + "".join(f" --{name} {value}" for name, value in job.settings)
     return ""
@@ -278,7 +279,7 @@ def flags_of_recipe(bundle: Path, fold: int) -> str:
 
 def is_trained(job: Job) -> bool:
     """Whether the training has ended, by the job's recipe, and would not go on if it were started again."""
-    finished = read_json(job.folder / "finished.json")
+    finished = read_object(job.folder / "finished.json")
     if "model" not in finished or not (job.folder / "model.pt").is_file() or other_recipe(job):
         return False
     return bool(finished.get("stopped")) or int(finished.get("epochs", 0)) >= max_epochs(job)
@@ -295,7 +296,7 @@ def has_results(job: Job) -> bool:
     if job.fold is None:
         return False
     validation, cases = job.folder / "validation", _folds(Path(job.bundle))[job.fold]
-    finished, scores = read_json(job.folder / "finished.json"), read_json(validation / "dice.json")
+    finished, scores = read_object(job.folder / "finished.json"), read_object(validation / "dice.json")
     same = "model" in finished and scores.get("model") == finished["model"] and (job.folder / "model.pt").is_file()
     stored = all((validation / "probabilities" / f"{case}.npz").is_file() for case in cases)
     told = set(scores.get("settings") or ()) >= SETTINGS
@@ -313,7 +314,7 @@ def row(job: Job) -> Row:
     name, reason = state(job, is_held=held is not None)
     seconds = [float(r["seconds"]) for r in curve]
     left = (epochs - len(curve)) * sum(seconds) / len(seconds) if seconds and epochs and name == "training" else None
-    scores = read_json(job.folder / "validation" / "dice.json") if name == "done" else {}
+    scores = read_object(job.folder / "validation" / "dice.json") if name == "done" else {}
     return Row(
         job.configuration, job.fold, name, int(last.get("epoch", 0)), epochs,
         _number(last.get("train_average")), _number(last.get("val_average")), scores.get("mean_foreground_dice"),
@@ -355,7 +356,7 @@ def as_last_started(job: Job) -> Job:
     """The job with the recipe and the number of epochs of its training: of a finished one as it is recorded, else as it
     was last started, by its log."""
     start = _last_start(job.log)
-    if not start or "schedule" in read_json(job.folder / "finished.json"):
+    if not start or "schedule" in read_object(job.folder / "finished.json"):
         return as_trained(job)
     epochs = re.findall(r"--max_epochs (\S+)", start)
     return replace(job, quick="quick.json" in start, settings=(("max_epochs", epochs[-1]),) if epochs else ())
@@ -485,19 +486,10 @@ def explain(status: int, tail: str, *, out_of_memory: bool = False) -> Failure:
     return Failure(said[:300], "the settings, and the traceback in the log", retry=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file is not there or holds no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _folds(bundle: Path) -> list[list[str]]:
     path = bundle / "configs" / "folds.json"
     try:
-        found: list[list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        found: list[list[str]] = read_json(path)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path} cannot be read ({error}). Plan again with --force.") from None
     return found

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "prediction": {"files", "errors", "dataset", "processes"},
     "sharing": {"files", "errors", "axes", "facts", "topology", "rules", "plan", "render", "choice", "crossvalidation"},
     "lease": set(),
-    "trainings": {"errors", "facts", "lease"},
+    "trainings": {"files", "errors", "facts", "lease"},
     "supervisor": {"facts", "lease", "processes", "trainings"},
     "backends": {"facts", "supervisor", "lease", "processes", "trainings"},
     "cluster": {"errors", "supervisor", "lease", "backends", "trainings"},

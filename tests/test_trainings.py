@@ -14,6 +14,7 @@ from autoplan import __main__ as command_line
 from autoplan import backends, lease, trainings
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
+from autoplan.files import read_object
 from autoplan.trainings import Job
 
 TASK = TINY_PLAN.name
@@ -109,7 +110,7 @@ def test_a_training_sees_one_gpu(task: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) -> None:
     for bundle in trainings.find_bundles(task):
-        config = trainings.read_json(bundle / "configs" / "train.json")
+        config = read_object(bundle / "configs" / "train.json")
         settings = [name for name in config if name not in trainings.MANAGED]
         trainings.check_settings(settings, command_line._template())
 
@@ -284,7 +285,7 @@ def test_stage_1_has_its_own_settings(task: Path) -> None:
     needed = trainings.needs(job)
     assert [dict(other.settings) for other in needed] == [expected] * 5
     assert all(other.quick for other in needed)
-    trainings.check_settings(expected, trainings.read_json(task / trainings.LOWRES / "configs" / "train.json"))
+    trainings.check_settings(expected, read_object(task / trainings.LOWRES / "configs" / "train.json"))
 
 
 def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
