@@ -14,7 +14,7 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
-from autoplan import backends, topology, trainings
+from autoplan import backends, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -25,6 +25,8 @@ from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
 from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
 from autoplan.files import read_object
+from autoplan.jobs import PATHS, Job, as_last_started, check_all_done, check_settings, find_bundles, jobs_of, row
+from autoplan.jobs import table as jobs_table
 from autoplan.rules import Cascade
 
 
@@ -227,9 +229,9 @@ def train(
     backend = _backend(jobs, scheduler, slurm, settings)
     outcomes = backends.run_all(asked, backend, backends.Display())
     others = [job for job in outcomes if job.fold is not None and job not in asked]
-    rows = [trainings.row(job) for job in [*others, *asked]]
-    print(f"\n{trainings.table(rows)}")
-    trainings.check_all_done(rows, failed=[job for job, outcome in outcomes.items() if outcome.state == "failed"])
+    rows = [row(job) for job in [*others, *asked]]
+    print(f"\n{jobs_table(rows)}")
+    check_all_done(rows, failed=[job for job, outcome in outcomes.items() if outcome.state == "failed"])
 
 
 def status(
@@ -256,8 +258,8 @@ def status(
     _check("json", json, holds=isinstance(json, bool), takes="no value")
     _check_training(folds, quick=quick)
     asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
-    rows = [trainings.row(job if quick or settings else trainings.as_last_started(job)) for job in asked]
-    print(dumps(to_dict(tuple(rows)), indent=1) if json else trainings.table(rows))
+    rows = [row(job if quick or settings else as_last_started(job)) for job in asked]
+    print(dumps(to_dict(tuple(rows)), indent=1) if json else jobs_table(rows))
 
 
 def run(
@@ -279,7 +281,7 @@ def run(
     """
     _refuse("run", extra, ())
     _check_training(**{name: flags[name] for name in ("folds", "quick", "jobs", "device") if name in flags})
-    trainings.check_settings([name for name in flags if name not in FLAGS["train"]], _template())
+    check_settings([name for name in flags if name not in FLAGS["train"]], _template())
     plan(dataset, root=root, bundles=bundles, cascade=cascade)
     train(dataset, bundles=bundles, **flags)
     select(dataset, root=root, bundles=bundles)
@@ -351,12 +353,12 @@ def _is_length(value: object) -> bool:
 
 def _jobs(
     dataset: str, bundles: str, configurations: str, folds: str, quick: bool, settings: dict[str, str]
-) -> list[trainings.Job]:
+) -> list[Job]:
     """The jobs that flags ask for."""
     names = [name.strip() for name in configurations.split(",")] if configurations else []
-    given = {n: str(Path(v).absolute()) if n in trainings.PATHS else v for n, v in settings.items()}
-    found = trainings.find_bundles(Path(bundles) / _task(dataset), names)
-    return trainings.jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
+    given = {n: str(Path(v).absolute()) if n in PATHS else v for n, v in settings.items()}
+    found = find_bundles(Path(bundles) / _task(dataset), names)
+    return jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
 
 
 def _task(dataset: str) -> str:

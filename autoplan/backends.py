@@ -13,10 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from autoplan import lease, supervisor, trainings
+from autoplan import lease, supervisor
 from autoplan.facts import to_dict
+from autoplan.failures import OTHER_RECIPE, Failure, explain, log_tail
+from autoplan.jobs import (
+    LOWRES,
+    RETRIES,
+    Job,
+    caching_jobs,
+    duration,
+    has_results,
+    is_done,
+    is_trained,
+    needs,
+    other_recipe,
+    ready,
+    row,
+)
 from autoplan.processes import num_processors
-from autoplan.trainings import Failure, Job
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
@@ -67,7 +81,7 @@ class Backend(Protocol):
 
 
 def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool] = Never) -> Outcome:
-    """Runs what a job still needs, again where that may mend it, from the last checkpoint.
+    """Runs what a job still needs, and again where that may help, from the last checkpoint.
 
     Args:
         job: nothing is started when it is done on disk.
@@ -75,9 +89,9 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
         stopped: asked again and again; once it is true the job saves and ends.
     """
     attempts, held_since, killed = 0, time.monotonic(), _memory_kills()
-    while not (job.fold is not None and trainings.is_done(job)):
-        if reason := trainings.other_recipe(job):
-            return Outcome("failed", Failure(reason, trainings.OTHER_RECIPE, retry=False))
+    while not (job.fold is not None and is_done(job)):
+        if reason := other_recipe(job):
+            return Outcome("failed", Failure(reason, OTHER_RECIPE, retry=False))
         status, said = _run_supervisor(job, environment, stopped)
         if stopped():
             return Outcome("stopped")
@@ -86,12 +100,12 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
                 return Outcome("failed", _held(job))
             time.sleep(POLL_SECONDS)
             continue
-        if status == 0 and (job.fold is None or trainings.is_done(job)):
+        if status == 0 and (job.fold is None or is_done(job)):
             break
         attempts, held_since = attempts + 1, time.monotonic()
-        tail = said or trainings.log_tail(job.log)
-        failure = trainings.explain(status, tail, out_of_memory=_memory_kills() > killed)
-        if attempts > trainings.RETRIES or not failure.retry:
+        tail = said or log_tail(job.log)
+        failure = explain(status, tail, out_of_memory=_memory_kills() > killed)
+        if attempts > RETRIES or not failure.retry:
             return Outcome("failed", failure)
     return Outcome("done")
 
@@ -121,8 +135,8 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _held(job: Job) -> Failure:
-    who = lease.holder(job.folder) or {}
-    reason = f"process {who.get('pid', '?')} on {who.get('host', '?')} works on it"
+    who = lease.holder(job.folder)
+    reason = "another process works on it" if who is None else f"process {who.pid} on {who.host} works on it"
     return Failure(reason, f"wait for it or end it; its lease is {job.folder / lease.NAME}", retry=False)
 
 
@@ -230,7 +244,7 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
     outcomes: dict[Job, Outcome] = {}
     try:
         while True:
-            for job in trainings.ready(todo, prerequisites, done=done, begun=handles):
+            for job in ready(todo, prerequisites, done=done, begun=handles):
                 handles[job] = backend.submit(job)
             for job, handle in handles.items():
                 if job not in outcomes and handle.done():
@@ -257,17 +271,17 @@ def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dic
     """What is to be run: jobs that are not done, those that they need and those that fill their caches; and for each
     those that it waits for."""
     wanted = {job.folder: job for job in jobs}
-    missing = {job.folder: job for job in jobs if not trainings.is_done(job)}
+    missing = {job.folder: job for job in jobs if not is_done(job)}
     prerequisites: dict[Job, list[Job]] = {}
     for job in list(missing.values()):
-        others = [wanted.get(other.folder, other) for other in trainings.needs(job)]
+        others = [wanted.get(other.folder, other) for other in needs(job)]
         # What was not asked for may have been trained in any way.
-        needed = [o for o in others if o.folder in missing or (o.folder not in wanted and not trainings.has_results(o))]
+        needed = [o for o in others if o.folder in missing or (o.folder not in wanted and not has_results(o))]
         missing |= {other.folder: other for other in needed}
         prerequisites[job] = needed
     todo = list(missing.values())
-    untrained = [job for job in todo if not (job.folder / "last.pt").is_file() and not trainings.is_trained(job)]
-    fillers = trainings.caching_jobs(untrained) if fill and len(untrained) > 1 else {}
+    untrained = [job for job in todo if not (job.folder / "last.pt").is_file() and not is_trained(job)]
+    fillers = caching_jobs(untrained) if fill and len(untrained) > 1 else {}
     for job, filler in fillers.items():
         prerequisites[job] = [*prerequisites.get(job, []), filler]
     return [*dict.fromkeys(fillers.values()), *sorted(todo, key=_order)], prerequisites
@@ -275,7 +289,7 @@ def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dic
 
 def _order(job: Job) -> bool:
     """What others wait for comes first."""
-    return job.configuration != trainings.LOWRES
+    return job.configuration != LOWRES
 
 
 class Display:
@@ -338,9 +352,9 @@ def _line(job: Job) -> str:
     """A running job in one line."""
     if job.fold is None:
         return f"{job.name}: preprocessing"
-    r = trainings.row(job)
+    r = row(job)
     if r.state != "training" or not r.epoch:
         return f"{job.name}: {r.state}"
-    left = "" if r.seconds_left is None else f", about {trainings.duration(r.seconds_left)} left"
+    left = "" if r.seconds_left is None else f", about {duration(r.seconds_left)} left"
     losses = ", ".join(f"{n} {v:.3f}" for n, v in (("train", r.train_average), ("val", r.val_average)) if v is not None)
     return f"{job.name}: epoch {r.epoch}/{r.max_epochs}, {losses}{left}"

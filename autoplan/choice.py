@@ -82,10 +82,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not there for the comparison, and the command that makes it. `fold` is None for all folds."""
+    """What is not there for the comparison, and the command that makes it. `folds` is empty for the whole
+    configuration."""
 
     configuration: str
-    fold: int | None
+    folds: tuple[int, ...]
     what: str
     command: str
 
@@ -327,14 +328,15 @@ def _missing(setting: Setting) -> str:
     """What is missing, what that means, and how to make it."""
     lines = ["Missing: " + _meaning(setting)]
     for m in setting.missing:
-        where = m.configuration if m.fold is None else f"{m.configuration}, fold {m.fold}"
+        numbers = ", ".join(map(str, m.folds))
+        where = f"{m.configuration}, fold{'s' * (len(m.folds) > 1)} {numbers}" if m.folds else m.configuration
         lines += [f"  {where}: {m.what}", f"    {m.command}"]
     return "\n".join(lines)
 
 
 def _meaning(setting: Setting) -> str:
     """What the missing parts mean for the choice."""
-    left_out = sorted({m.configuration for m in setting.missing if m.fold is None}, key=ORDER.index)
+    left_out = sorted({m.configuration for m in setting.missing if not m.folds}, key=ORDER.index)
     sentences = []
     if left_out:
         sentences.append(f"{', '.join(left_out)} and ensembles with it are no candidates, though they may be better.")

@@ -18,7 +18,8 @@ from urllib.parse import urlparse
 from autoplan import backends
 from autoplan.backends import Outcome
 from autoplan.errors import TrainingError
-from autoplan.trainings import Failure, Job
+from autoplan.failures import Failure
+from autoplan.jobs import Job
 
 try:
     import yaml

@@ -1,15 +1,13 @@
 """What cross-validation left on disk, scored: the Dice of every candidate on the cases of all finished folds.
 
-A fold's folder, bundles/<Task>/<configuration>/models/fold_<k>/, holds finished.json, validation/dice.json and
-validation/probabilities/<case>.npz. The fold is finished when both files name the same network and every case of the
-fold has its probabilities. `Segmenter` turns probabilities into segmentations; it is the bundles' own code.
+`results` says which folds are finished. `Segmenter` turns the stored probabilities of a case into segmentations; it is
+the bundles' own code.
 
 The scores are kept in bundles/<Task>/choice.json, and while they are made in .choice.partial.json beside it, with the
 networks that they belong to: what is there and still holds is not made again.
 """
 
 import itertools
-import json
 import pickle
 import sys
 import time
@@ -25,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from autoplan import results
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
 from autoplan.errors import DatasetError, TemplateError, one_line
 from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
-from autoplan.files import read_json, read_object, write_text_atomically
+from autoplan.files import read_object, write_text_atomically
+from autoplan.jobs import flags_of_recipe
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.render import format_json
-from autoplan.trainings import SETTINGS, flags_of_recipe
+from autoplan.results import FoldResult, fold_folder, probabilities
 
 FORMAT = 1
 """Version of the saved scores. To be raised whenever their meaning changes."""
@@ -92,8 +92,7 @@ def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
     from monai.transforms import Compose, SaveImaged
 
     root = bundle.resolve()
-    if "scripts" not in sys.modules:
-        sys.path.insert(0, str(root))
+    _import_scripts(root)
     try:
         from scripts import components  # type: ignore[import-not-found]
         from scripts import probabilities as stored
@@ -111,17 +110,33 @@ def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
     return stored.load, invert, clean, Compose([s for s in rest if s is not clean])
 
 
+def _import_scripts(bundle: Path) -> None:
+    """Make `scripts` the package of the bundle. A process imports one package of that name, so it serves other bundles
+    only where theirs is the same.
+
+    Raises:
+        TemplateError: a package of other content was imported before.
+    """
+    imported = sys.modules.get("scripts")
+    if imported is None:
+        sys.path.insert(0, str(bundle))
+        return
+    used = Path(str(imported.__file__)).parent
+    if used != bundle / "scripts" and _sources(used) != _sources(bundle / "scripts"):
+        raise TemplateError(
+            f"{bundle / 'scripts'} and {used} are of different versions of autoplan, so their predictions cannot be "
+            f"compared. Write the bundles anew, by python -m autoplan {bundle.parent.name} --force (models/ stays)."
+        )
+
+
+def _sources(folder: Path) -> dict[str, bytes]:
+    """The modules of a package."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
+
+
 @dataclass(frozen=True)
-class Fold:
-    """A finished fold: digest of its network, and the settings (JSON) that its cases were predicted with."""
-
-    model: str
-    settings: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A case, and for each candidate that is to be scored its files and the bundle whose code segments."""
+class Unscored:
+    """A case, and for each candidate that has no score yet its files and the bundle whose code segments."""
 
     name: str
     label: Path
@@ -135,7 +150,7 @@ class Comparison:
 
     configurations: tuple[str, ...]
     cases: Mapping[str, int]
-    found: Mapping[str, Mapping[int, Fold]]
+    found: Mapping[str, Mapping[int, FoldResult]]
     key: Mapping[str, Any]
 
 
@@ -203,7 +218,7 @@ def _key(planned: Plan, fingerprint_key: str) -> dict[str, Any]:
 # What is there.
 
 
-def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, Fold]], list[Missing]]:
+def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, FoldResult]], list[Missing]]:
     """The finished folds of each configuration that has one, and what is missing.
 
     Args:
@@ -213,58 +228,41 @@ def finished(planned: Plan, folder: Path) -> tuple[dict[str, dict[int, Fold]], l
     Raises:
         TemplateError: a bundle has other folds than the plan.
     """
-    found: dict[str, dict[int, Fold]] = {}
+    found: dict[str, dict[int, FoldResult]] = {}
     missing: list[Missing] = []
     for name in sorted((c.name for c in planned.configurations), key=ORDER.index):
         bundle = folder / name
         if not (bundle / "configs" / "train.json").is_file():
-            missing.append(Missing(name, None, "there is no bundle", planning_command(bundle)))
+            missing.append(Missing(name, (), "there is no bundle", planning_command(bundle)))
             continue
         _check_folds(planned, bundle)
-        folds = [_fold(bundle, name, k, cases) for k, cases in enumerate(planned.folds)]
-        there = {k: fold for k, fold in enumerate(folds) if isinstance(fold, Fold)}
-        gaps = [fold for fold in folds if isinstance(fold, Missing)]
+        read = [results.read(fold_folder(bundle, k), cases) for k, cases in enumerate(planned.folds)]
+        there = {k: fold for k, fold in enumerate(read) if isinstance(fold, FoldResult)}
+        gaps = {k: what for k, what in enumerate(read) if isinstance(what, str)}
         if there:
             found[name] = there
-            missing += gaps
+            missing += _missing_folds(bundle, gaps)
         else:
-            what = f"no fold is finished; fold {gaps[0].fold} {gaps[0].what}"
-            missing.append(Missing(name, None, what, gaps[0].command))
+            what = f"no fold is finished; fold 0 {gaps[0]}"
+            missing.append(Missing(name, (), what, making_command(bundle, [0])))
     return found, missing
+
+
+def _missing_folds(bundle: Path, gaps: Mapping[int, str]) -> list[Missing]:
+    """Folds that lack something, together where they lack the same and the same command makes it."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for k, what in gaps.items():
+        groups.setdefault((what, flags_of_recipe(bundle, k)), []).append(k)
+    return [Missing(bundle.name, tuple(ks), what, making_command(bundle, ks)) for (what, _), ks in groups.items()]
 
 
 def _check_folds(planned: Plan, bundle: Path) -> None:
     """Refuses a bundle whose folds are not the plan's: its networks have seen other cases."""
-    folds = read_json(bundle / "configs" / "folds.json")
-    if folds != to_dict(planned.folds):
+    if results.folds(bundle) != to_dict(planned.folds):
         raise TemplateError(
             f"{bundle}: configs/folds.json has other folds than the plan of the dataset as it is now. "
             f"Bring the dataset back, or write the bundles anew by {planning_command(bundle)} --force and train."
         )
-
-
-def _fold(bundle: Path, name: str, k: int, cases: Sequence[str]) -> Fold | Missing:
-    """A finished fold, or what it lacks."""
-    folder = bundle / "models" / f"fold_{k}"
-    trained, scored = read_object(folder / "finished.json"), read_object(folder / "validation" / "dice.json")
-    if not isinstance(trained, dict) or not trained.get("model") or not (folder / "model.pt").is_file():
-        return Missing(name, k, "is not trained to its end", making_command(bundle, k))
-    if not isinstance(scored, dict) or not set(scored.get("settings") or ()) >= SETTINGS:
-        return Missing(name, k, "is trained, but its cases are not predicted", making_command(bundle, k))
-    if scored.get("model") != trained["model"]:
-        return Missing(name, k, "has predictions of another network than its own", making_command(bundle, k))
-    if set(scored.get("cases", ())) != set(cases):
-        return Missing(name, k, "has predictions of other cases than its own", making_command(bundle, k))
-    absent = [case for case in cases if not probabilities(bundle, k, case).is_file()]
-    if absent:
-        what = f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
-        return Missing(name, k, what, making_command(bundle, k))
-    return Fold(trained["model"], json.dumps(scored.get("settings"), sort_keys=True))
-
-
-def probabilities(bundle: Path, k: int, case: str) -> Path:
-    """File with a validation case's probabilities."""
-    return bundle / "models" / f"fold_{k}" / "validation" / "probabilities" / f"{case}.npz"
 
 
 def planning_command(bundle: Path) -> str:
@@ -272,11 +270,12 @@ def planning_command(bundle: Path) -> str:
     return f"python -m autoplan {bundle.parent.name}{_where(bundle)}"
 
 
-def making_command(bundle: Path, k: int) -> str:
-    """The command that does what a fold lacks, its training or the prediction of its validation cases, by the recipe of
-    the configuration's finished folds."""
-    flags = f"{_where(bundle)}{flags_of_recipe(bundle, k)}"
-    return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {k}{flags}"
+def making_command(bundle: Path, folds: Sequence[int]) -> str:
+    """The command that does what some folds lack, their training or the prediction of their validation cases, by the
+    recipe of the first of them, or else of the configuration's finished folds."""
+    flags = f"{_where(bundle)}{flags_of_recipe(bundle, folds[0])}"
+    listed = ",".join(map(str, folds))
+    return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {listed}{flags}"
 
 
 def _where(bundle: Path) -> str:
@@ -308,15 +307,15 @@ def _common(found: Mapping[str, Mapping[int, object]], names: Sequence[str]) -> 
 
 
 def _left_out(
-    folder: Path, found: Mapping[str, Mapping[int, Fold]], names: Sequence[str], folds: Sequence[int]
+    folder: Path, found: Mapping[str, Mapping[int, FoldResult]], names: Sequence[str], folds: Sequence[int]
 ) -> list[Missing]:
     """Configurations with finished folds that share none with the compared ones."""
     return [
         Missing(
             name,
-            None,
+            (),
             f"its finished folds ({', '.join(map(str, there))}) are none of those compared",
-            making_command(folder / name, folds[0]),
+            making_command(folder / name, folds[:1]),
         )
         for name, there in found.items()
         if name not in names
@@ -330,19 +329,35 @@ def _nothing(folder: Path, missing: Sequence[Missing]) -> str:
 
 
 def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
-    """A warning where the candidates were not predicted alike."""
+    """Warnings where the candidates were not predicted alike, or folds of one configuration not trained alike."""
     notes = []
     for setting in PREDICTION_SETTINGS:
         used = {name: _values(comparison.found[name], folds, setting) for name in comparison.configurations}
         if len({value for values in used.values() for value in values}) > 1:
             listed = "; ".join(f"{name} {' and '.join(values)}" for name, values in used.items())
             notes.append(f"Warning: the predictions differ in {setting}, so they are not quite comparable: {listed}.")
-    return tuple(notes)
+    mixed = (_mixed_recipe(name, comparison.found[name]) for name in comparison.configurations)
+    return (*notes, *filter(None, mixed))
 
 
-def _values(found: Mapping[int, Fold], folds: Sequence[int], setting: str) -> list[str]:
+def _mixed_recipe(name: str, found: Mapping[int, FoldResult]) -> str:
+    """A warning where the folds of a configuration were trained with different settings; nothing where they agree."""
+    recorded = {k: fold.training for k, fold in found.items() if fold.training}
+    keys = sorted({key for settings in recorded.values() for key in settings})
+    listed = []
+    for key in keys:
+        values: dict[str, list[int]] = {}
+        for k, settings in recorded.items():
+            values.setdefault(str(settings.get(key)), []).append(k)
+        if len(values) > 1:
+            told = ", ".join(f"{value} (fold {', '.join(map(str, ks))})" for value, ks in values.items())
+            listed.append(f"{key} {told}")
+    return f"Warning: the folds of {name} were trained with different settings: {'; '.join(listed)}." if listed else ""
+
+
+def _values(found: Mapping[int, FoldResult], folds: Sequence[int], setting: str) -> list[str]:
     """Values of a setting in the folds of a configuration."""
-    return sorted({str(json.loads(found[k].settings).get(setting)) for k in folds})
+    return sorted({str(found[k].settings.get(setting)) for k in folds})
 
 
 # Scoring.
@@ -379,21 +394,27 @@ def _scored(
     return scores
 
 
-def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores) -> list[Job]:
+def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores) -> list[Unscored]:
     """What is not scored yet, case by case."""
     labels = {case.name: dataset.root / str(case.label) for case in dataset.training}
     jobs = []
     for name, k in comparison.cases.items():
         todo = tuple(
-            (c, tuple(probabilities(folder / m, k, name) for m in c.members), folder / c.members[0])
+            (
+                c,
+                tuple(probabilities(fold_folder(folder / m, k), name) for m in c.members),
+                folder / c.members[0],
+            )
             for c, by_case in scores.items()
             if name not in by_case
         )
-        jobs += [Job(name, labels[name], todo)] if todo else []
+        jobs += [Unscored(name, labels[name], todo)] if todo else []
     return jobs
 
 
-def _score(job: Job, *, segmenter: Segmenter, values: Sequence[int]) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
+def _score(
+    job: Unscored, *, segmenter: Segmenter, values: Sequence[int]
+) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
     """Dice of one case for each candidate, with and without postprocessing. The label is read once."""
     label, _ = read_classes(job.label)
     masks, made = class_masks(label, values), []

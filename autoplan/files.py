@@ -1,5 +1,6 @@
 """Files that are whole or not there, and JSON that is read with care."""
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable
@@ -50,3 +51,12 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return found.hexdigest()[:16]

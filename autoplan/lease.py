@@ -1,8 +1,8 @@
 """A file that keeps a second training off a folder: lease.json, with the host and the process that works there.
 
 The process renews it every HEARTBEAT_SECONDS. It is stale, and may be taken over, when it was not renewed for
-STALE_SECONDS, or at once when its process is no more and was on this host. The clocks of the hosts must agree to within
-a minute.
+STALE_SECONDS, or at once when its process is gone and was one of this machine. The clocks of the machines must agree to
+within a minute.
 """
 
 import contextlib
@@ -11,45 +11,73 @@ import os
 import socket
 import time
 import uuid
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from autoplan.files import read_object
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 NAME = "lease.json"
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that works in a folder.
+
+    Attributes:
+        host: name of its machine.
+        machine: tells machines, and containers with processes of their own, apart; empty in leases of older versions.
+        pid: its number there.
+        heartbeat: when it last said that it works, seconds since 1970.
+        id: of the lease.
+        max_epochs: of the training; 0 where that is unknown.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    heartbeat: float
+    id: str
+    max_epochs: int = 0
+
+
 class Lease:
     """A lease that this process holds, made by `acquire`."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path, self.content = path, content
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.path, self.holder = path, holder
 
     def renew(self) -> bool:
         """Say that the process still works here, if it has not done so lately. False when another has taken over."""
-        if time.time() - self.content["heartbeat"] < HEARTBEAT_SECONDS:
+        if time.time() - self.holder.heartbeat < HEARTBEAT_SECONDS:
             return True
-        if _read(self.path).get("id") != self.content["id"]:
+        if not self._is_mine():
             return False
-        self.content["heartbeat"] = time.time()
-        _write(self.path, self.content).replace(self.path)
+        self.holder = replace(self.holder, heartbeat=time.time())
+        _write(self.path, self.holder).replace(self.path)
         return True
 
     def release(self) -> None:
         """Let others work here."""
-        if _read(self.path).get("id") == self.content["id"]:
+        if self._is_mine():
             self.path.unlink(missing_ok=True)
 
+    def _is_mine(self) -> bool:
+        found = _read(self.path)
+        return found is not None and found.id == self.holder.id
 
-def acquire(folder: Path, **more: Any) -> Lease | None:
-    """The lease of a folder, or None when another process holds it. `more` is written beside host, pid and time."""
+
+def acquire(folder: Path, *, max_epochs: int = 0) -> Lease | None:
+    """The lease of a folder, or None when another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time(), "id": uuid.uuid4().hex, **more}
+    me = Holder(socket.gethostname(), this_machine(), os.getpid(), time.time(), uuid.uuid4().hex, max_epochs)
     found = _read(path)
+    if found is not None and not is_stale(found):
+        return None
     if path.exists():
-        if not is_stale(found):
-            return None
         _remove(path, found)
     temporary = _write(path, me)
     try:
@@ -61,24 +89,36 @@ def acquire(folder: Path, **more: Any) -> Lease | None:
     return Lease(path, me)
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
-    """What the lease of a folder says, None when there is none or it is stale."""
+def holder(folder: Path) -> Holder | None:
+    """Who works in a folder, None when nobody does."""
     found = _read(folder / NAME)
-    return None if not found or is_stale(found) else found
+    return None if found is None or is_stale(found) else found
 
 
-def is_stale(content: dict[str, Any], *, now: float | None = None) -> bool:
+def is_stale(found: Holder, *, now: float | None = None) -> bool:
     """Whether the process that wrote a lease is gone."""
-    pid = content.get("pid")
-    if content.get("host") == socket.gethostname() and isinstance(pid, int) and not _is_alive(pid):
+    # The number of a process says something only where it was given: a container of the same host name has others.
+    here = bool(found.machine) and found.machine == this_machine()
+    if here and not _is_alive(found.pid):
         return True
-    return (time.time() if now is None else now) - float(content.get("heartbeat", 0)) > STALE_SECONDS
+    # Both ways: a time far in the future is damaged, or of a clock that was set back since.
+    return not abs((time.time() if now is None else now) - found.heartbeat) <= STALE_SECONDS
+
+
+def this_machine() -> str:
+    """Tells the place apart where processes have their numbers: this start of the system, and the namespace of the
+    process (Linux); elsewhere its name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -87,27 +127,36 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _remove(path: Path, stale: dict[str, Any]) -> None:
-    """Takes a stale lease away; puts it back if another was faster and this is its new one."""
+def _remove(path: Path, stale: Holder | None) -> None:
+    """Takes a stale or damaged lease away; puts it back if another was faster and this is its new one."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
-        if _read(aside).get("id") != stale.get("id"):
+        if _read(aside) != stale:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
         aside.unlink()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _read(path: Path) -> Holder | None:
+    """The holder that a file names; None where there is no file, or a damaged one."""
+    found = read_object(path)
+    kinds: dict[str, Any] = {
+        "host": str,
+        "machine": str,
+        "pid": int,
+        "heartbeat": (int, float),
+        "id": str,
+        "max_epochs": int,
+    }
+    found = {"machine": "", "max_epochs": 0, **found}
+    if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()) or found["pid"] < 1:
+        return None
+    return Holder(**{name: found[name] for name in kinds})
 
 
-def _write(path: Path, content: dict[str, Any]) -> Path:
-    """The content under a temporary name."""
+def _write(path: Path, holder: Holder) -> Path:
+    """The holder under a temporary name."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.write_text(json.dumps(asdict(holder)), encoding="utf-8")
     return temporary

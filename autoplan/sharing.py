@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoplan import __version__, render
+from autoplan import __version__, render, results
 from autoplan.choice import Choice
-from autoplan.crossvalidation import finished
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 from autoplan.files import write_atomically, write_text_atomically
+from autoplan.results import FoldResult
 
 MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
 """What the networks of a configuration are called in a bundle that holds those of several."""
@@ -209,9 +209,9 @@ def share(
             f"a bundle cannot be called {name!r}: letters, digits, _, - and . make a name that is neither cache nor "
             "that of a configuration. Take another --name, such as hippocampus_mri_segmentation."
         )
-    found, _ = finished(plan, root)
-    folds = {m: tuple(sorted(found[m])) for m in choice.winner.members}
-    settings = _settings({m: [json.loads(found[m][k].settings) for k in folds[m]] for m in folds}, root)
+    found = {m: _finished(plan, root / m) for m in choice.winner.members}
+    folds = {m: tuple(found[m]) for m in found}
+    settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
     trained = _trained(plan, folds, settings)
     files = files_of(
@@ -230,6 +230,19 @@ def share(
     _write_weights({m: [root / m / "models" / f"fold_{k}" / "model.pt" for k in folds[m]] for m in folds}, folder)
     render.write(folder, files)
     return folder
+
+
+def _finished(plan: Plan, bundle: Path) -> dict[int, FoldResult]:
+    """The finished folds of a bundle.
+
+    Raises:
+        TemplateError: there is none any more.
+    """
+    read = {k: results.read(results.fold_folder(bundle, k), cases) for k, cases in enumerate(plan.folds)}
+    found = {k: result for k, result in read.items() if isinstance(result, FoldResult)}
+    if not found:
+        raise TemplateError(f"{bundle}: no fold is finished any more: fold 0 {read[0]}. Choose again.")
+    return found
 
 
 def _settings(found: Mapping[str, Sequence[Mapping[str, Any]]], root: Path) -> dict[str, Mapping[str, Any]]:
@@ -295,8 +308,7 @@ def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
     weights = {}
     for name, paths in models.items():
         for number, path in enumerate(paths):
-            for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
-                weights[_key(name, number, key)] = value
+            weights.update({_key(name, number, key): value for key, value in _weights(path).items()})
     target = folder / "models" / "model.pt"
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -315,6 +327,25 @@ def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
         f'  hash_val: "{md5}"', '  hash_type: "md5"',
     ]  # fmt: skip
     write_text_atomically(listed, "\n".join(lines) + "\n")
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """The weights of a network.
+
+    Raises:
+        TemplateError: the file is damaged, or holds something else than tensors by name.
+    """
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in too many ways to name
+        raise TemplateError(
+            f"{path}: is no file of weights ({type(error).__name__}). Remove the fold's folder and train it again."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise TemplateError(f"{path}: holds no weights by name. Remove the fold's folder and train it again.")
+    return found
 
 
 def _key(configuration: str, number: int, key: str) -> str:

@@ -18,8 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from autoplan import lease, trainings
+from autoplan import lease
 from autoplan.facts import from_dict
+from autoplan.failures import END, START
+from autoplan.jobs import Job, command, max_epochs, missing_steps
 from autoplan.processes import dying_with
 
 HELD = 75
@@ -86,20 +88,20 @@ def kill_session(session: int) -> None:
 
 def main(argument: str) -> int:
     """Runs the missing steps of a job. Returns the exit status of the first that fails, else 0."""
-    job = from_dict(trainings.Job, json.loads(argument))
-    held = lease.acquire(job.folder, max_epochs=trainings.max_epochs(job))
+    job = from_dict(Job, json.loads(argument))
+    held = lease.acquire(job.folder, max_epochs=max_epochs(job))
     if held is None:
         return HELD
     status, supervisor = 0, Supervisor(held)
     try:
         with job.log.open("ab") as log:
-            for step in trainings.missing_steps(job):
+            for step in missing_steps(job):
                 if supervisor.is_asked or status:
                     break
-                command = trainings.command(job, step)
-                _say(log, f"{trainings.START} {step}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(command)}")
-                status = supervisor.run(command, log, job.bundle)
-                _say(log, f"{trainings.END} {status}")
+                words = command(job, step)
+                _say(log, f"{START} {step}, {datetime.now():%Y-%m-%d %H:%M:%S}: {' '.join(words)}")
+                status = supervisor.run(words, log, job.bundle)
+                _say(log, f"{END} {status}")
     finally:
         held.release()
     return LOST if supervisor.is_lost else status or (128 + signal.SIGTERM if supervisor.is_asked else 0)

@@ -14,7 +14,7 @@ from conftest import TINY_PLAN, Stub, is_alive, wait_until
 
 pytest.importorskip("distributed", reason="comes with autoplan[cluster]")
 
-from autoplan import cluster, lease, trainings
+from autoplan import cluster, failures, lease
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 
@@ -112,7 +112,7 @@ def test_a_scheduler_that_goes_away_is_named_and_trainings_end(
     assert "Start the scheduler and the workers, then the same command" in out
     assert "Traceback" not in out.partition("Error: the scheduler")[2]
     wait_until(lambda: stub.alive() == [], 60)
-    assert trainings.last_status((last.parent / "train.log").read_text()) == 143
+    assert failures.last_status((last.parent / "train.log").read_text()) == 143
     assert main(["train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", last.read_text()]) == 0
 
 

@@ -16,7 +16,7 @@ from autoplan import sharing
 from autoplan.__main__ import main
 from autoplan.errors import DatasetError, TemplateError
 from autoplan.facts import Dataset, Plan
-from autoplan.trainings import SETTINGS
+from autoplan.results import PREDICTION_SETTINGS
 
 
 def segment(members: Sequence[Path], bundle: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ class Experiment:
         scored = {
             "cases": {case: {} for case in self.plan.folds[k]},
             "model": model,
-            "settings": {**dict.fromkeys(SETTINGS), "mirror": True, **(settings or {})},
+            "settings": {**dict.fromkeys(PREDICTION_SETTINGS), "mirror": True, **(settings or {})},
         }
         (found / "validation" / "dice.json").write_text(json.dumps(scored))
 

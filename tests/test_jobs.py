@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 
 from autoplan import __main__ as command_line
-from autoplan import backends, lease, supervisor, trainings
+from autoplan import backends, failures, jobs, lease, supervisor
 from autoplan.__main__ import main
 
 TASK = TINY_PLAN.name
@@ -69,7 +69,7 @@ def test_settings_reach_both_commands(stub: Stub) -> None:
     settings += ["--max_epochs", "1"]
     assert main(["train", TASK, "--folds", "0", "--configurations", "2d", "--quick", *settings]) == 0
     log = (stub.task / "2d" / "models" / "fold_0" / "train.log").read_text()
-    command = next(line for line in log.splitlines() if line.startswith(trainings.START))
+    command = next(line for line in log.splitlines() if line.startswith(failures.START))
     for words in ("--num_workers 0", "--patch_size [16,16]", "--amp False", f"--cache_dir {stub.folder / '2024_01'}"):
         assert words in command
     assert "quick.json" in command
@@ -98,38 +98,38 @@ def test_a_failure_is_explained_and_others_go_on(stub: Stub, capsys: pytest.Capt
 
 
 def test_stage_2_does_not_start_when_stage_1_failed(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    stub.fail(trainings.LOWRES, 1, NAN)
-    words = ["train", TASK, "--configurations", f"{trainings.LOWRES},{trainings.CASCADE}", "--jobs", "4"]
+    stub.fail(jobs.LOWRES, 1, NAN)
+    words = ["train", TASK, "--configurations", f"{jobs.LOWRES},{jobs.CASCADE}", "--jobs", "4"]
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert "4 of 10 jobs are done, 1 failed." in err
     assert out.count("waits for 3d_lowres fold 1") == 5
-    assert not [name for name, _ in stub.notes("start") if name.startswith(f"training {trainings.CASCADE}")]
+    assert not [name for name, _ in stub.notes("start") if name.startswith(f"training {jobs.CASCADE}")]
     assert main(words) == 0
     names = [name for name, _ in stub.notes("start") if not name.startswith("caching")]
-    last_of_first = max(i for i, name in enumerate(names) if trainings.LOWRES in name)
-    assert last_of_first < min(i for i, name in enumerate(names) if trainings.CASCADE in name)
+    last_of_first = max(i for i, name in enumerate(names) if jobs.LOWRES in name)
+    assert last_of_first < min(i for i, name in enumerate(names) if jobs.CASCADE in name)
 
 
 def test_what_a_fold_of_the_cascade_needs_is_run_too(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    words = ["train", TASK, "--configurations", trainings.CASCADE, "--quick", "--max_epochs", "1"]
+    words = ["train", TASK, "--configurations", jobs.CASCADE, "--quick", "--max_epochs", "1"]
     assert main([*words, "--folds", "0", "--patch_size", "[16,16,16]", "--lowres_patch_size", "[8,8,8]"]) == 0
     out = capsys.readouterr().out
     assert out.count(" done ") == 6
-    log = (stub.task / trainings.LOWRES / "models" / "fold_3" / "train.log").read_text()
+    log = (stub.task / jobs.LOWRES / "models" / "fold_3" / "train.log").read_text()
     assert "--patch_size [8,8,8]" in log
     assert "lowres_patch_size" not in log
     before = len(stub.notes("start"))
-    assert main(["train", TASK, "--configurations", trainings.CASCADE, "--folds", "1"]) == 0
+    assert main(["train", TASK, "--configurations", jobs.CASCADE, "--folds", "1"]) == 0
     started = [name for name, _ in stub.notes("start")][before:]
-    assert started == [f"{step} {trainings.CASCADE} 1" for step in ("training", "evaluating")]
+    assert started == [f"{step} {jobs.CASCADE} 1" for step in ("training", "evaluating")]
 
 
 def test_a_fold_of_every_configuration(stub: Stub) -> None:
     assert main(["train", TASK, "--folds", "0", "--max_epochs", "1"]) == 0
     trained = [name for name, _ in stub.notes("start") if name.startswith("training")]
-    expected = [f"{c} 0" for c in ("2d", "3d_fullres", trainings.CASCADE)]
-    expected += [f"{trainings.LOWRES} {fold}" for fold in range(5)]
+    expected = [f"{c} 0" for c in ("2d", "3d_fullres", jobs.CASCADE)]
+    expected += [f"{jobs.LOWRES} {fold}" for fold in range(5)]
     assert sorted(trained) == sorted(f"training {name}" for name in expected)
 
 
@@ -174,7 +174,7 @@ def test_ctrl_c_saves_and_says_so(stub: Stub, monkeypatch: pytest.MonkeyPatch) -
     assert process.wait(60) == 130
     assert "Interrupted" in process.stdout.read()
     assert stub.alive() == []
-    assert trainings.last_status((last.parent / "train.log").read_text()) == 143
+    assert failures.last_status((last.parent / "train.log").read_text()) == 143
     assert not list(stub.task.rglob(lease.NAME))
 
 
@@ -215,7 +215,7 @@ def test_two_commands_at_once_share_the_work(stub: Stub) -> None:
 def test_a_lost_lease_ends_the_training(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor that stood still for long, as in a suspended machine, finds that another has taken over."""
     monkeypatch.setenv("STUB_SECONDS", "0.5")
-    [job] = trainings.jobs_of([stub.task / "2d"], [0], settings={"max_epochs": "100"})
+    [job] = jobs.jobs_of([stub.task / "2d"], [0], settings={"max_epochs": "100"})
     code = "import sys; from autoplan import lease, supervisor; lease.HEARTBEAT_SECONDS = 0; "
     code += "exit(supervisor.main(sys.argv[1]))"
     argument = json.dumps({"bundle": job.bundle, "configuration": "2d", "fold": 0, "quick": False, "settings": []})

@@ -11,11 +11,11 @@ import pytest
 from conftest import TINY_PLAN
 
 from autoplan import __main__ as command_line
-from autoplan import backends, lease, trainings
+from autoplan import backends, failures, jobs, lease
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 from autoplan.files import read_object
-from autoplan.trainings import Job
+from autoplan.jobs import Job
 
 TASK = TINY_PLAN.name
 
@@ -27,7 +27,7 @@ def task(project: Path, tmp_path: Path) -> Path:
 
 
 def job_of(task: Path, fold: int = 0, configuration: str = "2d", **settings: str) -> Job:
-    [job] = trainings.jobs_of([task / configuration], [fold], settings=settings)
+    [job] = jobs.jobs_of([task / configuration], [fold], settings=settings)
     return job
 
 
@@ -45,7 +45,7 @@ def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None 
     """Leaves what an evaluation leaves."""
     (job.folder / "validation").mkdir(exist_ok=True)
     found: dict[str, object] = {"mean_foreground_dice": 0.75, "cases": dict.fromkeys(cases or (f"case_{job.fold}",))}
-    found |= {"settings": dict.fromkeys(trainings.SETTINGS)} | ({} if model is None else {"model": model})
+    found |= {"settings": dict.fromkeys(jobs.SETTINGS)} | ({} if model is None else {"model": model})
     (job.folder / "validation" / "dice.json").write_text(json.dumps(found))
     probabilities = job.folder / "validation" / "probabilities"
     probabilities.mkdir(exist_ok=True)
@@ -53,14 +53,14 @@ def score(job: Job, model: str | None = "0" * 16, cases: tuple[str, ...] | None 
 
 
 def test_all_jobs(task: Path) -> None:
-    jobs = trainings.jobs_of(trainings.find_bundles(task))
-    assert [(j.configuration, j.fold) for j in jobs] == [(c, f) for c in trainings.CONFIGURATIONS for f in range(5)]
-    assert all(Path(j.bundle).is_absolute() for j in jobs)
+    found = jobs.jobs_of(jobs.find_bundles(task))
+    assert [(j.configuration, j.fold) for j in found] == [(c, f) for c in jobs.CONFIGURATIONS for f in range(5)]
+    assert all(Path(j.bundle).is_absolute() for j in found)
 
 
 def test_some_jobs(task: Path) -> None:
-    jobs = trainings.jobs_of(trainings.find_bundles(task, ["3d_fullres"]), [1, 3])
-    assert [j.name for j in jobs] == ["3d_fullres fold 1", "3d_fullres fold 3"]
+    found = jobs.jobs_of(jobs.find_bundles(task, ["3d_fullres"]), [1, 3])
+    assert [j.name for j in found] == ["3d_fullres fold 1", "3d_fullres fold 3"]
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_a_training_sees_one_gpu(task: Path, capsys: pytest.CaptureFixture) -> N
 
 
 def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) -> None:
-    for bundle in trainings.find_bundles(task):
+    for bundle in jobs.find_bundles(task):
         config = read_object(bundle / "configs" / "train.json")
-        settings = [name for name in config if name not in trainings.MANAGED]
-        trainings.check_settings(settings, command_line._template())
+        settings = [name for name in config if name not in jobs.MANAGED]
+        jobs.check_settings(settings, command_line._template())
 
 
 def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +131,8 @@ def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
-    [job] = trainings.jobs_of([task / "2d"], [3], quick=quick, settings={"num_workers": "0"})
-    command = trainings.command(job, step)
+    [job] = jobs.jobs_of([task / "2d"], [3], quick=quick, settings={"num_workers": "0"})
+    command = jobs.command(job, step)
     configs = [str(task / "2d" / "configs" / f"{name}.json") for name in names]
     assert command[:6] == [sys.executable, "-m", "monai.bundle", "run", step, "--config_file"]
     assert command[6] == (configs[0] if len(configs) == 1 else str(configs))
@@ -140,11 +140,11 @@ def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
 
 
 def test_max_epochs(task: Path) -> None:
-    assert trainings.max_epochs(job_of(task)) == 1000
-    [quick] = trainings.jobs_of([task / "2d"], [0], quick=True)
-    assert trainings.max_epochs(quick) == 17
-    assert trainings.max_epochs(job_of(task, max_epochs="3")) == 3
-    assert trainings.max_epochs(job_of(task, max_epochs="$1 + 1")) == 0
+    assert jobs.max_epochs(job_of(task)) == 1000
+    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True)
+    assert jobs.max_epochs(quick) == 17
+    assert jobs.max_epochs(job_of(task, max_epochs="3")) == 3
+    assert jobs.max_epochs(job_of(task, max_epochs="$1 + 1")) == 0
 
 
 def _nothing(job: Job) -> None:
@@ -201,16 +201,16 @@ def _broken(job: Job) -> None:
 def test_what_is_missing(task: Path, leave: Callable[[Job], None], missing: list[str], state: str) -> None:
     job = job_of(task)
     leave(job)
-    assert trainings.missing_steps(job) == missing
-    assert trainings.row(job).state == state
+    assert jobs.missing_steps(job) == missing
+    assert jobs.row(job).state == state
 
 
 def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> None:
     finish(job_of(task), 5)
-    assert trainings.is_trained(job_of(task, max_epochs="5"))
-    assert not trainings.is_trained(job_of(task, max_epochs="6"))
+    assert jobs.is_trained(job_of(task, max_epochs="5"))
+    assert not jobs.is_trained(job_of(task, max_epochs="6"))
     finish(job_of(task), 5, stopped=True)
-    assert trainings.is_trained(job_of(task, max_epochs="6"))
+    assert jobs.is_trained(job_of(task, max_epochs="6"))
 
 
 def quick_of(job: Job, **settings: str) -> Job:
@@ -220,77 +220,77 @@ def quick_of(job: Job, **settings: str) -> Job:
 def test_a_finished_training_has_one_recipe(task: Path) -> None:
     job = job_of(task)
     finish(job, 17, schedule=True)
-    assert trainings.is_trained(quick_of(job))
+    assert jobs.is_trained(quick_of(job))
     for other in (job, quick_of(job, max_epochs="40"), job_of(task, max_epochs="17")):
-        assert not trainings.is_trained(other)
-        assert trainings.state(other, is_held=False) == ("failed", trainings.other_recipe(other))
-    assert trainings.other_recipe(job) == (
+        assert not jobs.is_trained(other)
+        assert jobs.state(other, is_held=False) == ("failed", jobs.other_recipe(other))
+    assert jobs.other_recipe(job) == (
         "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
         f"Go on with that one, or remove {job.folder} to start anew."
     )
     finish(job, 30, schedule=False, stopped=True)
-    assert trainings.is_trained(job)
-    assert trainings.other_recipe(quick_of(job))
-    assert not trainings.other_recipe(job_of(task, max_epochs="2000"))
+    assert jobs.is_trained(job)
+    assert jobs.other_recipe(quick_of(job))
+    assert not jobs.other_recipe(job_of(task, max_epochs="2000"))
 
 
 def test_the_recipe_of_a_finished_training_is_read_from_its_mark(task: Path) -> None:
     job = job_of(task)
-    assert trainings.as_trained(job) == job
+    assert jobs.as_trained(job) == job
     finish(job, 17, schedule=True)
     score(job)
-    assert trainings.as_trained(job) == quick_of(job)
-    assert trainings.row(trainings.as_last_started(job)).state == "done"
-    job.log.write_text(f"{trainings.START} training: monai.bundle --max_epochs 3\n")
-    assert trainings.as_last_started(job) == quick_of(job)
+    assert jobs.as_trained(job) == quick_of(job)
+    assert jobs.row(jobs.as_last_started(job)).state == "done"
+    job.log.write_text(f"{failures.START} training: monai.bundle --max_epochs 3\n")
+    assert jobs.as_last_started(job) == quick_of(job)
     finish(job, 4, schedule=True)
-    assert trainings.as_trained(job) == quick_of(job, max_epochs="4")
+    assert jobs.as_trained(job) == quick_of(job, max_epochs="4")
     finish(job, 1000, schedule=False)
-    assert trainings.as_trained(quick_of(job, max_epochs="4")) == job
+    assert jobs.as_trained(quick_of(job, max_epochs="4")) == job
 
 
 def test_flags_by_which_folds_were_trained(task: Path) -> None:
     bundle = task / "2d"
-    assert trainings.flags_of_recipe(bundle, 3) == ""
+    assert jobs.flags_of_recipe(bundle, 3) == ""
     finish(job_of(task, 1), 17, schedule=True)
-    assert trainings.flags_of_recipe(bundle, 3) == " --quick"
+    assert jobs.flags_of_recipe(bundle, 3) == " --quick"
     finish(job_of(task, 3), 4, schedule=True)
-    assert trainings.flags_of_recipe(bundle, 3) == " --quick --max_epochs 4"
+    assert jobs.flags_of_recipe(bundle, 3) == " --quick --max_epochs 4"
     finish(job_of(task, 3), 1000, schedule=False)
-    assert trainings.flags_of_recipe(bundle, 3) == ""
+    assert jobs.flags_of_recipe(bundle, 3) == ""
 
 
 @pytest.fixture
 def cascade(task: Path) -> list[Job]:
     """Jobs of a task with both stages of the cascade."""
-    return trainings.jobs_of(trainings.find_bundles(task))
+    return jobs.jobs_of(jobs.find_bundles(task))
 
 
 def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
-    first = [j for j in cascade if j.configuration == trainings.LOWRES]
-    second = [j for j in cascade if j.configuration == trainings.CASCADE]
-    prerequisites = {job: trainings.needs(job) for job in cascade}
+    first = [j for j in cascade if j.configuration == jobs.LOWRES]
+    second = [j for j in cascade if j.configuration == jobs.CASCADE]
+    prerequisites = {job: jobs.needs(job) for job in cascade}
     assert all(prerequisites[job] == first for job in second)
     free = [job for job in cascade if job not in second]
-    assert trainings.ready(cascade, prerequisites, done=(), begun=()) == free
-    assert trainings.ready(second, prerequisites, done=first[:-1], begun=()) == []
-    assert trainings.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
+    assert jobs.ready(cascade, prerequisites, done=(), begun=()) == free
+    assert jobs.ready(second, prerequisites, done=first[:-1], begun=()) == []
+    assert jobs.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
 
 
 def test_stage_1_has_its_own_settings(task: Path) -> None:
     given = {"patch_size": "A", "lowres_patch_size": "B", "strides": "C", "lowres_features": "D", "max_epochs": "3"}
     given |= {"lowres_spacing": "[2,2,2]"}
-    job = quick_of(job_of(task, configuration=trainings.CASCADE), **given)
+    job = quick_of(job_of(task, configuration=jobs.CASCADE), **given)
     expected = {"patch_size": "B", "features": "D", "max_epochs": "3", "lowres_spacing": "[2,2,2]"}
-    needed = trainings.needs(job)
+    needed = jobs.needs(job)
     assert [dict(other.settings) for other in needed] == [expected] * 5
     assert all(other.quick for other in needed)
-    trainings.check_settings(expected, read_object(task / trainings.LOWRES / "configs" / "train.json"))
+    jobs.check_settings(expected, read_object(task / jobs.LOWRES / "configs" / "train.json"))
 
 
 def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
-    [second] = trainings.jobs_of([task / trainings.CASCADE], [0])
-    first = trainings.needs(second)
+    [second] = jobs.jobs_of([task / jobs.CASCADE], [0])
+    first = jobs.needs(second)
     for job in first:
         finish(job, 17, schedule=True)
         score(job)
@@ -300,26 +300,26 @@ def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
     todo, prerequisites = backends._with_prerequisites([second], fill=False)
     assert todo == [quick_of(first[2]), second]
     assert prerequisites[second] == [quick_of(first[2])]
-    assert trainings.missing_steps(todo[0]) == ["evaluating"]
-    assert trainings.row(second).reason == "waits for 3d_lowres fold 2"
+    assert jobs.missing_steps(todo[0]) == ["evaluating"]
+    assert jobs.row(second).reason == "waits for 3d_lowres fold 2"
 
 
 def test_stage_1_that_is_asked_for_is_run_as_it_is_asked_for(cascade: list[Job]) -> None:
     todo, prerequisites = backends._with_prerequisites(cascade, fill=False)
     assert sorted(j.name for j in todo) == sorted(j.name for j in cascade)
-    first = [j for j in cascade if j.configuration == trainings.LOWRES]
+    first = [j for j in cascade if j.configuration == jobs.LOWRES]
     assert prerequisites[cascade[-1]] == first
 
 
 def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
-    names = {job.configuration: filler.configuration for job, filler in trainings.caching_jobs(cascade).items()}
+    names = {job.configuration: filler.configuration for job, filler in jobs.caching_jobs(cascade).items()}
     assert names == {"2d": "2d", "3d_fullres": "2d", "3d_lowres": "3d_lowres", "3d_cascade_fullres": "2d"}
     train = Path(cascade[0].bundle) / "configs" / "train.json"
     train.write_text(json.dumps({**json.loads(train.read_text()), "target_spacing": [9.0, 9.0, 9.0]}))
-    fillers = trainings.caching_jobs(cascade)
+    fillers = jobs.caching_jobs(cascade)
     assert len(set(fillers.values())) == 3
     assert fillers[cascade[0]].configuration == "2d"
-    assert trainings.missing_steps(fillers[cascade[0]]) == ["caching"]
+    assert jobs.missing_steps(fillers[cascade[0]]) == ["caching"]
 
 
 NAN = (
@@ -375,7 +375,7 @@ NAN = (
     ],
 )
 def test_explanations(status: int, tail: str, reason: str, retry: bool) -> None:
-    failure = trainings.explain(status, f"{trainings.START} training\n{tail}\n{trainings.END} {status}\n")
+    failure = failures.explain(status, f"{failures.START} training\n{tail}\n{failures.END} {status}\n")
     assert failure.reason.startswith(reason)
     assert "\n" not in failure.reason
     assert failure.retry == retry
@@ -383,15 +383,15 @@ def test_explanations(status: int, tail: str, reason: str, retry: bool) -> None:
 
 
 def test_memory_that_the_system_counts_is_named_for_sure() -> None:
-    assert "most likely" not in trainings.explain(137, "", out_of_memory=True).reason
+    assert "most likely" not in failures.explain(137, "", out_of_memory=True).reason
 
 
 def test_only_the_last_start_is_explained(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
-    log.write_text(f"{trainings.START} training\n{NAN}\n{trainings.END} 1\n{trainings.START} training\nepoch 1\n")
-    assert "nan" not in trainings.log_tail(log)
-    assert trainings.last_status(trainings.log_tail(log)) == 0
-    assert trainings.log_tail(tmp_path / "none") == ""
+    log.write_text(f"{failures.START} training\n{NAN}\n{failures.END} 1\n{failures.START} training\nepoch 1\n")
+    assert "nan" not in failures.log_tail(log)
+    assert failures.last_status(failures.log_tail(log)) == 0
+    assert failures.log_tail(tmp_path / "none") == ""
 
 
 def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
@@ -403,9 +403,9 @@ def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
     (running.folder / "curve.csv").write_text(rows)
     held = lease.acquire(running.folder, max_epochs=10)
     failed.folder.mkdir()
-    failed.log.write_text(f"{trainings.START} training\nValueError: no\n{trainings.END} 1\n")
+    failed.log.write_text(f"{failures.START} training\nValueError: no\n{failures.END} 1\n")
     stopped.folder.mkdir()
-    stopped.log.write_text(f"{trainings.START} training\n{trainings.END} 143\n")
+    stopped.log.write_text(f"{failures.START} training\n{failures.END} 143\n")
     (stopped.folder / "last.pt").write_text("")
     words = ["status", TASK, "--bundles", str(task.parent), "--configurations", "2d"]
     assert main(words) == 0
@@ -423,26 +423,26 @@ def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
     assert rows[1]["seconds_left"] == 720
     assert held is not None
     held.release()
-    assert trainings.row(running).state == "waiting"
+    assert jobs.row(running).state == "waiting"
 
 
 def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
-    [quick] = trainings.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
+    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
     quick.folder.mkdir(parents=True)
-    lines = [f"{trainings.START} {step}, now: {' '.join(trainings.command(quick, step))}" for step in ("training", "x")]
-    quick.log.write_text("\n".join(lines) + "x" * 2 * trainings.TAIL_BYTES)
-    found = trainings.as_last_started(job_of(task))
+    lines = [f"{failures.START} {step}, now: {' '.join(jobs.command(quick, step))}" for step in ("training", "x")]
+    quick.log.write_text("\n".join(lines) + "x" * 2 * jobs.TAIL_BYTES)
+    found = jobs.as_last_started(job_of(task))
     assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
-    assert trainings.as_last_started(job_of(task, 1)) == job_of(task, 1)
+    assert jobs.as_last_started(job_of(task, 1)) == job_of(task, 1)
 
 
 def test_the_end_of_the_command_tells_what_is_not_done(task: Path) -> None:
     job = job_of(task)
     finish(job)
     with pytest.raises(TrainingError, match=r"0 of 1 jobs are done, 1 failed\.\n.*train\.log"):
-        trainings.check_all_done([trainings.row(job)], [job])
+        jobs.check_all_done([jobs.row(job)], [job])
     score(job)
-    trainings.check_all_done([trainings.row(job)], [])
+    jobs.check_all_done([jobs.row(job)], [])
 
 
 def test_gpus() -> None:

@@ -1,24 +1,24 @@
-"""The trainings of an experiment: which jobs there are, what each still needs, how it stands and why it failed.
+"""The jobs of an experiment: which there are, what each still needs and how it stands.
 
-A job is one fold of one configuration: its training, then the prediction and scores of its validation cases. Nothing
-records how a job stands but its files in bundles/TASK/CONFIGURATION/models/fold_K/: finished.json (the training has
-ended, and by which recipe), model.pt, validation/dice.json (the scores of that network), last.pt and curve.csv (how far
-it is), lease.json (a process works on it) and train.log. This module reads them and starts nothing.
+A job is one fold of one configuration: its training, then the prediction and scores of its validation cases. How it
+stands is read from the fold on disk (see `results`), from last.pt (the training can go on), lease.json (a process works
+on it) and train.log. This module starts nothing.
 """
 
-import csv
 import json
 import re
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from autoplan import lease
+from autoplan import lease, results
 from autoplan.errors import TrainingError
 from autoplan.facts import ConfigurationName
-from autoplan.files import read_json, read_object
+from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
+from autoplan.files import read_object
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
 LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
@@ -36,14 +36,7 @@ SHARED_BY_A_CACHE = (
     "preprocessing", "cache",
 )  # fmt: skip
 """Configurations that agree in these keys of train.json have the same preprocessed cases."""
-SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
-"""What dice.json tells of the prediction; one of an older bundle tells less, and its fold has to be predicted again."""
-START = "autoplan: started"
-END = "autoplan: ended with status"
-"""How lines begin that a job adds to its log."""
 RETRIES = 2
-TAIL_BYTES = 200_000
-"""How much of a log's end is read to explain a failure."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +61,13 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its results lie."""
-        models = Path(self.bundle) / "models"
-        return models if self.fold is None else models / f"fold_{self.fold}"
+        bundle = Path(self.bundle)
+        return bundle / "models" if self.fold is None else results.fold_folder(bundle, self.fold)
 
     @property
     def log(self) -> Path:
         """What its processes print, of all starts."""
         return self.folder / ("caching.log" if self.fold is None else "train.log")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job died: one line each for the reason and for what to try. `retry`: whether it may go well next time."""
-
-    reason: str
-    remedy: str
-    retry: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ def jobs_of(
     jobs = []
     for bundle in bundles:
         check_settings(settings or {}, read_object(bundle / "configs" / "train.json"))
-        count = len(_folds(bundle))
+        count = len(results.folds(bundle))
         for fold in folds or range(count):
             if fold not in range(count):
                 raise TrainingError(f"{bundle}: there is no fold {fold}: there are {count}, counted from 0.")
@@ -175,7 +159,7 @@ def needs(job: Job) -> list[Job]:
     if job.configuration != CASCADE or job.fold is None:
         return []
     bundle = Path(job.bundle).with_name(LOWRES)
-    settings, folds = settings_of_lowres(job), range(len(_folds(Path(job.bundle))))
+    settings, folds = settings_of_lowres(job), range(len(results.folds(Path(job.bundle))))
     return [as_trained(Job(str(bundle), LOWRES, fold, job.quick, settings)) for fold in folds]
 
 
@@ -237,11 +221,11 @@ def _setting(job: Job, name: str) -> Any:
 def other_recipe(job: Job) -> str:
     """What to say when a finished training had another recipe than a job asks for; nothing when it is the same, or may
     go on, or was finished by a version that has not recorded it."""
-    finished = read_object(job.folder / "finished.json")
-    if "schedule" not in finished:
+    trained = results.training(job.folder)
+    if trained is None or trained.schedule is None:
         return ""
     asked = has_schedule(job)
-    if asked == finished["schedule"] and not (asked and max_epochs(job) != finished["max_epochs"]):
+    if asked == trained.schedule and not (asked and max_epochs(job) != trained.max_epochs):
         return ""
     return (
         "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
@@ -251,11 +235,11 @@ def other_recipe(job: Job) -> str:
 
 def as_trained(job: Job) -> Job:
     """The job with the recipe and the number of epochs of its finished training, where they are recorded."""
-    finished = read_object(job.folder / "finished.json")
-    if "schedule" not in finished:
+    trained = results.training(job.folder)
+    if trained is None or trained.schedule is None:
         return job
-    quick = job.quick if has_schedule(job) == finished["schedule"] else bool(finished["schedule"])
-    return _with_epochs(replace(job, quick=quick), str(finished["max_epochs"]))
+    quick = job.quick if has_schedule(job) == trained.schedule else trained.schedule
+    return _with_epochs(replace(job, quick=quick), str(trained.max_epochs))
 
 
 def _with_epochs(job: Job, epochs: str) -> Job:
@@ -268,21 +252,30 @@ def _with_epochs(job: Job, epochs: str) -> Job:
 
 
 def flags_of_recipe(bundle: Path, fold: int) -> str:
-    """Flags of `train` by which a fold is trained as it was before, or as other folds of its configuration were: from
-    the first that is finished, with a space before each."""
-    for folder in (bundle / "models" / f"fold_{fold}", *sorted((bundle / "models").glob("fold_*"))):
-        if "schedule" in read_object(folder / "finished.json"):
-            job = as_trained(Job(str(bundle), bundle.name, int(folder.name.removeprefix("fold_"))))
-            return " --quick" * job.quick + "".join(f" --{name} {value}" for name, value in job.settings)
+    """Flags of `train`, with a space before each, by which a fold is trained as it was before, or as the first finished
+    fold of its configuration was: every setting that differs from what the configs say."""
+    for folder in (results.fold_folder(bundle, fold), *sorted((bundle / "models").glob("fold_*"))):
+        trained = results.training(folder)
+        if trained is not None and trained.schedule is not None:
+            job = as_trained(Job(str(bundle), bundle.name, fold, quick=False))
+            job = _with_epochs(replace(job, quick=trained.schedule), str(trained.max_epochs))
+            told = dict(job.settings)
+            told |= {name: _typed(value) for name, value in trained.settings.items() if value != _setting(job, name)}
+            return " --quick" * job.quick + "".join(f" --{name} {shlex.quote(value)}" for name, value in told.items())
     return ""
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else str(value)
 
 
 def is_trained(job: Job) -> bool:
     """Whether the training has ended, by the job's recipe, and would not go on if it were started again."""
-    finished = read_object(job.folder / "finished.json")
-    if "model" not in finished or not (job.folder / "model.pt").is_file() or other_recipe(job):
+    trained = results.training(job.folder)
+    if trained is None or other_recipe(job):
         return False
-    return bool(finished.get("stopped")) or int(finished.get("epochs", 0)) >= max_epochs(job)
+    return trained.stopped or trained.epochs >= max_epochs(job)
 
 
 def is_done(job: Job) -> bool:
@@ -291,34 +284,33 @@ def is_done(job: Job) -> bool:
 
 
 def has_results(job: Job) -> bool:
-    """Whether all result files are there and belong together: the scores of the fold's cases by the trained network, by
-    whatever recipe. Nothing else is asked of what another job needs."""
+    """Whether the fold is finished, by whatever recipe. Nothing else is asked of what another job needs."""
+    return result(job) is not None
+
+
+def result(job: Job) -> results.FoldResult | None:
+    """The result of a job's fold, where it is finished."""
     if job.fold is None:
-        return False
-    validation, cases = job.folder / "validation", _folds(Path(job.bundle))[job.fold]
-    finished, scores = read_object(job.folder / "finished.json"), read_object(validation / "dice.json")
-    same = "model" in finished and scores.get("model") == finished["model"] and (job.folder / "model.pt").is_file()
-    stored = all((validation / "probabilities" / f"{case}.npz").is_file() for case in cases)
-    told = set(scores.get("settings") or ()) >= SETTINGS
-    return same and told and stored and set(scores.get("cases", {})) == set(cases)
+        return None
+    found = results.read(job.folder, results.folds(Path(job.bundle))[job.fold])
+    return None if isinstance(found, str) else found
 
 
 def row(job: Job) -> Row:
     """How a job stands, by its files."""
     if job.fold is None:
         raise ValueError("the filling of a cache has no row")
-    curve = _curve(job.folder / "curve.csv")
+    curve = results.curve(job.folder)
     last = curve[-1] if curve else {}
     held = lease.holder(job.folder)
-    epochs = int(held.get("max_epochs") or 0) if held else max_epochs(job)
+    epochs = max_epochs(job) if held is None else held.max_epochs
     name, reason = state(job, is_held=held is not None)
-    seconds = [float(r["seconds"]) for r in curve]
+    seconds = [r["seconds"] for r in curve if "seconds" in r]
     left = (epochs - len(curve)) * sum(seconds) / len(seconds) if seconds and epochs and name == "training" else None
-    scores = read_object(job.folder / "validation" / "dice.json") if name == "done" else {}
+    found = result(job) if name == "done" else None
     return Row(
         job.configuration, job.fold, name, int(last.get("epoch", 0)), epochs,
-        _number(last.get("train_average")), _number(last.get("val_average")), scores.get("mean_foreground_dice"),
-        left, reason,
+        last.get("train_average"), last.get("val_average"), None if found is None else found.mean_dice, left, reason,
     )  # fmt: skip
 
 
@@ -349,29 +341,17 @@ def check_all_done(rows: Sequence[Row], failed: Sequence[Job]) -> None:
         return
     lines = [f"{len(rows) - len(missing)} of {len(rows)} jobs are done, {len(failed)} failed."]
     lines += [f"  {job.name}: {job.log}" for job in failed]
-    raise TrainingError("\n".join([*lines, "Mend what failed, then the same command does what is missing."]))
+    raise TrainingError("\n".join([*lines, "Correct what failed, then the same command does what is missing."]))
 
 
 def as_last_started(job: Job) -> Job:
     """The job with the recipe and the number of epochs of its training: of a finished one as it is recorded, else as it
     was last started, by its log."""
-    start = _last_start(job.log)
-    if not start or "schedule" in read_object(job.folder / "finished.json"):
+    start, trained = last_start(job.log), results.training(job.folder)
+    if not start or (trained is not None and trained.schedule is not None):
         return as_trained(job)
     epochs = re.findall(r"--max_epochs (\S+)", start)
     return replace(job, quick="quick.json" in start, settings=(("max_epochs", epochs[-1]),) if epochs else ())
-
-
-def _last_start(log: Path) -> str:
-    """The line of a log that says how the training was last started."""
-    found, wanted = b"", f"{START} training".encode()
-    try:
-        with log.open("rb") as file:
-            for line in file:
-                found = line if line.startswith(wanted) else found
-    except OSError:
-        pass
-    return found.decode("utf-8", "replace")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -393,115 +373,3 @@ def duration(seconds: float) -> str:
     """A time for people."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-def log_tail(path: Path) -> str:
-    """The end of a log, from the line on that says that its last process started."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return text[max(text.rfind(START), 0) :]
-
-
-def last_status(tail: str) -> int:
-    """The exit status that the last line of `log_tail` names; 0 if it names none."""
-    found = re.findall(rf"^{END} (\d+)", tail, re.MULTILINE)
-    return int(found[-1]) if found else 0
-
-
-NO_MEMORY = "fewer --num_workers or --jobs at a time, or a machine with more memory"
-OTHER_RECIPE = "the flags of the first time, such as --quick"
-CAUSES = (
-    (r"ValueError: (this fold was begun with another recipe.*)$", "{0}", OTHER_RECIPE, False),
-    (
-        r"FloatingPointError: (.*?)(?: Try .*)?$",
-        "{0}",
-        "a lower --learning_rate, or --amp False",
-        False,  # The training that goes on meets the same batches.
-    ),
-    (
-        r"(?:CUDA out of memory|OutOfMemoryError)",
-        "out of memory on the GPU",
-        "a smaller --batch_size, or a GPU that no other program uses",
-        True,
-    ),
-    (
-        r"(?:No space left on device|Disk quota exceeded)",
-        "the disk is full",
-        "free space for the bundles and the cache, then the same command again",
-        False,
-    ),
-    (
-        r"insufficient shared memory|Bus error",
-        "the shared memory of the machine (/dev/shm) is full",
-        "--num_workers 0, or a larger /dev/shm (docker run --shm-size)",
-        True,
-    ),
-    (r"DataLoader worker \(pid.*?\) is killed by signal: Killed", "a loading process was killed", NO_MEMORY, True),
-    (r"((?:torch\.)?\w*Error: CUDA error: .*)$", "{0}", "nvidia-smi and the log; another GPU", True),
-    (
-        r"((?:OSError|BlockingIOError|ConnectionError|TimeoutError|InterruptedError|EOFError)\b.*)$",
-        "{0}",
-        "whether the disks of dataset, bundles and cache can be reached",
-        True,
-    ),
-)
-"""Pattern of a log's last lines, reason, what to try, whether a new start may go well. The first found counts."""
-WRAPPERS = r"RuntimeError: (?:Failed to (?:evaluate|instantiate)|applying transform)"
-"""Errors that MONAI puts around the one that tells."""
-STOPS = (1, 2, 15)
-"""Signals that ask a training to save and end: SIGHUP, SIGINT, SIGTERM."""
-SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
-
-
-def explain(status: int, tail: str, *, out_of_memory: bool = False) -> Failure:
-    """Why a job died.
-
-    Args:
-        status: exit status; 128 + n, or -n, after signal n.
-        tail: what it printed last.
-        out_of_memory: the system has counted a process that it killed for memory.
-    """
-    number = -status if status < 0 else status - 128 if 128 < status <= 192 else 0
-    if number == 9:
-        sure = "for lack of memory" if out_of_memory else "most likely for lack of memory"
-        return Failure(f"killed by the system, {sure} (SIGKILL)", NO_MEMORY, retry=True)
-    if number in STOPS:
-        return Failure("stopped by a signal; everything is saved", "the same command goes on", retry=True)
-    lines = [line for line in tail.splitlines() if line.strip() and not line.startswith((START, END))]
-    end = "\n".join(lines[-60:])
-    for pattern, reason, remedy, retry in CAUSES:
-        if found := re.search(pattern, end, re.MULTILINE):
-            return Failure(reason.format(*(g.strip() for g in found.groups())), remedy, retry)
-    if number:
-        return Failure(f"crashed with {SIGNALS.get(number, f'signal {number}')}", "the log", retry=True)
-    errors = [line.strip() for line in lines if re.match(r"[\w.]*(?:Error|Exception|Interrupt|Exit)\b", line)]
-    errors = [line for line in errors if not re.match(WRAPPERS, line)] or errors
-    if status == 0:
-        return Failure("ended well, but its result files are not there or do not fit", "the log", retry=False)
-    said = errors[-1] if errors else lines[-1].strip() if lines else f"exit status {status}, nothing printed"
-    return Failure(said[:300], "the settings, and the traceback in the log", retry=False)
-
-
-def _folds(bundle: Path) -> list[list[str]]:
-    path = bundle / "configs" / "folds.json"
-    try:
-        found: list[list[str]] = read_json(path)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}). Plan again with --force.") from None
-    return found
-
-
-def _curve(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError:
-        return []
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None

@@ -1,0 +1,158 @@
+"""A fold on disk: bundles/TASK/CONFIGURATION/models/fold_K, what is there and whether it belongs together.
+
+finished.json says that the training has ended, with which network and by which settings; model.pt is that network;
+curve.csv has a line for each epoch; validation/dice.json has the scores of the validation cases and names the network
+that predicted them; validation/probabilities/CASE.npz holds the probabilities of a case. Nothing else keeps a record.
+What is there may have been damaged: a value of a wrong type counts as absent.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from autoplan.errors import TrainingError
+from autoplan.files import file_digest, read_json, read_object
+
+FINISHED = "finished.json"
+PREDICTION_SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
+"""What dice.json says of the prediction. One of an older bundle says less, and its fold has to be predicted again."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that has ended.
+
+    Attributes:
+        model: digest of its network.
+        epochs: how many were trained.
+        stopped: whether the stop rule ended it.
+        max_epochs: how many were allowed; None where an older version has not recorded the recipe.
+        schedule: whether the learning rate followed a schedule that ends with the last epoch; None likewise.
+        settings: keys of train.json with the values that it ran with; empty likewise.
+    """
+
+    model: str
+    epochs: int
+    stopped: bool
+    max_epochs: int | None
+    schedule: bool | None
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A finished fold: its network is trained, and its validation cases are predicted and scored by this network.
+
+    Attributes:
+        model: digest of the network.
+        settings: that the cases were predicted with.
+        training: settings of the training; empty where an older version has not recorded them.
+        mean_dice: mean foreground Dice; None where no case has a class.
+    """
+
+    model: str
+    settings: Mapping[str, Any]
+    training: Mapping[str, Any]
+    mean_dice: float | None
+
+
+def fold_folder(bundle: Path, fold: int) -> Path:
+    """Where the results of a fold lie."""
+    return bundle / "models" / f"fold_{fold}"
+
+
+def probabilities(folder: Path, case: str) -> Path:
+    """File with the probabilities of a validation case of the fold in `folder`."""
+    return folder / "validation" / "probabilities" / f"{case}.npz"
+
+
+def folds(bundle: Path) -> list[list[str]]:
+    """Validation cases of each fold of a bundle.
+
+    Raises:
+        TrainingError: configs/folds.json cannot be read, or is no list of lists of names.
+    """
+    path = bundle / "configs" / "folds.json"
+    try:
+        found = read_json(path)
+        if not isinstance(found, list) or not all(isinstance(part, list) for part in found):
+            raise ValueError("it is no list of lists of names")
+        if not all(isinstance(name, str) for part in found for name in part):
+            raise ValueError("it is no list of lists of names")
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}). Plan again with --force.") from None
+    return found
+
+
+def training(folder: Path) -> Training | None:
+    """The training of the fold in `folder`, where it has ended."""
+    found = read_object(folder / FINISHED)
+    model, settings = found.get("model"), found.get("settings")
+    if not isinstance(model, str) or not model or not (folder / "model.pt").is_file():
+        return None
+    recorded = isinstance(found.get("schedule"), bool) and _is_count(found.get("max_epochs"))
+    return Training(
+        model=model,
+        epochs=found["epochs"] if _is_count(found.get("epochs")) else 0,
+        stopped=found.get("stopped") is True,
+        max_epochs=found["max_epochs"] if recorded else None,
+        schedule=found["schedule"] if recorded else None,
+        settings=settings if isinstance(settings, dict) else {},
+    )
+
+
+def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
+    """The result of the fold in `folder`, or what it lacks: the end of a sentence that starts with "the fold".
+
+    Args:
+        folder: models/fold_K of a bundle.
+        cases: names of its validation cases.
+    """
+    trained, scores = training(folder), read_object(folder / "validation" / "dice.json")
+    if trained is None:
+        return "is not trained to its end"
+    if _digest(folder / "model.pt") != trained.model:
+        return f"has another network in model.pt than the one that {FINISHED} names"
+    settings, scored = scores.get("settings"), scores.get("cases")
+    if not isinstance(settings, dict) or not set(settings) >= PREDICTION_SETTINGS or not isinstance(scored, dict):
+        return "is trained, but its cases are not predicted"
+    if scores.get("model") != trained.model:
+        return "has predictions of another network than its own"
+    if set(scored) != set(cases):
+        return "has predictions of other cases than its own"
+    absent = [case for case in cases if not probabilities(folder, case).is_file()]
+    if absent:
+        return f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
+    return FoldResult(trained.model, settings, trained.settings, _number(scores.get("mean_foreground_dice")))
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The epochs of the fold in `folder`, numbers by the names of the columns; nothing where curve.csv is damaged."""
+    try:
+        with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
+            return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
+        return []
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file, computed again only when the file has changed."""
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, _size: int, _time: int) -> str:
+    return file_digest(path)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
