@@ -1,5 +1,6 @@
 """Fixtures: real datasets where they are there, and a tiny one made on the spot."""
 
+import itertools
 import json
 import os
 import sys
@@ -264,6 +265,20 @@ class Stub:
     def alive(self) -> list[int]:
         """Processes of trainings, and helpers of theirs, that have not ended."""
         return [pid for what in ("start", "helper") for _, pid in self.notes(what) if is_alive(pid)]
+
+
+def nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels on another grid over the same field of view, voxel by voxel: the slow, plain way. Of equally near voxels
+    the most frequent value counts, and the highest of equally frequent ones."""
+    out = np.empty(shape, labels.dtype)
+    for index in np.ndindex(*shape):
+        choices = []
+        for i, num_in, num_out in zip(index, labels.shape, shape, strict=True):
+            edge, rest = divmod((2 * i + 1) * num_in, 2 * num_out)
+            choices.append([edge] if rest else [edge - 1, edge])
+        values = [labels[at] for at in itertools.product(*choices)]
+        out[index] = max(values, key=lambda value: (values.count(value), value))
+    return out
 
 
 def is_alive(pid: int) -> bool:

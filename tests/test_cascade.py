@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, TINY_PLAN
+from conftest import NAMES, TINY_PLAN, nearest
 from monai.data import MetaTensor
 from scripts import probabilities
 from scripts.augmentation import RandCropWarpd
@@ -69,15 +69,6 @@ def make(tmp_path):
     return lambda **options: Project(tmp_path, **options)
 
 
-def enlarged(segmentation, shape):
-    """Nearest neighbour, voxel by voxel."""
-    out = np.empty(shape, np.uint8)
-    for index in np.ndindex(*shape):
-        at = (int((i + 0.5) * low / n) for i, low, n in zip(index, segmentation.shape, shape, strict=True))
-        out[index] = segmentation[tuple(at)]
-    return out
-
-
 # Where the segmentations come from.
 
 
@@ -90,14 +81,14 @@ def test_segmentations_lie_on_the_grid_of_the_cases(slice_axis, make) -> None:
     for path, name in zip(paths, names, strict=True):
         found = lowres.read(path)
         assert (found.shape, found.dtype) == ((1, *SHAPE), np.uint8)
-        np.testing.assert_array_equal(found[0], enlarged(project.segmentations[name], SHAPE))
+        np.testing.assert_array_equal(found[0], nearest(project.segmentations[name], SHAPE))
 
 
 @pytest.mark.parametrize("shape", [LOW_SHAPE, (14, 16, 9), (7, 8, 30), (1, 1, 1), (3, 20, 5)], ids=str)
 def test_any_shape(shape, make) -> None:
     project = make(shape=shape)
     [path] = project.lowres.fill(project.items("case_1"))
-    np.testing.assert_array_equal(project.lowres.read(path)[0], enlarged(project.segmentations["case_1"], shape))
+    np.testing.assert_array_equal(project.lowres.read(path)[0], nearest(project.segmentations["case_1"], shape))
 
 
 def test_a_case_s_segmentation_is_by_the_fold_that_did_not_train_on_it(make) -> None:
@@ -108,7 +99,7 @@ def test_a_case_s_segmentation_is_by_the_fold_that_did_not_train_on_it(make) -> 
             predict(project.bundle, name, (fold + 1) % len(FOLDS), seed=99)
             assert project.lowres.source(name).relative_to(project.bundle).parts[:2] == ("models", f"fold_{fold}")
             [path] = project.lowres.fill(project.items(name))
-            expected = enlarged(project.segmentations[name], SHAPE)
+            expected = nearest(project.segmentations[name], SHAPE)
             np.testing.assert_array_equal(project.lowres.read(path)[0], expected)
 
 
@@ -150,7 +141,7 @@ def test_another_prediction_makes_another_segmentation(make) -> None:
     os.utime(source, ns=(1, source.stat().st_mtime_ns + 1))
     [path] = project.lowres.fill(items)
     assert path != before
-    np.testing.assert_array_equal(project.lowres.read(path)[0], enlarged(segmentation, SHAPE))
+    np.testing.assert_array_equal(project.lowres.read(path)[0], nearest(segmentation, SHAPE))
 
 
 # Patches.
@@ -168,7 +159,7 @@ def test_a_patch_of_the_segmentation_lies_where_that_of_the_image_lies(slice_axi
         item = dataset[Request(seed % 2, seed % 3 == 0, seed)]
         assert {tuple(item[key].shape) for key in keys} == {(1, 6, 5, 4)}
         where = item["image"][0].long().numpy()
-        full = enlarged(project.segmentations[f"case_{1 + seed % 2}"], SHAPE)
+        full = nearest(project.segmentations[f"case_{1 + seed % 2}"], SHAPE)
         np.testing.assert_array_equal(item["lowres"][0], full.reshape(-1)[where])
         np.testing.assert_array_equal(item["label"][0], where % 3)
 

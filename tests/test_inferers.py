@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_PLAN
+from conftest import TINY_PLAN, nearest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
@@ -291,14 +291,6 @@ def cascade(num_classes=3, lowres_patch=(8, 8, 8), patch=(8, 8, 8)):
 def three_classes(x):
     """Logits of three classes, each of which wins somewhere."""
     return torch.cat([x[:, :1] * 0 + 0.3, x[:, :1], -2 * x[:, :1]], 1)
-
-
-def nearest(labels, shape):
-    """The voxel of the low grid in which the centre of a voxel of the full one lies, axis by axis."""
-    for axis, (n, low) in enumerate(zip(shape, labels.shape, strict=True)):
-        index = [int((i + 0.5) * low / n) for i in range(n)]
-        labels = labels.take(index, axis)
-    return labels
 
 
 @pytest.mark.parametrize("shape", [(17, 16, 9), (12, 11, 10), (5, 4, 3), (1, 1, 1), (33, 8, 8)], ids=str)

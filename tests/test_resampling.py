@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import nearest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
@@ -47,13 +48,19 @@ def relative_error(ours, theirs):
 
 
 @pytest.mark.parametrize(("before", "after"), SHAPE_PAIRS.values(), ids=SHAPE_PAIRS)
-@pytest.mark.parametrize(("mode", "order"), [("spline", 3), ("nearest", 0), ("linear", 1)])
+@pytest.mark.parametrize(("mode", "order"), [("spline", 3), ("linear", 1)])
 def test_equals_scipy(mode, order, before, after) -> None:
     image = noise(2, *before)
     out = resample(image, after, mode)
     assert tuple(out.shape) == (2, *after)
     for ours, channel in zip(out, image, strict=True):
         assert relative_error(ours, zoomed(channel, after, order)) < 1e-5
+
+
+@pytest.mark.parametrize(("before", "after"), SHAPE_PAIRS.values(), ids=SHAPE_PAIRS)
+def test_labels_equal_those_made_voxel_by_voxel(before, after) -> None:
+    label = np.random.default_rng(0).integers(0, 4, before).astype(np.uint8)
+    np.testing.assert_array_equal(resample(torch.from_numpy(label)[None], after, "nearest")[0], nearest(label, after))
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=2, max_size=3)
@@ -211,3 +218,47 @@ def test_the_spacing_that_results_is_in_the_affine() -> None:
     out = ResampleToSpacing((2.0, 2.0, 2.0))(MetaTensor(noise(1, 7, 8, 9), affine=torch.eye(4)))
     assert tuple(out.shape) == (1, 4, 4, 5)
     assert out.pixdim.tolist() == pytest.approx([1.75, 2.0, 1.8])
+
+
+def ball(shape, factor=0.35):
+    """A label map with an ellipsoid of class 1 in the middle of the volume, (1, X, Y, Z)."""
+    axes = [(np.arange(n) - (n - 1) / 2) / (factor * n) for n in shape]
+    grid = np.meshgrid(*axes, indexing="ij")
+    return torch.from_numpy((sum(g**2 for g in grid) < 1).astype(np.uint8))[None]
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 24), (24, 36, 48), (12, 30, 18), (25, 37, 49)], ids=str)
+@pytest.mark.parametrize("factor", [2, 3, 1.5, 0.5, 2 / 3, 4], ids=lambda f: f"factor {f:.2g}")
+def test_labels_are_not_shifted(shape, factor) -> None:
+    """The centre of mass of a centred object stays in the middle, along every axis."""
+    new_shape = resampled_shape(shape, (1.0,) * 3, (factor,) * 3)
+    found = resample(ball(shape), new_shape, "nearest")[0]
+    center = torch.nonzero(found).double().mean(0)
+    assert center.numpy() == pytest.approx([(n - 1) / 2 for n in new_shape], abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3), new_shape=st.tuples(*[st.integers(1, 12)] * 3), seed=st.integers(0, 99)
+)
+def test_no_side_is_preferred(shape, new_shape, seed) -> None:
+    """Labels that are mirrored before are those that are mirrored after, also where neighbours are equally near."""
+    label = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (1, *shape)).astype(np.uint8))
+    found = resample(label, new_shape, "nearest")
+    for axis in (1, 2, 3):
+        assert torch.equal(resample(label.flip(axis), new_shape, "nearest"), found.flip(axis))
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        pytest.param([1, 1, 1, 0, 0, 0, 0, 0], 0, id="the majority of eight"),
+        pytest.param([1, 1, 1, 1, 0, 0, 0, 0], 1, id="foreground in a tie"),
+        pytest.param([2, 2, 1, 1, 1, 0, 0, 0], 1, id="of equals the higher"),
+        pytest.param([3, 2, 2, 1, 1, 0, 0, 5], 2, id="the higher of the most frequent"),
+    ],
+)
+def test_a_tie_goes_to_the_majority(block, expected) -> None:
+    label = torch.tensor(block, dtype=torch.uint8).reshape(1, 2, 2, 2)
+    for order in ([0, 1, 2, 3], [0, 3, 2, 1], [0, 2, 3, 1]):
+        assert resample(label.permute(order), (1, 1, 1), "nearest").item() == expected
