@@ -26,7 +26,7 @@ LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
 MANAGED = (
     "imports", "bundle_root", "fold", "ckpt_dir", "output_dir", "network_def", "network", "cases", "preprocessing",
     "cache", "lowres", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
-    "lowres_networks", "cascade_networks",
+    "lowres_networks", "cascade_networks", "training_settings",
 )  # fmt: skip
 """Keys of train.json that are no settings: every job has its own, or they are the structure."""
 PATHS = ("dataset_dir", "cache_dir")

@@ -152,8 +152,14 @@ def bundle_name(plan: Plan, configuration: Configuration) -> str:
 
 
 def relative_path(target: Path, folder: Path) -> str:
-    """`target` seen from `folder`, with forward slashes. Symbolic links in either are kept as they are written."""
-    return Path(os.path.relpath(target.absolute(), folder.absolute())).as_posix()
+    """`target` seen from `folder`, with forward slashes.
+
+    Symbolic links are kept as they are written where that leads to the target. Where the folder lies behind a link, the
+    system goes up from where the link leads to, so the path is counted from there.
+    """
+    written, behind = os.path.relpath(target.absolute(), folder.absolute()), os.path.realpath(folder)
+    leads_there = os.path.realpath(os.path.join(behind, written)) == os.path.realpath(target)
+    return Path(written if leads_there else os.path.relpath(target.absolute(), behind)).as_posix()
 
 
 def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, Any]:

@@ -317,3 +317,43 @@ def test_two_processes_fill_one_folder(tmp_path) -> None:
     assert sorted(paths) == sorted(cache.folder.iterdir())
     for path, item in zip(paths, items, strict=True):
         np.testing.assert_array_equal(read_case(path, 2).label, made_up(item)["label"])
+
+
+def damaged(content, rng):
+    """The content of a file, damaged in one of five ways."""
+    kind, place = rng.integers(5), int(rng.integers(len(content)))
+    changed = bytearray(content)
+    if kind == 0:
+        changed[place] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        del changed[place:]
+    elif kind == 2:
+        changed += rng.bytes(int(rng.integers(1, 500)))
+    elif kind == 3:
+        changed[place : place + 64] = bytes(len(changed[place : place + 64]))
+    else:
+        del changed[place : place + int(rng.integers(1, 9))]
+    return bytes(changed)
+
+
+def test_a_damaged_file_is_made_anew(tmp_path, caplog) -> None:
+    """Of 120 damages none is read as other voxels."""
+    item, rng = make_item(tmp_path), np.random.default_rng(0)
+    cache = CaseCache(tmp_path / "cache", made_up, 2, num_classes=3)
+    [path] = cache.fill([item])
+    good = path.read_bytes()
+    for _ in range(120):
+        changed = damaged(good, rng)
+        path.write_bytes(changed)
+        caplog.clear()
+        assert cache.fill([item]) == [path]
+        assert path.read_bytes() == good
+        assert (f"{path} is damaged" in caplog.text) == (changed != good)
+
+
+def test_a_case_that_cannot_be_preprocessed_is_named(tmp_path) -> None:
+    def broken(item):
+        raise MemoryError("Unable to allocate 247. GiB")
+
+    with pytest.raises(RuntimeError, match=r"case_a cannot be preprocessed: Unable to allocate 247"):
+        CaseCache(tmp_path / "cache", broken, 2, num_classes=3).fill([make_item(tmp_path)])

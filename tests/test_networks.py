@@ -1,6 +1,7 @@
 """Several networks in one module: what they give for a patch is what the inferers give for an image that is one."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from monai.networks.nets import DynUNet
 from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
-from scripts.networks import Composite, Folds, append_one_hot, cropped_to, padded_to
+from scripts.networks import Composite, Folds, append_one_hot, check_patch_size, cropped_to, padded_to
 
 CHANNELS, CLASSES = 2, 3
 PATCH, LOW_PATCH = (16, 16, 8), (8, 8, 8)
@@ -230,3 +231,25 @@ def test_padding_and_cropping(axes) -> None:
         assert n == max(least, -(-before // step) * step)
     assert torch.equal(cropped_to(padded, shape), x)
     assert int((padded > 0).sum()) == x.numel()
+
+
+FIVE = [[1, 1, 1], *[[2, 2, 2]] * 5]
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "strides", "smallest"),
+    [
+        pytest.param([32, 32, 32], FIVE, [64, 32, 32], id="one voxel at the deepest level"),
+        pytest.param([64, 40, 32], FIVE, [64, 32, 32], id="no multiple"),
+        pytest.param([0, 64, 64], FIVE, [64, 32, 32], id="nothing"),
+        pytest.param([64, 64], FIVE, [64, 32, 32], id="two numbers for a volume"),
+        pytest.param([4, 4], [[1, 1], [2, 2], [2, 2]], [8, 4], id="a plane"),
+        pytest.param(
+            [8, 8, 1], [[1, 1, 1], [2, 2, 1], [2, 2, 1], [2, 2, 1]], [16, 8, 1], id="an axis without poolings"
+        ),
+    ],
+)
+def test_patches_that_the_network_cannot_take_are_refused(patch_size, strides, smallest) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"The smallest that works is {smallest}.")):
+        check_patch_size(patch_size, strides)
+    check_patch_size(smallest, strides)

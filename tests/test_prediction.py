@@ -38,6 +38,20 @@ def one_channel(path, image):
     nibabel.save(nibabel.Nifti1Image(array, nibabel.load(image).affine), path)
 
 
+def one_voxel_nan(path, image):
+    source = nibabel.load(image)
+    array = np.asarray(source.dataobj).copy()
+    array[3, 3, 3, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(array, source.affine), path)
+
+
+def one_voxel_infinite(path, image):
+    source = nibabel.load(image)
+    array = np.asarray(source.dataobj).copy()
+    array[3, 3, 3, 1] = -np.inf
+    nibabel.save(nibabel.Nifti1Image(array, source.affine), path)
+
+
 def empty_file(path, image):
     path.write_bytes(b"")
 
@@ -49,6 +63,8 @@ FAULTS = {
     "one channel too many": three_channels,
     "one channel too few": one_channel,
     "empty file": empty_file,
+    "one voxel NaN": one_voxel_nan,
+    "one voxel infinite": one_voxel_infinite,
 }
 
 
@@ -110,6 +126,30 @@ def test_bad_images_stop_no_other(num_workers, run, image, tmp_path, caplog) -> 
         assert found.shape == expected.shape[:3]
         np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
         assert set(np.unique(found.dataobj)) <= {0, 2, 5}
+
+
+@pytest.mark.parametrize("shape", [(47, 40, 1), (47, 1, 1), (1, 1, 9), (1, 40, 7), (5, 5, 5)], ids=str)
+def test_segmentations_have_the_shape_of_their_image(run, image, tmp_path, shape) -> None:
+    (tmp_path / "images").mkdir()
+    array = np.random.default_rng(0).normal(50, 9, (*shape, 2)).astype(np.float32)
+    affine = nibabel.load(image).affine
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "images" / "a.nii.gz")
+    run(tmp_path / "images", tmp_path / "results")
+    found = nibabel.load(tmp_path / "results" / "a.nii.gz")
+    assert found.shape == shape
+    np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+
+
+def test_a_network_that_gives_no_numbers_is_a_fault(run, image, tmp_path, caplog, monkeypatch) -> None:
+    """It would be an empty segmentation."""
+    (tmp_path / "images").mkdir()
+    shutil.copy(image, tmp_path / "images" / "a.nii.gz")
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, path: save({k: v * torch.nan for k, v in state.items()}, path))
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit):
+        run(tmp_path / "images", tmp_path / "results")
+    assert "a.nii.gz: the network gives values that are NaN" in caplog.messages[-1]
+    assert not list((tmp_path / "results").glob("*"))
 
 
 def test_good_images_alone_end_well(run, image, tmp_path, caplog) -> None:

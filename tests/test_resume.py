@@ -138,8 +138,47 @@ def finished(folder: Path) -> dict[str, Any]:
 def test_a_finished_training_is_marked(undisturbed: Path) -> None:
     model = file_digest(undisturbed / "model.pt")
     expected = {"epochs": EPOCHS, "stopped": False, "model": model, "max_epochs": EPOCHS, "schedule": False}
-    assert finished(undisturbed) == expected
+    assert {**finished(undisturbed), "settings": None} == {**expected, "settings": None}
     assert len(model) == 16
+
+
+def test_the_settings_are_recorded_beside_every_network(train: Callable[..., Any], tmp_path: Path) -> None:
+    """With the values that they had, whoever set them."""
+    train(tmp_path, max_epochs=1, mirror_prob=0.0, learning_rate=0.002)
+    recorded = finished(tmp_path)["settings"]
+    assert recorded == json.loads((tmp_path / "model.json").read_text())
+    expected = {"mirror_prob": 0.0, "learning_rate": 0.002, "max_epochs": 1, "epoch_length": LENGTH, "seed": 0}
+    assert {name: recorded[name] for name in expected} == expected
+    assert recorded["patch_size"] == [16, 16, 8]
+
+
+@pytest.mark.parametrize(("mirror_prob", "mirrored"), [(0.0, False), (0.5, True)])
+def test_a_network_predicts_as_it_was_trained(
+    train: Callable[..., Any],
+    parse: Callable[..., Any],
+    project: Path,
+    tmp_path: Path,
+    mirror_prob: float,
+    mirrored: bool,
+) -> None:
+    """Mirroring helps a network that was trained with it, and harms one that was not; who asks for it gets it."""
+    train(tmp_path, max_epochs=1, mirror_prob=mirror_prob)
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+    for names, values in (
+        (("train", "evaluate"), {"ckpt_dir": str(tmp_path)}),
+        (("inference",), {"model_file": str(tmp_path / "model.pt")}),
+    ):
+        assert parse(bundle, *names, **values).get_parsed_content("mirror") is mirrored
+        assert parse(bundle, *names, **values, mirror=not mirrored).get_parsed_content("mirror") is not mirrored
+
+
+def test_a_network_without_a_record_is_mirrored(parse: Callable[..., Any], project: Path, tmp_path: Path) -> None:
+    """As those of older bundles were."""
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+    for text in (None, "", "[]", '{"mirror_prob": "x"}'):
+        if text is not None:
+            (tmp_path / "model.json").write_text(text)
+        assert parse(bundle, "inference", model_file=str(tmp_path / "model.pt")).get_parsed_content("mirror") is True
 
 
 SCHEDULE = {
@@ -225,13 +264,22 @@ def test_a_kill_between_the_checkpoint_and_the_network_loses_neither(
     assert finished(tmp_path)["model"] == file_digest(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage"])
+def flipped(content: bytes) -> bytes:
+    """With 2,000 bytes changed, all of them behind the first kilobyte, so that it looks like a checkpoint."""
+    changed = bytearray(content)
+    for place in random.Random(0).sample(range(1024, len(changed) - 1024), 2000):
+        changed[place] ^= 0xFF
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train: Callable[..., Any], undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     train(tmp_path, max_epochs=2)
     last = tmp_path / "last.pt"
-    content = {"empty": b"", "cut": last.read_bytes()[:-1000], "garbage": b"x" * 5000}[damage]
+    good = last.read_bytes()
+    content = {"empty": b"", "cut": good[:-1000], "garbage": b"x" * 5000, "flipped": flipped(good)}[damage]
     last.unlink()
     last.write_bytes(content)
     train(tmp_path)
@@ -239,10 +287,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert_same(tmp_path, undisturbed)
 
 
+def test_without_a_checkpoint_that_can_be_read_the_training_stops(train: Callable[..., Any], tmp_path: Path) -> None:
+    """It does not start anew over the network that is there."""
+    train(tmp_path, max_epochs=2)
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).write_bytes(flipped((tmp_path / name).read_bytes()))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".pt"}
+    with pytest.raises(ValueError, match=r"last\.pt, .*previous\.pt.*remove .* to start anew"):
+        train(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".pt"} == before
+
+
 def test_nothing_temporary_is_left(undisturbed: Path) -> None:
     # TensorBoard's files are there where it is installed.
     names = {p.name for p in undisturbed.iterdir() if not p.name.startswith("events.")}
-    assert names == {"last.pt", "previous.pt", "model.pt", "curve.csv", "progress.png", "finished.json"}
+    assert names == {"last.pt", "previous.pt", "model.pt", "model.json", "curve.csv", "progress.png", "finished.json"}
 
 
 def test_the_networks_file_is_a_flat_state_dict(undisturbed: Path) -> None:

@@ -2,10 +2,11 @@
 
 One file a case holds four arrays in NumPy's own format, one after the other: the image, float32, and the label, uint8,
 both with the slice axis first, so that a slice is one run of bytes and a 3D patch touches only the slices it spans;
-the number of foreground voxels of each class that were kept; and their voxel indices, sorted by class.
+the number of foreground voxels of each class that were kept; and their voxel indices, sorted by class. A checksum ends
+the file.
 
-A file is written under a temporary name and renamed, so a file that exists is whole: two trainings may fill the same
-folder at once, and either may be killed.
+A file is written under a temporary name and renamed: two trainings may fill the same folder at once, and either may be
+killed. A disk may damage a file later, so the checksums are verified when a training starts.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import mmap
 import os
 import random
+import struct
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,8 +35,12 @@ from tqdm import tqdm
 from scripts.datalists import case_name
 from scripts.files import TEMPORARY, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+CHECKSUM = struct.Struct("<4sI")
+"""End of a file: a mark, and the CRC-32 of all before."""
+MARK = b"CRC:"
 STALE_SECONDS = 3600
+logger = logging.getLogger(__name__)
 _RANDOM_STATE = ("R", "_do_transform")
 
 
@@ -55,7 +64,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
     """The arrays of a file, memory-mapped."""
     arrays = []
     with path.open("rb") as file:
-        while file.tell() < os.fstat(file.fileno()).st_size:
+        while file.tell() < os.fstat(file.fileno()).st_size - CHECKSUM.size:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
@@ -67,14 +76,37 @@ def read_arrays(path: Path) -> list[np.ndarray]:
 
 
 def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Write a file of arrays, atomically."""
+    """Write a file of arrays, atomically, with its checksum."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for array in arrays:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+        with temporary.open("rb") as file:
+            checksum = _checksum(file, os.fstat(file.fileno()).st_size)
+        with temporary.open("ab") as file:
+            file.write(CHECKSUM.pack(MARK, checksum))
 
     write_atomically(path, write)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and is what `write_arrays` wrote: its checksum is right."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - CHECKSUM.size
+            return size > 0 and CHECKSUM.pack(MARK, _checksum(file, size)) == file.read()
+    except FileNotFoundError:
+        return False
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    """CRC-32 of the next `size` bytes of a file."""
+    checksum = 0
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        checksum = zlib.crc32(block, checksum)
+        size -= len(block)
+    return checksum
 
 
 def read_case(path: str | Path, slice_axis: int) -> CachedCase:
@@ -155,6 +187,22 @@ def settings_digest(value: Any, length: int) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
 
 
+def remove_damaged(paths: Sequence[Path], num_workers: int = 0) -> None:
+    """Remove those of the files that are not whole, with a warning, so that they are made anew.
+
+    Args:
+        paths: files of arrays; those that do not exist do not count.
+        num_workers: threads that read at the same time.
+    """
+    there = [path for path in paths if path.exists()]
+    with ThreadPoolExecutor(max(1, int(num_workers))) as readers:
+        checked = tqdm(readers.map(is_whole, there), total=len(there), desc="checking", unit="case", disable=None)
+        for path, whole in zip(there, checked, strict=True):
+            if not whole:
+                logger.warning("%s is damaged; it is made anew.", path)
+                path.unlink(missing_ok=True)
+
+
 class CaseCache:
     """The folder of preprocessed cases that belongs to one preprocessing.
 
@@ -196,7 +244,10 @@ class CaseCache:
         """Preprocess one case unless its file exists, and give the file."""
         path = self.path(item)
         if not path.exists():
-            data = self.preprocessing(dict(item))
+            try:
+                data = self.preprocessing(dict(item))
+            except Exception as error:
+                raise RuntimeError(f"{case_name(item['image'])} cannot be preprocessed: {error}") from error
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
             locations = self._locations(label, np.random.default_rng(int(settings_digest(path.name, 8), 16)))
@@ -223,6 +274,7 @@ class CaseCache:
             num_workers: processes that preprocess at the same time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_damaged([self.path(item) for item in items], num_workers)
         missing = [item for item in items if not self.path(item).exists()]
         if missing:
             self._remove_stale()

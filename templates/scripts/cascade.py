@@ -18,7 +18,7 @@ from monai.transforms import Transform
 from tqdm import tqdm
 
 from scripts import probabilities
-from scripts.cache import CaseCache, read_arrays, read_case, settings_digest, write_arrays
+from scripts.cache import CaseCache, read_arrays, read_case, remove_damaged, settings_digest, write_arrays
 from scripts.datalists import case_name
 from scripts.networks import append_one_hot
 from scripts.resampling import resample
@@ -77,6 +77,7 @@ class LowresSegmentations:
         sources = [self.source(case_name(item["image"])) for item in items]
         cases = self.cache.fill(items)
         targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]
+        remove_damaged(targets)
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
         for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
             shape = read_case(case, self.cache.slice_axis).label.shape[1:]

@@ -6,6 +6,8 @@ import json
 import logging
 import pickle
 import signal
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from scripts.stopping import OtherRecipeError
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
+RECORD = "model.json"
+"""File beside a model.pt with the settings that its network was trained with."""
+_UNREADABLE = (
+    RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, NotImplementedError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -32,6 +40,29 @@ def save_atomically(value: Any, path: Path) -> None:
     write_atomically(path, save)
 
 
+def load_checked(path: Path) -> Any:
+    """What `save_atomically` wrote, after a check of every byte: `torch.load` does not look at the checksums that
+    `torch.save` writes.
+
+    Raises:
+        zipfile.BadZipFile, RuntimeError, ...: the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def was_mirrored(model_file: str | Path) -> bool:
+    """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions. True
+    where nothing is recorded beside it."""
+    try:
+        settings = json.loads(Path(model_file).with_name(RECORD).read_text(encoding="utf-8"))
+        return float(settings["mirror_prob"]) > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
 class Checkpoint:
     """Handler for a trainer: saves all that a training needs to go on, and goes on from it when the trainer starts.
 
@@ -40,8 +71,8 @@ class Checkpoint:
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
-    rule), "model", the digest of model.pt, and the recipe: "max_epochs", and whether the learning rate had a
-    "schedule". Only rank 0 writes.
+    rule), "model", the digest of model.pt, and the recipe: "max_epochs", whether the learning rate had a
+    "schedule", and the other "settings". `model.json`, beside model.pt, repeats the settings. Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -49,6 +80,7 @@ class Checkpoint:
         objects: whatever else has `state_dict` and `load_state_dict`.
         model_file: where to leave a copy of model.pt, the network that the bundle's inference uses; None for no copy.
         interval: epochs between two savings.
+        settings: of the training, to be recorded in finished.json and beside every model.pt.
     """
 
     def __init__(
@@ -58,8 +90,10 @@ class Checkpoint:
         objects: Mapping[str, Any],
         model_file: str | Path | None = None,
         interval: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.ckpt_dir, self.network, self.objects = Path(ckpt_dir), network, dict(objects)
+        self.settings = dict(settings or {})
         self.model_file = None if model_file is None else Path(model_file)
         self.interval = int(interval)
         self.signal: int | None = None
@@ -115,14 +149,17 @@ class Checkpoint:
         return any(getattr(thing, "schedule", None) is not None for thing in self.objects.values())
 
     def _read(self) -> dict[str, Any] | None:
-        for name in ("last.pt", "previous.pt"):
-            path = self.ckpt_dir / name
-            if not path.is_file():
-                continue
+        there = [path for path in (self.ckpt_dir / name for name in ("last.pt", "previous.pt")) if path.is_file()]
+        for path in there:
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-                logger.warning("%s cannot be read (%s); trying the checkpoint before it.", path, _first_line(error))
+                return load_checked(path)
+            except _UNREADABLE as error:  # noqa: PERF203 (two files)
+                logger.warning("%s cannot be read (%s).", path, _first_line(error))
+        if there:
+            raise ValueError(
+                f"No checkpoint of this training can be read: {', '.join(map(str, there))}. Bring one back from a "
+                f"copy, or remove {self.ckpt_dir} to start anew."
+            )
         return None
 
     def save(self, engine: Engine) -> None:
@@ -148,8 +185,11 @@ class Checkpoint:
             self._save_model(network)
 
     def _save_model(self, network: Mapping[str, Any]) -> None:
+        record = json.dumps(self.settings) + "\n"
+        write_text_atomically(self.ckpt_dir / RECORD, record)
         save_atomically(network, self.ckpt_dir / "model.pt")
         if self.model_file is not None:
+            write_text_atomically(self.model_file.with_name(RECORD), record)
             link_atomically(self.ckpt_dir / "model.pt", self.model_file)
 
     def _restore_model(self) -> None:
@@ -176,9 +216,10 @@ class Checkpoint:
                 "model": model,
                 "max_epochs": engine.state.max_epochs,
                 "schedule": self._has_schedule(),
+                "settings": self.settings,
             }
             # Another maximum changes nothing in a training that is finished.
-            if {**self._marked(), "max_epochs": found["max_epochs"]} != found:
+            if {**self._marked(), "max_epochs": found["max_epochs"], "settings": self.settings} != found:
                 write_text_atomically(self.ckpt_dir / FINISHED, json.dumps(found) + "\n")
 
     def _unmark(self) -> None:

@@ -15,6 +15,10 @@ from scripts.networks import append_one_hot, cropped_to, padded_to, window_size
 from scripts.precision import checked_switch, logits
 from scripts.resampling import resample, resampled_shape
 
+NOT_FINITE = (
+    "the network gives values that are NaN or infinite. Its weights are damaged, or the image's intensities are far "
+    "from those of its training."
+)
 Networks = Sequence[Callable[..., torch.Tensor]]
 Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
 
@@ -163,7 +167,10 @@ class _Sums:
         """Close all rows before `row`."""
         done = int(row) - self.row
         if done:
-            self.finished[:, :, self.row : row] = self.sums[:, :, :done] / self.weights[:done]
+            probabilities = self.sums[:, :, :done] / self.weights[:done]
+            if not probabilities.sum().isfinite():
+                raise ValueError(NOT_FINITE)
+            self.finished[:, :, self.row : row] = probabilities
             for open_rows, axis in ((self.sums, 2), (self.weights, 0)):
                 left = len(self.importance) - done
                 # A copy, for source and target may overlap.

@@ -137,6 +137,27 @@ def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
         found.append(torch.stack(folds).mean(0))
 
 
+def check_patch_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuse patches that the network cannot take: each axis must be a multiple of its strides, and the deepest level
+    needs more than one voxel for its instance norm.
+
+    Args:
+        patch_size: voxels.
+        strides: of each stage, for each axis.
+
+    Raises:
+        ValueError: with sizes that work.
+    """
+    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    fits = len(patch_size) == len(steps) and all(n >= s and n % s == 0 for n, s in zip(patch_size, steps, strict=True))
+    if fits and math.prod(n // s for n, s in zip(patch_size, steps, strict=True)) > 1:
+        return
+    raise ValueError(
+        f"patch_size {list(patch_size)} does not fit the network: each axis must be a multiple of {steps}, and one of "
+        f"them at least twice that. The smallest that works is {[2 * steps[0], *steps[1:]]}."
+    )
+
+
 def window_size(size: list[int], patch: list[int]) -> list[int]:
     """Voxels of the window for an image of `size`: the patch, but on an axis where the image is smaller no more than
     the network needs to cover it. A multiple of the largest power of two in the patch is one of all its poolings, and

@@ -13,13 +13,16 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
     """Mask of the nonzero voxels, the region that images are cropped to.
 
     Raises:
-        ValueError: every voxel is zero (MONAI would crop to an empty image).
+        ValueError: a voxel is NaN or infinite, or every voxel is zero (MONAI would crop to an empty image).
 
     Source: arXiv:1809.10486, section 2.2, "Cropping".
     """
+    name = getattr(image, "meta", {}).get("filename_or_obj", "the image")
+    # The sum is not finite where a voxel is not: one pass, and no mask of the whole image.
+    if image.is_floating_point() and not image.sum(dtype=torch.float64).isfinite():
+        raise ValueError(f"{name}: has values that are NaN or infinite. Replace them, by 0 where there is no tissue.")
     mask = image != 0
     if not mask.any():
-        name = getattr(image, "meta", {}).get("filename_or_obj", "the image")
         raise ValueError(f"{name}: every voxel is zero, so there is nothing to segment. Leave the image out.")
     return mask
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import Dataset, NibabelWriter
@@ -30,6 +31,10 @@ class WholeFileWriter(NibabelWriter):
     def resample_if_needed(cls, data_array: Any, affine: Any = None, **_: Any) -> tuple[Any, Any]:
         """The array and its affine as they are."""
         return data_array, affine
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+        """Take the segmentation (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
+        self.data_obj = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set."""

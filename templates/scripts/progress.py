@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,8 +188,10 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         losses.plot(epochs, [row[f"{name}_loss"] for row in history], color=color, alpha=0.35, label=f"{name} loss")
         losses.plot(epochs, [row[f"{name}_average"] for row in history], color=color, label=f"{name} average")
     for name in classes:
-        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=name)
-    rate.plot(epochs, [row["lr"] for row in history], color="black")
+        # matplotlib leaves out names that start with an underscore.
+        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=f" {name}" if name[0] == "_" else name)
+    # A schedule may end at 0, which a logarithm does not have.
+    rate.plot(epochs, [row["lr"] or math.nan for row in history], color="black")
     rate.set_yscale("log")
     losses.set_ylabel("loss")
     dice.set_ylabel("Dice, estimated on patches")
@@ -196,7 +199,8 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
     for axes in (losses, dice):
-        axes.legend(fontsize="small")
+        for text in axes.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)  # a name may hold dollar signs
     for axes in (losses, dice, rate):
         axes.grid(alpha=0.3)
     write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))

@@ -21,6 +21,8 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
+from scripts.cpu import memory_bytes
+
 MODES = ("spline", "linear", "nearest")
 SLAB = 16
 """Planes whose equally near voxels are compared at a time."""
@@ -175,7 +177,9 @@ class ResampleToSpacing(InvertibleTransform):
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         shape = tuple(image.shape[1:])
-        new_shape = resampled_shape(shape, self.spacing or image.pixdim.tolist(), self.target_spacing)
+        spacing = self.spacing or image.pixdim.tolist()
+        new_shape = resampled_shape(shape, spacing, self.target_spacing)
+        _check_memory(image, new_shape, spacing)
         out = _like(resample(image.as_tensor(), new_shape, self.mode), image)
         self.push_transform(out, orig_size=shape, extra_info={"affine": image.affine.clone()})
         out.affine = resampled_affine(image.affine, shape, new_shape)
@@ -189,6 +193,17 @@ class ResampleToSpacing(InvertibleTransform):
         out = _like(values if shape == tuple(values.shape[1:]) else resample(values, shape, mode), data)
         out.affine = applied["extra_info"]["affine"]
         return out
+
+
+def _check_memory(image: MetaTensor, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse an image that would not fit into memory, as one whose header has a wrong spacing."""
+    needed, there = 4 * len(image) * math.prod(shape), memory_bytes()
+    if 0 < there < needed:
+        raise ValueError(
+            f"{image.meta.get('filename_or_obj', 'the image')}: spacing {[round(s, 3) for s in spacing]} mm would make "
+            f"{' x '.join(map(str, shape))} voxels, {needed / 1e9:.0f} GB, of it; there are {there / 1e9:.0f} GB. "
+            "Check the spacing in its header."
+        )
 
 
 def _like(values: torch.Tensor, image: MetaTensor) -> MetaTensor:
