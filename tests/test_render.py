@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from autoplan import dataset, fingerprint, plan
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
-from autoplan.render import OVERLAYS, format_json, overlaid, render, render_all
+from autoplan.render import OVERLAYS, format_json, overlaid, relative_path, render, render_all
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -516,3 +516,25 @@ def test_the_example_has_the_known_plan() -> None:
     flat, volume = planned.configurations
     assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
     assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)
+
+
+@pytest.mark.parametrize("linked", ["nothing", "bundles", "data", "bundles and data", "the whole project"])
+def test_the_dataset_is_found_behind_links(linked, tmp_path) -> None:
+    """From where the bundle really lies, which is where the system goes up from."""
+    disk, project = tmp_path / "other" / "deep" / "disk", tmp_path / "project"
+    disk.mkdir(parents=True)
+    real = disk / "project" if linked == "the whole project" else project
+    real.mkdir()
+    if real != project:
+        project.symlink_to(real)
+    for name in ("bundles", "data"):
+        if name in linked:
+            (disk / name).mkdir()
+            (project / name).symlink_to(disk / name)
+    (project / "data" / "Task90_Tiny").mkdir(parents=True)
+    folder = project / "bundles" / "Task90_Tiny" / "2d"
+    path = relative_path(project / "data" / "Task90_Tiny", folder)
+    folder.mkdir(parents=True)
+    assert (folder.resolve() / path).resolve() == (project / "data" / "Task90_Tiny").resolve()
+    if linked in ("nothing", "data", "the whole project"):
+        assert path == "../../../data/Task90_Tiny", "the project can be moved"
