@@ -30,8 +30,8 @@ from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Plan, to_dict
 from autoplan.files import read_object, write_text_atomically
 from autoplan.jobs import flags_of_recipe
+from autoplan.overlays import format_json
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
-from autoplan.render import format_json
 from autoplan.results import FoldResult, fold_folder, probabilities
 
 FORMAT = 1
@@ -104,7 +104,7 @@ def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
     parser = ConfigParser()
     parser.read_config([root / "configs" / name for name in ("train.json", "evaluate.json")])
     parser["bundle_root"] = str(root)
-    steps = parser.get_parsed_content("validate#postprocessing").transforms
+    steps = parser.get_parsed_content("validate#postprocessing").flatten().transforms
     invert, *rest = (s for s in steps if not isinstance(s, (stored.SaveProbabilitiesd, SaveImaged)))
     clean = next((s for s in rest if isinstance(s, components.KeepLargestComponentd)), None)
     return stored.load, invert, clean, Compose([s for s in rest if s is not clean])

@@ -6,7 +6,8 @@ MONAI's own words (`roi_size`, `filters`, `pixdim`) appear in the templates only
 import json
 import os
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 from autoplan.files import write_atomically
+from autoplan.overlays import format_json, overlaid, read_template
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json")
 OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -26,11 +28,7 @@ OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
         "multi_gpu_train.json": ("3d_cascade_fullres/multi_gpu_train.json",),
     },
 }
-"""What the stages of the cascade add to the templates of 3d_fullres; see `overlaid`."""
-QUICK_BATCH_DIVISOR = 4
-"""The quick recipe's batch is the planned one divided by this, at least 2. Our choice: on CPUs more small steps learn
-faster than few large ones."""
-LINE_LENGTH = 120
+"""What the stages of the cascade add to the templates of 3d_fullres; see `overlays`."""
 _PACKAGE = Path(__file__).resolve().parent
 _GENERATED = ("configs", "scripts", "docs")
 """Folders of a bundle that rendering owns; it never touches any other."""
@@ -88,16 +86,16 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
     values = planned_values(plan, configuration, dataset_dir)
     files = {}
     for name in CONFIGS:
-        config = load_json(templates / "configs" / name)
+        config = read_template(templates / "configs" / name)
         for overlay in OVERLAYS.get(configuration.name, {}).get(name, ()):
-            config = overlaid(config, load_json(templates / "configs" / overlay))
+            config = overlaid(config, read_template(templates / "configs" / overlay))
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
-            config["batch_size"] = max(2, configuration.batch_size // QUICK_BATCH_DIVISOR)
+            config["batch_size"] = rules.quick_batch_size(configuration.batch_size)
         files[f"configs/{name}"] = format_json(config).encode()
     files["configs/metadata.json"] = format_json(
-        metadata(load_json(templates / "configs" / "metadata.json"), plan, configuration)
+        metadata(read_template(templates / "configs" / "metadata.json"), plan, configuration)
     ).encode()
     files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
     files["docs/README.md"] = _readme(templates / "docs", plan, configuration).encode()
@@ -108,42 +106,6 @@ def copied(templates: Path) -> dict[str, bytes]:
     """The files that every bundle has alike, path in the bundle -> content."""
     paths = [templates / "LICENSE", templates / "configs" / "logging.conf", *(templates / "scripts").glob("*.py")]
     return {path.relative_to(templates).as_posix(): path.read_bytes() for path in paths}
-
-
-def overlaid(config: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """A config with another laid over it: keys of the overlay are ids, and a + before one means that its list or
-    dictionary is added to what is there, as in MONAI. A new top-level key stands after the overlay's key before it."""
-    result, anchor = dict(config), ""
-    for key, value in overlay.items():
-        path = key.removeprefix("+")
-        if path in result or "#" not in path:
-            last = path
-            changed = _added(result.get(path), value) if key != path else value
-            result = _inserted(result, path, changed, anchor)
-        else:
-            top, last = path.split("#", 1)
-            result[top] = _changed(result[top], last.split("#"), value, add=key != path)
-            last = top
-        anchor = last
-    return result
-
-
-def _inserted(config: dict[str, Any], key: str, value: Any, anchor: str) -> dict[str, Any]:
-    if key in config or anchor not in config:
-        return {**config, key: value}
-    return {k: v for name, old in config.items() for k, v in [(name, old), (key, value)][: 1 + (name == anchor)]}
-
-
-def _changed(value: dict[str, Any], path: Sequence[str], new: Any, *, add: bool) -> dict[str, Any]:
-    """A copy of a nested dictionary with one entry set or added to."""
-    first, *rest = path
-    if rest:
-        return {**value, first: _changed(value[first], rest, new, add=add)}
-    return {**value, first: _added(value.get(first), new) if add else new}
-
-
-def _added(old: Any, new: Any) -> Any:
-    return {**old, **new} if isinstance(new, dict) else [*old, *new]
 
 
 def bundle_name(plan: Plan, configuration: Configuration) -> str:
@@ -255,41 +217,164 @@ def _readme(templates: Path, plan: Plan, configuration: Configuration) -> str:
     return string.Template((templates / "README.md").read_text()).substitute(values, stage=text)
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Content of a template."""
-    return dict(json.loads(path.read_text()))
+# The bundle to share.
+
+MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
+"""What the networks of a configuration are called in a bundle that holds those of several."""
 
 
-def format_json(value: Any) -> str:
-    """JSON to be read: what fits on a line stands on one, lists of numbers always; a blank line before every block."""
-    if not isinstance(value, dict):
-        return _format(value, 0) + "\n"
-    lines = []
-    for number, (key, item) in enumerate(value.items()):
-        name = json.dumps(key, ensure_ascii=False)
-        entry = f" {name}: {_format(item, 1, len(name) + 3)}"
-        block = "\n" in entry and number > 0
-        lines.append("\n" + entry if block else entry)
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+@dataclass(frozen=True)
+class Trained:
+    """Networks of one configuration, as they were trained, in the bundle to share: those of `folds`."""
+
+    configuration: Configuration
+    folds: tuple[int, ...]
 
 
-def _format(value: Any, depth: int, used: int = 0) -> str:
-    line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, (dict, list)) or _numbers(value) or (depth and depth + used + len(line) < LINE_LENGTH):
-        return line
-    space = " " * (depth + 1)
-    if isinstance(value, list):
-        items = [space + _format(item, depth + 1) for item in value]
-        return "[\n" + ",\n".join(items) + "\n" + " " * depth + "]"
-    items = []
-    for key, item in value.items():
-        name = json.dumps(key, ensure_ascii=False)
-        items.append(f"{space}{name}: {_format(item, depth + 1, len(name) + 2)}")
-    return "{\n" + ",\n".join(items) + "\n" + " " * depth + "}"
+@dataclass(frozen=True)
+class Performance:
+    """Scores of the chosen model in cross-validation, to be told in its bundle. `mean_dice` pairs classes with their
+    mean Dice, the mean over the foreground first; None for a class that occurs in no case."""
+
+    num_cases: int
+    folds: tuple[int, ...]
+    mean_dice: tuple[tuple[str, float | None], ...]
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, (int, float)) or _numbers(v) for v in value)
+def render_shared(
+    plan: Plan,
+    trained: Sequence[Trained],
+    dataset_dir: str,
+    *,
+    name: str,
+    mirror: bool,
+    overlap: float,
+    performance: Performance,
+    provenance: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The files of the bundle to share, but for its weights: path in the bundle -> content.
+
+    Args:
+        plan: the whole plan.
+        trained: the networks that it holds; both stages of a cascade.
+        dataset_dir: the dataset's folder relative to the bundle's.
+        name: the bundle's name in its metadata.
+        mirror: whether predictions are averaged over mirrorings, as in cross-validation.
+        overlap: of the windows, as in cross-validation.
+        performance: for the metadata and the README.
+        provenance: for the metadata: where the plan and the networks come from.
+    """
+    templates = templates_folder()
+    names = [MEMBERS[t.configuration.name] for t in trained]
+    parts = ["best/inference.json", *(f"best/{n}.json" for n in names)]
+    if names == ["lowres"]:
+        parts = ["3d_lowres/inference.json", *parts, "best/lowres_alone.json"]
+    config = read_template(templates / "configs" / "inference.json")
+    for part in parts:
+        config = overlaid(config, read_template(templates / "configs" / part))
+    for key in ("patch_size", "batch_size", "strides", "features"):
+        del config[key]
+    values = planned_values(plan, trained[0].configuration, dataset_dir)
+    values |= {"bundle_root": f"$scripts.root({name!r})", "mirror": mirror, "overlap": overlap}
+    for member, t in zip(names, trained, strict=True):
+        values |= {
+            f"{member}_folds": list(t.folds),
+            f"{member}_patch_size": list(t.configuration.patch_size),
+            f"{member}_batch_size": rules.shared_batch_size(t.configuration),
+            f"{member}_strides": to_dict(t.configuration.strides),
+            f"{member}_features": list(t.configuration.features),
+        }
+    config.update((key, value) for key, value in values.items() if key in config)
+    described = _best_metadata(templates, plan, trained, name, performance, provenance)
+    readme = _best_readme((templates / "docs" / "best.md").read_text(), plan, trained, described, performance, mirror)
+    files = {
+        "configs/inference.json": format_json(config).encode(),
+        "configs/metadata.json": format_json(described).encode(),
+        "docs/README.md": readme.encode(),
+    }
+    return dict(sorted({**files, **copied(templates)}.items()))
+
+
+def _best_metadata(
+    templates: Path,
+    plan: Plan,
+    trained: Sequence[Trained],
+    name: str,
+    performance: Performance,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    last = trained[-1]
+    described = metadata(read_template(templates / "configs" / "metadata.json"), plan, last.configuration)
+    patch = list(last.configuration.patch_size)
+    if len(patch) == 2:
+        patch.insert(plan.slice_axis, 1)
+    for kind in ("inputs", "outputs"):
+        for tensor in described["network_data_format"][kind].values():
+            tensor["spatial_shape"] = patch
+    described["network_data_format"]["outputs"]["pred"]["value_range"] = [0, 1]
+    described.update(
+        name=name,
+        version="1.0.0",
+        changelog={"1.0.0": "chosen by cross-validation"},
+        description=f"Segments {', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images with "
+        f"{_model(trained)}, chosen by cross-validation and configured by the rules of nnU-Net (2018).",
+        eval_metrics={
+            "mean_dice": {n: None if v is None else round(v, 4) for n, v in performance.mean_dice},
+            "cases": performance.num_cases,
+            "folds": list(performance.folds),
+        },
+        autoplan={"version": __version__, **provenance},
+    )
+    return described
+
+
+def _model(trained: Sequence[Trained]) -> str:
+    """The chosen model in words."""
+    stages = [t.configuration.name for t in trained]
+    if "3d_cascade_fullres" in stages and "3d_lowres" in stages:
+        stages.remove("3d_lowres")
+    return f"the U-Net {stages[0]}" if len(stages) == 1 else f"the ensemble of the U-Nets {' and '.join(stages)}"
+
+
+def _best_readme(
+    template: str,
+    plan: Plan,
+    trained: Sequence[Trained],
+    metadata: Mapping[str, Any],
+    performance: Performance,
+    mirror: bool,
+) -> str:
+    names = {t.configuration.name for t in trained}
+    rows = [
+        f"| {d.configuration or 'all'} | {d.name} | {d.value} | {d.source} | {d.because} |"
+        for d in plan.decisions
+        if d.configuration in ("", *names)
+    ]
+    networks = [
+        f"- `{t.configuration.name}`: patches of {' x '.join(map(str, t.configuration.patch_size))} voxels, "
+        f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} (fold {', '.join(map(str, t.folds))})"
+        for t in trained
+    ]
+    scores = [f"- {n}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
+    return string.Template(template).substitute(
+        name=metadata["name"],
+        authors=metadata["authors"],
+        intended_use=metadata["intended_use"],
+        dataset=plan.name,
+        model=_model(trained),
+        modalities=", ".join(plan.modalities),
+        classes=", ".join(n for _, n in plan.labels[1:]),
+        cases=plan.num_training,
+        networks="\n".join(networks),
+        scored_cases=performance.num_cases,
+        folds=", ".join(map(str, performance.folds)),
+        mirroring=", mirroring" if mirror else "",
+        scores="\n".join(scores),
+        decisions="\n".join(rows),
+    )
+
+
+# What is there, and writing.
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,182 +1,22 @@
 """The bundle to share: all networks of the model or the pair that cross-validation chose, in one file of weights.
 
-`files_of` writes it down as text, as `render` does for a configuration; `share` adds the weights.
+`render` writes it down as text; this module adds the weights.
 """
 
 import dataclasses
 import hashlib
 import json
 import re
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoplan import __version__, render, results
+from autoplan import render, results
 from autoplan.choice import Choice
 from autoplan.errors import TemplateError
-from autoplan.facts import Configuration, Plan, to_dict
+from autoplan.facts import Configuration, Plan
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.results import FoldResult
-
-MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
-"""What the networks of a configuration are called in a bundle that holds those of several."""
-BEST_BATCH_SIZE = {2: 32, 3: 4}
-"""Windows at most that a 2D or 3D network of the bundle to share sees at once: it runs on machines that did not train
-it. Our choice."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Networks of one configuration, as they were trained, in the bundle to share: those of `folds`."""
-
-    configuration: Configuration
-    folds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Performance:
-    """Scores of the chosen model in cross-validation, to be told in its bundle. `mean_dice` pairs classes with their
-    mean Dice, the mean over the foreground first; None for a class that occurs in no case."""
-
-    num_cases: int
-    folds: tuple[int, ...]
-    mean_dice: tuple[tuple[str, float | None], ...]
-
-
-def files_of(
-    plan: Plan,
-    trained: Sequence[Trained],
-    dataset_dir: str,
-    *,
-    name: str,
-    mirror: bool,
-    overlap: float,
-    performance: Performance,
-    provenance: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """The files of the bundle to share, but for its weights: path in the bundle -> content.
-
-    Args:
-        plan: the whole plan.
-        trained: the networks that it holds; both stages of a cascade.
-        dataset_dir: the dataset's folder relative to the bundle's.
-        name: the bundle's name in its metadata.
-        mirror: whether predictions are averaged over mirrorings, as in cross-validation.
-        overlap: of the windows, as in cross-validation.
-        performance: for the metadata and the README.
-        provenance: for the metadata: where the plan and the networks come from.
-    """
-    templates = render.templates_folder()
-    names = [MEMBERS[t.configuration.name] for t in trained]
-    parts = ["best/inference.json", *(f"best/{n}.json" for n in names)]
-    if names == ["lowres"]:
-        parts = ["3d_lowres/inference.json", *parts, "best/lowres_alone.json"]
-    config = render.load_json(templates / "configs" / "inference.json")
-    for part in parts:
-        config = render.overlaid(config, render.load_json(templates / "configs" / part))
-    for key in ("patch_size", "batch_size", "strides", "features"):
-        del config[key]
-    values = render.planned_values(plan, trained[0].configuration, dataset_dir)
-    values |= {"bundle_root": f"$scripts.root({name!r})", "mirror": mirror, "overlap": overlap}
-    for member, t in zip(names, trained, strict=True):
-        values |= {
-            f"{member}_folds": list(t.folds),
-            f"{member}_patch_size": list(t.configuration.patch_size),
-            f"{member}_batch_size": min(t.configuration.batch_size, BEST_BATCH_SIZE[len(t.configuration.patch_size)]),
-            f"{member}_strides": to_dict(t.configuration.strides),
-            f"{member}_features": list(t.configuration.features),
-        }
-    config.update((key, value) for key, value in values.items() if key in config)
-    metadata = _best_metadata(templates, plan, trained, name, performance, provenance)
-    readme = _best_readme((templates / "docs" / "best.md").read_text(), plan, trained, metadata, performance, mirror)
-    files = {
-        "configs/inference.json": render.format_json(config).encode(),
-        "configs/metadata.json": render.format_json(metadata).encode(),
-        "docs/README.md": readme.encode(),
-    }
-    return dict(sorted({**files, **render.copied(templates)}.items()))
-
-
-def _best_metadata(
-    templates: Path,
-    plan: Plan,
-    trained: Sequence[Trained],
-    name: str,
-    performance: Performance,
-    provenance: Mapping[str, Any],
-) -> dict[str, Any]:
-    last = trained[-1]
-    metadata = render.metadata(render.load_json(templates / "configs" / "metadata.json"), plan, last.configuration)
-    patch = list(last.configuration.patch_size)
-    if len(patch) == 2:
-        patch.insert(plan.slice_axis, 1)
-    for kind in ("inputs", "outputs"):
-        for tensor in metadata["network_data_format"][kind].values():
-            tensor["spatial_shape"] = patch
-    metadata["network_data_format"]["outputs"]["pred"]["value_range"] = [0, 1]
-    metadata.update(
-        name=name,
-        version="1.0.0",
-        changelog={"1.0.0": "chosen by cross-validation"},
-        description=f"Segments {', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images with "
-        f"{_model(trained)}, chosen by cross-validation and configured by the rules of nnU-Net (2018).",
-        eval_metrics={
-            "mean_dice": {n: None if v is None else round(v, 4) for n, v in performance.mean_dice},
-            "cases": performance.num_cases,
-            "folds": list(performance.folds),
-        },
-        autoplan={"version": __version__, **provenance},
-    )
-    return metadata
-
-
-def _model(trained: Sequence[Trained]) -> str:
-    """The chosen model in words."""
-    stages = [t.configuration.name for t in trained]
-    if "3d_cascade_fullres" in stages and "3d_lowres" in stages:
-        stages.remove("3d_lowres")
-    return f"the U-Net {stages[0]}" if len(stages) == 1 else f"the ensemble of the U-Nets {' and '.join(stages)}"
-
-
-def _best_readme(
-    template: str,
-    plan: Plan,
-    trained: Sequence[Trained],
-    metadata: Mapping[str, Any],
-    performance: Performance,
-    mirror: bool,
-) -> str:
-    names = {t.configuration.name for t in trained}
-    rows = [
-        f"| {d.configuration or 'all'} | {d.name} | {d.value} | {d.source} | {d.because} |"
-        for d in plan.decisions
-        if d.configuration in ("", *names)
-    ]
-    networks = [
-        f"- `{t.configuration.name}`: patches of {' x '.join(map(str, t.configuration.patch_size))} voxels, "
-        f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} (fold {', '.join(map(str, t.folds))})"
-        for t in trained
-    ]
-    scores = [f"- {n}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
-    return string.Template(template).substitute(
-        name=metadata["name"],
-        authors=metadata["authors"],
-        intended_use=metadata["intended_use"],
-        dataset=plan.name,
-        model=_model(trained),
-        modalities=", ".join(plan.modalities),
-        classes=", ".join(n for _, n in plan.labels[1:]),
-        cases=plan.num_training,
-        networks="\n".join(networks),
-        scored_cases=performance.num_cases,
-        folds=", ".join(map(str, performance.folds)),
-        mirroring=", mirroring" if mirror else "",
-        scores="\n".join(scores),
-        decisions="\n".join(rows),
-    )
-
 
 LARGE_FILE_BYTES = 25 * 2**20
 """What the Model Zoo keeps in a repository at most; larger files are listed with an address."""
@@ -204,7 +44,7 @@ def share(
     """
     root = bundles / plan.name
     folder = root / (name or "best")
-    if not re.fullmatch(r"\w[\w.-]*", name or "best") or name in (*MEMBERS, "cache"):
+    if not re.fullmatch(r"\w[\w.-]*", name or "best") or name in (*render.MEMBERS, "cache"):
         raise TemplateError(
             f"a bundle cannot be called {name!r}: letters, digits, _, - and . make a name that is neither cache nor "
             "that of a configuration. Take another --name, such as hippocampus_mri_segmentation."
@@ -214,7 +54,7 @@ def share(
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
     trained = _trained(plan, folds, settings)
-    files = files_of(
+    files = render.render_shared(
         plan,
         trained,
         render.relative_path(dataset_root, folder),
@@ -275,13 +115,13 @@ def _difference(settings: Sequence[Mapping[str, Any]]) -> str:
 
 def _trained(
     plan: Plan, folds: Mapping[str, tuple[int, ...]], settings: Mapping[str, Mapping[str, Any]]
-) -> list[Trained]:
+) -> list[render.Trained]:
     """The networks of the chosen configurations, a cascade's first stage before its second."""
     trained = []
     for name, ks in folds.items():
         if name == "3d_cascade_fullres":
-            trained.append(Trained(_as_trained(plan.configuration("3d_lowres"), settings[name], "lowres_"), ks))
-        trained.append(Trained(_as_trained(plan.configuration(name), settings[name]), ks))
+            trained.append(render.Trained(_as_trained(plan.configuration("3d_lowres"), settings[name], "lowres_"), ks))
+        trained.append(render.Trained(_as_trained(plan.configuration(name), settings[name]), ks))
     return trained
 
 
@@ -295,10 +135,10 @@ def _as_trained(configuration: Configuration, settings: Mapping[str, Any], prefi
     )
 
 
-def _performance(choice: Choice) -> Performance:
+def _performance(choice: Choice) -> render.Performance:
     best = choice.scores[0].postprocessed
     classes = zip(choice.setting.classes, best.classes, strict=True)
-    return Performance(len(choice.cases), choice.setting.folds, (("mean foreground", best.foreground), *classes))
+    return render.Performance(len(choice.cases), choice.setting.folds, (("mean foreground", best.foreground), *classes))
 
 
 def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
@@ -351,6 +191,6 @@ def _weights(path: Path) -> dict[str, Any]:
 def _key(configuration: str, number: int, key: str) -> str:
     """Name of a weight among those of all networks; a cascade's file has both stages as `lowres.0.…`, `cascade.0.…`."""
     if configuration != "3d_cascade_fullres":
-        return f"{MEMBERS[configuration]}.{number}.{key}"
+        return f"{render.MEMBERS[configuration]}.{number}.{key}"
     stage, _, rest = key.split(".", 2)
     return f"{stage}.{number}.{rest}"

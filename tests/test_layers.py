@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "topology": {"errors", "axes", "facts"},
     "rules": {"errors", "axes", "facts", "topology"},
     "plan": {"errors", "axes", "facts", "topology", "rules"},
-    "render": {"files", "errors", "axes", "facts", "topology", "rules", "plan"},
+    "overlays": set(),
+    "render": {"overlays", "files", "errors", "axes", "facts", "topology", "rules", "plan"},
     "dataset": {"errors", "axes", "facts"},
     "files": set(),
     "processes": {"errors"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "choice": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "evaluation": {"files", "errors", "axes", "facts", "dataset", "fingerprint", "processes"},
     "crossvalidation": {
-        *("files", "errors", "facts", "dataset", "render", "processes", "evaluation", "choice", "results", "jobs"),
+        *("files", "errors", "facts", "dataset", "overlays", "processes", "evaluation", "choice", "results", "jobs"),
     },
 }
 """What each module may import; `__main__` may import all."""

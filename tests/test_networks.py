@@ -34,7 +34,7 @@ def composite(kinds, num=1, slice_axis=2, slices_patch=(16, 16), lowres_patch=LO
     patches = {"slices": slices_patch, "fullres": PATCH, "lowres": lowres_patch, "cascade": PATCH}
     channels = {"cascade": CHANNELS + CLASSES - 1}
     lists = {k: Folds(unet(patches[k], channels.get(k, CHANNELS)), patches[k], nums[k]) for k in kinds}
-    module = Composite(**lists, slice_axis=slice_axis, lowres_factor=factor).eval()
+    module = Composite(**lists, slice_axis=slice_axis, spacing=(1.0, 1.0, 1.0), lowres_spacing=factor).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.4 if parameter.ndim > 1 else 1.0)
     return module

@@ -16,7 +16,8 @@ from monai.data import MetaTensor
 from autoplan import dataset, fingerprint, plan
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
-from autoplan.render import OVERLAYS, format_json, overlaid, relative_path, render, render_all
+from autoplan.overlays import format_json, overlaid, read_template
+from autoplan.render import OVERLAYS, relative_path, render, render_all
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -73,17 +74,12 @@ LAID = {
     "added to a list inside": ({"+b#c#e": [7]}, {**BASE, "b": {"c": {"d": 2, "e": [3, 7]}, "f": 4}}),
     "added to a dictionary": ({"+b": {"f": 0, "x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3]}, "f": 0, "x": 7}}),
     "added to a dictionary inside": ({"+b#c": {"x": 7}}, {**BASE, "b": {"c": {"d": 2, "e": [3], "x": 7}, "f": 4}}),
-    "a new key after the one before it": ({"a": 1, "x": 7}, {"a": 1, "x": 7, "b": B, "g": [5], "h": 6}),
-    "new keys one after the other": ({"a": 0, "x": 7, "y": 8}, {"a": 0, "x": 7, "y": 8, "b": B, "g": [5], "h": 6}),
-    "a new key after one that is changed inside": (
-        {"b#f": 4, "x": 7},
-        {"a": 1, "b": B, "x": 7, "g": [5], "h": 6},
-    ),
-    "a new key after one that is added to": (
-        {"+g": [7], "x": 7},
-        {"a": 1, "b": B, "g": [5, 7], "x": 7, "h": 6},
-    ),
-    "a new key first": ({"x": 7}, {**BASE, "x": 7}),
+    "a list's entry changed inside": ({"g#0": 0}, {**BASE, "g": [0]}),
+    "a list's entry changed deeper": ({"b#c#e#0": 0}, {**BASE, "b": {"c": {"d": 2, "e": [0]}, "f": 4}}),
+    "a new key": ({"_after_": {"a": {"x": 7}}}, {"a": 1, "x": 7, "b": B, "g": [5], "h": 6}),
+    "new keys": ({"_after_": {"a": {"x": 7, "y": 8}}}, {"a": 1, "x": 7, "y": 8, "b": B, "g": [5], "h": 6}),
+    "a new key at the end": ({"_after_": {"h": {"x": 7}}}, {**BASE, "x": 7}),
+    "a new key and a changed one": ({"_after_": {"a": {"x": 7}}, "a": 0}, {"a": 0, "x": 7, "b": B, "g": [5], "h": 6}),
 }
 
 
@@ -98,13 +94,38 @@ def test_a_config_with_another_laid_over_it(overlay, expected) -> None:
 
 def test_keys_that_stand_in_the_base_with_a_number_sign() -> None:
     """evaluate.json is itself laid over train.json and has such keys."""
-    base = {"a#b": 1, "c": 2}
-    assert overlaid(base, {"a#b": 3, "d": 4}) == {"a#b": 3, "d": 4, "c": 2}
+    assert overlaid({"a#b": 1, "c": 2}, {"a#b": 3, "c": 4}) == {"a#b": 3, "c": 4}
 
 
-def test_an_overlay_does_not_invent_a_place() -> None:
+@pytest.mark.parametrize("overlay", [{"x#y": 1}, {"x": 1}, {"+x": [1]}, {"b#x#y": 1}, {"_after_": {"x": {"y": 1}}}], ids=str)
+def test_an_overlay_does_not_invent_a_place(overlay) -> None:
     with pytest.raises(KeyError):
-        overlaid(BASE, {"x#y": 1})
+        overlaid(BASE, overlay)
+
+
+PART = {"size": "$len(@patch_size)", "other": ["@strides", "@slice_axis", 3], "_target_": "x"}
+PARTS = {
+    "as it is": ({"_part_": "p"}, PART),
+    "with a key of its own": ({"_part_": "p", "size": 2, "new": 1}, {**PART, "size": 2, "new": 1}),
+    "with a prefix": (
+        {"_part_": "p", "_prefix_": "lowres_", "new": "@patch_size"},
+        {
+            "size": "$len(@lowres_patch_size)",
+            "other": ["@lowres_strides", "@slice_axis", 3],
+            "_target_": "x",
+            "new": "@patch_size",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("use", "expected"), PARTS.values(), ids=PARTS)
+def test_parts_that_templates_share(use, expected, tmp_path) -> None:
+    configs = tmp_path / "configs"
+    (configs / "parts").mkdir(parents=True)
+    (configs / "parts" / "p.json").write_text(json.dumps(PART))
+    (configs / "a.json").write_text(json.dumps({"deep": [{"er": use}]}))
+    assert read_template(configs / "a.json") == {"deep": [{"er": expected}]}
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def load_checked(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
+    """Where a training leaves the network that the bundle's inference uses: models/model.pt for fold 0 in the bundle
+    itself, None for others."""
+    return f"{bundle_root}/models/model.pt" if fold == 0 and str(ckpt_dir).startswith(bundle_root) else None
+
+
 def was_mirrored(model_file: str | Path) -> bool:
     """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions. True
     where nothing is recorded beside it."""

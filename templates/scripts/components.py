@@ -42,6 +42,11 @@ class KeepLargestComponentd(MapTransform):
         return d
 
 
+def class_indices(values: Sequence[int], label_values: Sequence[int]) -> list[int]:
+    """Class numbers of some label values."""
+    return [list(label_values).index(value) for value in values]
+
+
 def keep_largest(volume: np.ndarray, label: int) -> None:
     """Set all voxels of a class to 0 that are not in its largest component, the first of equals."""
     mask = volume == label

@@ -21,6 +21,11 @@ TRIM_THRESHOLD, MOST_KEPT = -1, 512 * 2**20
 ARENA_MAX, ARENAS = -8, 1
 
 
+def default_num_workers() -> int:
+    """Processes that cut and augment patches: as many as the network has threads, at most 8."""
+    return min(8, torch.get_num_threads())
+
+
 def memory_bytes() -> int:
     """Memory of this machine, or of the container that the process runs in; 0 where that is unknown."""
     limits = []

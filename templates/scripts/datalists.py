@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NIFTI = (".nii.gz", ".nii")
@@ -46,6 +47,11 @@ def fold_cases(dataset_dir: str | Path, folds_file: str | Path, fold: int) -> tu
         )
     cases = [[{key: str(root / entries[n][key]) for key in ("image", "label")} for n in names] for names in folds]
     return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
+
+
+def with_references(cases: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Cases whose labels are kept as they are, to be compared with predictions: {"image": path, "reference": path}."""
+    return [{"image": case["image"], "reference": case["label"]} for case in cases]
 
 
 def images_to_predict(

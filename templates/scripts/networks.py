@@ -57,7 +57,7 @@ class Composite(torch.nn.Module):
         lowres: networks for a volume of low resolution, or None: the first stage of `cascade`, or alone.
         cascade: networks for a volume and the segmentation of the first stage, or None.
         slice_axis: spatial axis along which slices run.
-        lowres_factor: voxel size of the first stage divided by that of `cascade`, for each axis.
+        spacing, lowres_spacing: mm, of what `cascade` and its first stage see.
 
     Source: arXiv:1809.10486, sections 2.1 (cascade), 2.4 (folds) and 2.6 (ensembles).
     """
@@ -69,7 +69,8 @@ class Composite(torch.nn.Module):
         lowres: Folds | None = None,
         cascade: Folds | None = None,
         slice_axis: int = 2,
-        lowres_factor: Sequence[float] = (1.0, 1.0, 1.0),
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        lowres_spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.slices, self.fullres = _copies(slices), _copies(fullres)
@@ -80,7 +81,7 @@ class Composite(torch.nn.Module):
         self.lowres_patch, self.lowres_divisor = _sizes(lowres)
         self.patch, _ = _sizes(cascade)
         self.num_classes = 0 if cascade is None else int(cascade.network.out_channels)
-        low = resampled_shape(self.patch, [1.0] * len(self.patch), lowres_factor)
+        low = resampled_shape(self.patch, spacing, lowres_spacing)
         # Not persistent: the state dict holds weights alone.
         for axis in range(3):
             matrix, index = torch.empty(0), torch.empty(0, dtype=torch.long)
