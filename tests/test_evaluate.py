@@ -218,7 +218,7 @@ EXPECT_FAIL = [
     ExpectFail("affine", _other_affine, "put a corner of the volume 3.5 mm apart (at most 0.1 mm)"),
     ExpectFail("no label", lambda f: f.path("labelsTr", "case_a").unlink(), "there is no label of that name in"),
     ExpectFail(
-        "no header", lambda f: f.path("predictions", "case_a").write_bytes(b"nothing"), "case_a.nii.gz: cannot be read"
+        "no header", lambda f: f.path("predictions", "case_a").write_bytes(b"nothing"), "case_a.nii.gz cannot be read"
     ),
     ExpectFail(
         "channels", lambda f: f.write("predictions", "case_a", np.zeros((*SHAPE, 2), np.uint8)), "not one volume"
