@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
@@ -40,7 +41,8 @@ PADDING_BYTES = 2**20
 COPIES = 2
 """Times that the voxels of a file are in memory while it is read: as bytes and as an array."""
 _TINY = np.finfo(np.float32).tiny
-_HEAD_BYTES = 2**16
+_SLAB_VOXELS = 2**18
+_BLOCK_BYTES = 2**12
 """Bytes at the start of a file that are sure to hold its header, compressed or not."""
 _UNREADABLE = (
     OSError,
@@ -111,9 +113,9 @@ def read_volume(path: Path) -> Volume:
     """
     with _explained(), np.errstate(all="ignore"):
         header = _header(path)
-        grid, image = _grid(header), _open(path, header)
-        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-        array = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(image.dataobj)
+        grid, voxels = _grid(header), _open(path, header)
+        scaled = (voxels.slope, voxels.inter) != (1, 0)
+        array = np.asanyarray(voxels, dtype=np.float32 if scaled else None)
     return Volume(array if array.ndim == 4 else array[..., np.newaxis], grid)
 
 
@@ -143,9 +145,9 @@ def _header(path: Path) -> Any:
     if not stat.S_ISREG(path.stat().st_mode):
         raise DatasetError("is not a regular file but a folder, a pipe or a device. Put the image file there.")
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(_BLOCK_BYTES)
     if path.suffix == ".gz":
-        head = zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
+        head = zlib.decompressobj(wbits=31).decompress(head, nibabel.Nifti2Header.sizeof_hdr)
     kind = nibabel.Nifti2Header if _is_nifti2(head) else nibabel.Nifti1Header
     header: Any = kind(head[: kind.sizeof_hdr])  # type: ignore[no-untyped-call]
     shape = header.get_data_shape()
@@ -163,8 +165,8 @@ def _is_nifti2(head: bytes) -> bool:
     return head[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
 
 
-def _open(path: Path, header: Any) -> Any:
-    """The NIfTI image of a file. A compressed one is decompressed at once, which checks its checksum."""
+def _open(path: Path, header: Any) -> ArrayProxy:
+    """The voxels of a NIfTI file, not yet read. A compressed one is decompressed at once, which checks its checksum."""
     num_bytes = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
     needed, limit = COPIES * num_bytes, memory_limit()
     if needed > limit:
@@ -172,14 +174,13 @@ def _open(path: Path, header: Any) -> Any:
             f"needs {needed / 1e9:.3g} GB of memory by its header, and there are {limit / 1e9:.3g} GB. Correct the "
             "header, or leave the case out."
         )
-    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     end = int(header.get_data_offset()) + num_bytes
     if path.suffix != ".gz":
         _check_size(path.stat().st_size, end)
-        return kind.from_filename(path)
+        return ArrayProxy(path, header)  # type: ignore[no-untyped-call]
     content = _decompressed(path.read_bytes(), at_most=end + PADDING_BYTES + 1)
     _check_size(len(content), end)
-    return kind.from_stream(io.BytesIO(content))
+    return ArrayProxy(io.BytesIO(content), header)  # type: ignore[no-untyped-call]
 
 
 def _check_size(found: int, promised: int) -> None:
@@ -260,6 +261,8 @@ def _forms_apart_mm(header: Any, shape: Shape) -> float:
 
 def corner_distance_mm(shape: Shape, first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Largest distance in mm between the world coordinates of a corner of the volume under two affines."""
+    if np.array_equal(first, second):
+        return 0.0
     corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij")).reshape(3, -1)
     difference = (first - second)[:3]
     return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
@@ -316,6 +319,7 @@ def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:
         values, counts = np.unique(label, return_counts=True)
         return [(int(v), int(c)) for v, c in zip(values, counts, strict=True)]
     total = np.zeros(high + 1, dtype=np.int64)
-    for z in range(label.shape[-1]):  # slab by slab: bincount needs 8 bytes a voxel
-        total += np.bincount(label[..., z].ravel(order="K"), minlength=high + 1)
+    step = max(1, _SLAB_VOXELS * label.shape[-1] // label.size)
+    for z in range(0, label.shape[-1], step):  # slab by slab: bincount needs 8 bytes a voxel
+        total += np.bincount(label[..., z : z + step].ravel(order="K"), minlength=high + 1)
     return [(int(v), int(total[v])) for v in np.flatnonzero(total)]

@@ -83,7 +83,8 @@ def test_malformed_descriptions(tiny, fields, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["$import this", "@x", "%y#z", "::", "\\frac$", "Größe", "a" * 200, "名前", "{0}", "<b>"]
+    "name",
+    ["$import this", "$import", "@x", "%y#z", "::", "$\\frac$", "Größe", "a" * 200, "名前", "{0}", "<b>"],
 )
 def test_names_that_only_look_odd_are_taken(tiny, name) -> None:
     tiny.describe(labels={"0": "background", "1": name}, modality={"0": name})
