@@ -30,6 +30,8 @@ SIGNIFICANT_BITS = 16
 """Precision at which CT intensities are counted, see `rounded`."""
 PERCENTILES = (0.5, 99.5)
 """Source: section 2.2, "Normalization"."""
+FORMS_DIGITS = 1
+"""Decimals of a distance of the forms in mm: what is far below a voxel is rounding of the header."""
 BYTES_PER_PROCESS = 2_000_000
 """Compressed bytes that are worth a process of their own; to start one takes half a second."""
 
@@ -140,6 +142,7 @@ def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequenc
         cropped_shape=ras_order(cropped_shape(image.array), image.affine),
         class_voxels=tuple(counts.get(value, 0) for value, _ in labels[1:]),
         class_components=num_components(label, [value for value, _ in labels[1:]]),
+        forms_apart_mm=round(image.grid.forms_apart_mm, FORMS_DIGITS),
     )
 
 

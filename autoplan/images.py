@@ -319,7 +319,7 @@ def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:
         values, counts = np.unique(label, return_counts=True)
         return [(int(v), int(c)) for v, c in zip(values, counts, strict=True)]
     total = np.zeros(high + 1, dtype=np.int64)
-    step = max(1, _SLAB_VOXELS * label.shape[-1] // label.size)
+    step = max(1, _SLAB_VOXELS * label.shape[-1] // max(1, label.size))
     for z in range(0, label.shape[-1], step):  # slab by slab: bincount needs 8 bytes a voxel
         total += np.bincount(label[..., z : z + step].ravel(order="K"), minlength=high + 1)
     return [(int(v), int(total[v])) for v in np.flatnonzero(total)]

@@ -221,7 +221,7 @@ def test_augmentation(augmentation, tmp_path) -> None:
     planned = dataclasses.replace(TINY_PLAN.configurations[1], augmentation=augmentation)
     files = render(dataclasses.replace(TINY_PLAN, slice_axis=1), planned, "data")
     train = json.loads(files["configs/train.json"])
-    assert train["warp_slice_axis"] == (1 if augmentation == "slicewise" else None)
+    assert train["warp_slice_axis"] == (2 if augmentation == "slicewise" else None)
     assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
 
 
