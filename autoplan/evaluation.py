@@ -32,7 +32,7 @@ from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 TOLERANCE_MM = 1.0
 """Distance up to which two surfaces count as equal, see `tolerance_mm`. Our choice; the paper scores Dice only."""
 PERCENTILE = 95
-"""Percentile of the Hausdorff distance. Source: custom of the field; the maximum hangs on a single voxel."""
+"""Percentile of the Hausdorff distance. Source: custom of the field; the maximum depends on a single voxel."""
 FLOAT32_SLACK = 1e-5
 """Part of the tolerance that is added to it: MONAI rounds distances to float32."""
 NUM_LOWEST = 5
@@ -439,7 +439,7 @@ def _notes(evaluation: Evaluation) -> str:
 
 
 def _mean_dice(case: CaseScores) -> float:
-    """Mean over the classes that the case has; a case that has none is no bad one."""
+    """Mean over the classes that the case has; 1 where it has none, so that it does not count as bad."""
     average = _average([s.dice for s in case.classes])
     return 1.0 if average is None else average
 

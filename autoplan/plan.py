@@ -321,8 +321,8 @@ def _configuration_decisions(
         Decision(c.name, "num_pool", _times(c.num_pool), "section 2.1",
                  f"Each axis is halved until it is shorter than {topology.MIN_FEATURE_MAP} voxels, at most "
                  f"{topology.MAX_POOL_2D if c.name == '2d' else topology.MAX_POOL_3D} times: the axes of "
-                 f"{_times(c.patch_size)} are halved {_times(c.num_pool)} times. An axis with fewer halvings has them "
-                 "at the deeper levels."),
+                 f"{_times(c.patch_size)} are halved {', '.join(map(str, c.num_pool))} times. An axis that is halved "
+                 "less often is halved at the deeper levels."),
         Decision(c.name, "features", f"{c.features[0]}-{c.features[-1]}", "section 2.1",
                  f"The {len(c.features)} levels start with {c.features[0]} feature maps, which double with every "
                  f"downsampling{_cap(c)}, to {c.features[-1]}."),
@@ -353,7 +353,7 @@ def _patch_decision(c: Configuration) -> Decision:
     value = _times(c.patch_size)
     if c.name == "2d":
         because = (
-            f"The patch holds a whole slice of the median image, {_times(c.median_shape)}, rounded up for its halvings."
+            f"The patch holds a slice of the median image, {_times(c.median_shape)}, rounded up to fit the halvings."
         )
         return Decision(c.name, "patch_size", value, "section 2.1, Table 1", because)
     target = topology.target_size_3d(c.median_shape, c.spacing)

@@ -276,3 +276,13 @@ def test_faults_of_all_cases_come_together(folders) -> None:
 def test_arguments(capsys, flags, message) -> None:
     assert main(["evaluate", *flags]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int64, np.float32])
+def test_large_values_stay_apart(folders, kind) -> None:
+    """70000 in 16 bits would be 4464."""
+    label = np.zeros(SHAPE, kind)
+    label[2:5, 2:5, 2:5], label[7:9, 2:5, 2:5] = 70000, 4464
+    path = folders.root / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(label, AFFINE, dtype=kind), path)
+    assert sorted(np.unique(evaluation.read_classes(path)[0])) == [0, 4464, 70000]

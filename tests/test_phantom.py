@@ -1,4 +1,4 @@
-"""The made-up dataset, and the command from end to end on it."""
+"""The synthetic dataset, and the command from end to end on it."""
 
 import sys
 import types
