@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
@@ -177,9 +177,12 @@ def _open(path: Path, header: Any) -> ArrayProxy:
     end = int(header.get_data_offset()) + num_bytes
     if path.suffix != ".gz":
         _check_size(path.stat().st_size, end)
+        with path.open("rb") as file:
+            _check_extensions(file, header)
         return ArrayProxy(path, header)  # type: ignore[no-untyped-call]
     content = _decompressed(path.read_bytes(), at_most=end + PADDING_BYTES + 1)
     _check_size(len(content), end)
+    _check_extensions(io.BytesIO(content), header)
     return ArrayProxy(io.BytesIO(content), header)  # type: ignore[no-untyped-call]
 
 
@@ -189,6 +192,14 @@ def _check_size(found: int, promised: int) -> None:
         raise ValueError(f"it is truncated: {found} of {promised} bytes are there")
     if found > promised + PADDING_BYTES:
         raise ValueError(f"it is longer than the {promised} bytes that its header says")
+
+
+def _check_extensions(file: BinaryIO, header: Any) -> None:
+    """Raises where a header says that extensions follow it and they are damaged: MONAI would fail on them."""
+    file.seek(header.sizeof_hdr)
+    if file.read(1) not in (b"", b"\0"):
+        file.seek(0)
+        type(header).from_fileobj(file)
 
 
 def _decompressed(data: bytes, *, at_most: int) -> bytes:

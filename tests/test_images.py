@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import struct
 import time
 import warnings
 from pathlib import Path
@@ -184,6 +185,20 @@ def test_a_file_holds_what_its_header_promises(tmp_path, suffix, num_bytes, mess
         assert images.read_volume(path).shape == (4, 3, 2)
         return
     with pytest.raises(DatasetError, match=message):
+        images.read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("size", "sound"), [(32, True), (0, False), (-16, False), (10**6, False)])
+def test_damaged_extensions_of_a_header(tmp_path, suffix, size, sound) -> None:
+    extension = b"\1\0\0\0" + struct.pack("<ii", size, 4) + bytes(24)
+    data = header(qform=AFFINE, vox_offset=384).binaryblock + extension + bytes(96)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+    if sound:
+        assert images.read_volume(path).shape == loaded(path)[0]
+        return
+    with pytest.raises(DatasetError, match="cannot be read"):
         images.read_volume(path)
 
 
