@@ -151,6 +151,25 @@ def test_what_is_written_lies_where_the_image_lies(tmp_path) -> None:
     np.testing.assert_allclose(nibabel.load(tmp_path / "image_out.nii.gz").affine, nibabel.load(path).affine, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        pytest.param(header(sform=AFFINE, qform=AFFINE), None, id="all agree"),
+        pytest.param(header(sform=AFFINE, qform=AFFINE @ np.diag([-1, 1, -1, 1])), None, id="forms of equal sizes"),
+        pytest.param(header(qform=AFFINE, sform=OTHER), "header contradicts itself", id="sform against qform"),
+        pytest.param(header(sform=AFFINE), "header contradicts itself", id="sform against pixdim"),
+    ],
+)
+def test_prediction_refuses_the_headers_that_planning_refuses(tmp_path, head, fault) -> None:
+    from monai.transforms import LoadImaged
+    from scripts import prediction
+
+    path = write(tmp_path / "image.nii.gz", head)
+    item = prediction.ImageDataset([{"image": str(path)}], LoadImaged("image", ensure_channel_first=True))[0]
+    assert (fault in item[prediction.FAULT]) if fault else (prediction.FAULT not in item)
+    assert prediction.AFFINE_TOLERANCE_MM == images.AFFINE_TOLERANCE_MM
+
+
 # Files that are not what they promise.
 
 
