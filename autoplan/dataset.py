@@ -4,66 +4,45 @@
 sentences, so that the faults of all cases can be reported together.
 """
 
-import gzip
-import io
-import json
 import os
 import re
 import shutil
 import tempfile
-import zlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from autoplan import images
 from autoplan.errors import DatasetError, one_line
 from autoplan.facts import Case, Dataset
+from autoplan.files import read_json
+from autoplan.images import Volume, case_name
 
 DESCRIPTION = "dataset.json"
-SUFFIXES = (".nii.gz", ".nii")
-AFFINE_TOLERANCE_MM = 0.1
-"""Distance in mm that a corner of a label's volume may have from the image's. Our choice: far below a voxel, and far
-above what float32 headers lose."""
-LABEL_TOLERANCE = 1e-4
-"""Distance from a whole number that a label stored as float may have. Our choice: what a scale factor loses."""
 MIN_CASES = 2
 """Training cases that cross-validation needs."""
+MAX_LABEL_VALUE = 2**16 - 1
+"""Segmentations are written as numbers of at most 16 bits."""
+MAX_CLASSES = 255
+"""Classes with the background: the cache of training holds one byte a voxel, and the last of its values is a mark."""
+MAX_INTENSITY = 1e14
+"""Magnitude of an intensity at most. Our choice: networks compute in float32, which the sum of the squares of a billion
+such voxels still fits into."""
+MAX_NAME = 200
+"""Characters of the name of a class or channel at most. Our choice."""
+MAX_SHOWN = 60
+"""Characters of a text that a message shows."""
+MAX_PATH = 1000
+"""Characters of a path at most. Our choice: file systems end at 4096, with the folder in front."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Volume:
-    """An image file: `array` is (X, Y, Z, C) in the file's own orientation, `affine` 4x4, voxel to world, mm."""
-
-    array: NDArray[Any]
-    affine: NDArray[np.float64]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels along the three spatial axes."""
-        return self.array.shape[:3]
 
 
 @dataclass(frozen=True)
@@ -82,14 +61,14 @@ def locate(name_or_path: str, root: Path) -> Path:
     """
     candidates = [Path(name_or_path), root / name_or_path]
     for folder in candidates:
-        if (folder / DESCRIPTION).is_file():
+        if os.path.isfile(folder / DESCRIPTION):
             return folder
     for folder in candidates:
-        if folder.is_dir():
+        if os.path.isdir(folder):
             raise DatasetError(f"{folder}: there is no {DESCRIPTION}. Write one, as the Decathlon's datasets have.")
     if not re.fullmatch(r"Task\d\d_\w+", name_or_path):
         raise DatasetError(
-            f"{name_or_path}: neither a folder with {DESCRIPTION} nor the name of one under {root}. "
+            f"{shortened(name_or_path)}: neither a folder with {DESCRIPTION} nor the name of one under {root}. "
             "Check the spelling, or name the folder of the datasets by --root."
         )
     return _download(name_or_path, root)
@@ -144,6 +123,7 @@ def load(folder: Path) -> Dataset:
     training = _collect(_training, content, faults)
     test = _collect(_test, content, faults)
     faults += _name_faults(name) + _case_faults((*(training or ()), *(test or ())))
+    faults += _storage_faults(labels) if labels is not None else []
     faults += _number_faults(training) if training is not None else []
     if faults or modalities is None or labels is None or training is None or test is None:
         raise DatasetError("\n".join(f"{name}, {DESCRIPTION}: {fault}" for fault in faults))
@@ -167,11 +147,11 @@ def _parse(folder: Path) -> dict[str, Any]:
     """The object in dataset.json."""
     path = folder / DESCRIPTION
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise DatasetError(f"{folder}: there is no {DESCRIPTION}. Name the folder that holds it.") from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}). Mend the file.") from None
+        raise DatasetError(f"{path}: cannot be read as JSON ({one_line(error)}). Correct the file.") from None
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: holds no JSON object. Write one with modality, labels, training and test.")
     return content
@@ -189,14 +169,37 @@ def _collect(read: Callable[[dict[str, Any]], T], content: dict[str, Any], fault
 def _numbered(content: dict[str, Any], key: str, example: str) -> dict[int, str]:
     """An object whose keys are whole numbers and whose values are names."""
     entries = content.get(key)
-    mend = f'Write it as "{key}": {example}.'
+    remedy = f'Write it as "{key}": {example}.'
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f'"{key}" is missing or no object. {mend}')
+        raise ValueError(f'"{key}" is missing or no object. {remedy}')
     if not all(re.fullmatch(r"\d+", k) and isinstance(v, str) for k, v in entries.items()):
-        raise ValueError(f'"{key}" must map numbers to names. {mend}')
+        raise ValueError(f'"{key}" must map numbers to names. {remedy}')
     if len({int(k) for k in entries}) < len(entries):
-        raise ValueError(f'"{key}" has a number twice. {mend}')
+        raise ValueError(f'"{key}" has a number twice. {remedy}')
+    for name in entries.values():
+        _check_name(key, name)
     return {int(k): v for k, v in sorted(entries.items(), key=lambda item: int(item[0]))}
+
+
+def _check_name(key: str, name: str) -> None:
+    """Raises where a text is no name that a table, a log and a file can show. All else is taken as it is."""
+    shown = repr(shortened(name))
+    if not name.strip():
+        raise ValueError(f'"{key}" holds an empty name. Name every entry.')
+    if len(name) > MAX_NAME:
+        raise ValueError(f'"{key}" holds a name of {len(name)} characters, {shown}. Use at most {MAX_NAME}.')
+    if _has_control_characters(name):
+        raise ValueError(f'"{key}" holds a name with line breaks or control characters, {shown}. Remove them.')
+
+
+def _has_control_characters(text: str) -> bool:
+    """Whether a text holds a control character or a line break."""
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long to be shown."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _modalities(content: dict[str, Any]) -> tuple[str, ...]:
@@ -212,6 +215,9 @@ def _labels(content: dict[str, Any]) -> tuple[tuple[int, str], ...]:
     numbered = _numbered(content, "labels", '{"0": "background", "1": "organ"}')
     if 0 not in numbered or len(numbered) < 2:
         raise ValueError('"labels" must hold 0, the background, and at least one other class. Add it.')
+    twice = [name for name, count in Counter(name.strip() for name in numbered.values()).items() if count > 1]
+    if twice:
+        raise ValueError(f'"labels" has the name {twice[0]!r} more than once. Give each class a name of its own.')
     return tuple(numbered.items())
 
 
@@ -231,29 +237,18 @@ def _is_pair(entry: object) -> bool:
 def _test(content: dict[str, Any]) -> tuple[Case, ...]:
     """Test cases; "test" may be missing. An entry is a path or {"image": path}."""
     entries = content.get("test", [])
-    mend = 'Write one path an image, or "test": [].'
+    remedy = 'Write one path an image, or "test": [].'
     if not isinstance(entries, list):
-        raise ValueError(f'"test" must be a list of paths. {mend}')
+        raise ValueError(f'"test" must be a list of paths. {remedy}')
     images = [e.get("image") if isinstance(e, dict) else e for e in entries]
     if not all(isinstance(i, str) for i in images):
-        raise ValueError(f'"test" must be a list of paths. {mend}')
+        raise ValueError(f'"test" must be a list of paths. {remedy}')
     return tuple(_case(str(i), None) for i in images)
 
 
 def _case(image: str, label: str | None) -> Case:
     """A case, named after its image."""
     return Case(case_name(image), str(PurePosixPath(image)), None if label is None else str(PurePosixPath(label)))
-
-
-def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, in alphabetical order; hidden ones do not count."""
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.name[0] != "." and p.is_file())
-
-
-def case_name(image: str) -> str:
-    """File name of an image, without .nii.gz or .nii."""
-    name = PurePosixPath(image).name
-    return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
 
 
 def _name_faults(name: str) -> list[str]:
@@ -279,12 +274,33 @@ def _number_faults(training: tuple[Case, ...]) -> list[str]:
     return [f'{count}; cross-validation needs at least {MIN_CASES}. Add labelled cases to "training".']
 
 
+def _storage_faults(labels: tuple[tuple[int, str], ...]) -> list[str]:
+    """Classes that bundles cannot store."""
+    faults, (largest, _) = [], labels[-1]
+    if largest > MAX_LABEL_VALUE:
+        faults.append(
+            f'"labels" has the value {largest}, and segmentations are stored with values of at most {MAX_LABEL_VALUE}. '
+            "Renumber the classes, in the label files too."
+        )
+    if len(labels) > MAX_CLASSES:
+        faults.append(
+            f'"labels" has {len(labels)} classes with the background, and training stores at most {MAX_CLASSES}. Join '
+            "classes, in the label files too."
+        )
+    return faults
+
+
 def _path_faults(path: str) -> list[str]:
     """What is wrong with a path's text. Links inside the dataset are the user's own business."""
+    if len(path) > MAX_PATH or _has_control_characters(path):
+        return [
+            f"{shortened(path)!r} is no path: it has line breaks or control characters, or more than {MAX_PATH} "
+            "characters. Correct it."
+        ]
     kinds = (PurePosixPath(path), PureWindowsPath(path))
-    if "\0" in path or any(k.anchor or k.drive or ".." in k.parts for k in kinds):
+    if any(k.anchor or k.drive or ".." in k.parts for k in kinds):
         return [f"the path {path!r} leaves the dataset's folder. Write it relative to the folder, without '..'."]
-    if not path.endswith(SUFFIXES):
+    if not path.endswith(images.SUFFIXES):
         return [f"the path {path!r} is no NIfTI file. Convert the file to .nii.gz or .nii."]
     return []
 
@@ -292,8 +308,8 @@ def _path_faults(path: str) -> list[str]:
 def read_case(dataset: Dataset, case: Case) -> tuple[CaseVolumes, list[str]]:
     """The files of one case, each read once and in whole, and what is wrong with them.
 
-    Returns: The volumes, and the faults as lines `Task, case: what. How to mend.`; the volumes are None where there
-        are faults.
+    Returns: The volumes, and the faults as lines `Task, case: what. How to correct it.`; the volumes are None where
+        there are faults.
     """
     faults: list[str] = []
     image, label = _read_image(dataset, case, faults), None
@@ -320,7 +336,7 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
         faults.append(f"the label has {label.array.shape[3]} channels. Store the classes as numbers in one channel.")
         return None
     faults += _geometry_faults(image, label) if image is not None else []
-    values, wrong = whole_numbers(label.array[..., 0])
+    values, wrong = images.whole_numbers(label.array[..., 0])
     faults += wrong if wrong else _value_faults(values, dataset.labels)
     return values
 
@@ -328,47 +344,10 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
 def _read(root: Path, path: str, faults: list[str]) -> Volume | None:
     """A file, or None and one more fault."""
     try:
-        return read_volume(root / path)
-    except FileNotFoundError:
-        faults.append(f"{path} does not exist. Copy it there, or leave the case out of {DESCRIPTION}.")
-    except UNREADABLE as error:
-        faults.append(f"{path} cannot be read ({one_line(error)}). Copy it again, or leave the case out.")
+        return images.read_volume(root / path)
+    except DatasetError as error:
+        faults.append(f"{path} {error}")
     return None
-
-
-def read_volume(path: Path) -> Volume:
-    """A NIfTI file, read to its end (so that a truncated or damaged .nii.gz is noticed) and scaled as its header says.
-
-    Values keep their type where the header does not scale them, and are float32 where it does.
-
-    Raises:
-        OSError, EOFError, ValueError, ImageFileError: the file is missing, damaged or no three-dimensional image.
-    """
-    image = _open(path)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
-        raise ValueError("its affine is singular or not finite")
-    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
-    array = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(image.dataobj)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"its values are of type {array.dtype}, not numbers")
-    if array.ndim not in (3, 4):
-        raise ValueError(f"it has {array.ndim} axes, not 3 or 4")
-    return Volume(array if array.ndim == 4 else array[..., np.newaxis], affine)
-
-
-def _open(path: Path) -> Any:
-    """The NIfTI image of a file. A compressed one is decompressed at once, which checks its length and checksum."""
-    if path.suffix != ".gz":
-        return nibabel.load(path)
-    data = gzip.decompress(path.read_bytes())
-    kind = nibabel.Nifti2Image if _is_nifti2(data) else nibabel.Nifti1Image
-    return kind.from_stream(io.BytesIO(data))
-
-
-def _is_nifti2(data: bytes) -> bool:
-    """Whether a file starts as NIfTI-2 does: with the size of its header, 540, in either byte order."""
-    return data[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
 
 
 def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
@@ -377,20 +356,18 @@ def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
     if channels != len(modalities):
         yield (
             f"the image has {channels} channels, dataset.json {len(modalities)} modalities ({', '.join(modalities)}). "
-            "Mend either."
+            "Correct either."
         )
-    if not _is_finite(image.array):
+    largest = images.largest_magnitude(image.array)
+    if not np.isfinite(largest):
         yield "the image has values that are NaN or infinite. Replace them, by 0 where there is no tissue."
-    elif not image.array.any():
+    elif largest > MAX_INTENSITY:
+        yield (
+            f"the image has values up to {largest:.3g}; networks compute with at most {MAX_INTENSITY:g}. Check its "
+            "scale (scl_slope), or divide the values of all images by one number."
+        )
+    elif largest == 0:
         yield "the image is zero everywhere. Replace it, or leave the case out of dataset.json."
-
-
-def _is_finite(array: NDArray[Any]) -> bool:
-    """Whether no value is NaN or infinite. The sum is not finite where a value is not: one pass, no temporary array."""
-    if array.dtype.kind != "f":
-        return True
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum(dtype=np.float64)) or np.isfinite(array).all())
 
 
 def _geometry_faults(image: Volume, label: Volume) -> Iterator[str]:
@@ -401,57 +378,21 @@ def _geometry_faults(image: Volume, label: Volume) -> Iterator[str]:
             "leave the case out of dataset.json."
         )
         return
-    distance = corner_distance_mm(image.shape, image.affine, label.affine)
-    if distance > AFFINE_TOLERANCE_MM:
+    distance = images.corner_distance_mm(image.shape, image.affine, label.affine)
+    if distance > images.AFFINE_TOLERANCE_MM:
         yield (
             f"the affines of label and image put a corner of the volume {distance:.3g} mm apart (at most "
-            f"{AFFINE_TOLERANCE_MM} mm). Resample the label to the image, or copy the image's affine if they overlay."
+            f"{images.AFFINE_TOLERANCE_MM} mm). Resample the label to the image, or copy the image's affine if they "
+            "overlay."
         )
-
-
-def corner_distance_mm(shape: tuple[int, ...], first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the world coordinates of a corner of the volume under two affines."""
-    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij")).reshape(3, -1)
-    difference = (first - second)[:3]
-    return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
-
-
-def whole_numbers(array: NDArray[Any], *, what: str = "label") -> tuple[NDArray[Any], list[str]]:
-    """A label (`what` says if it is called otherwise) as integers, and what is wrong with it."""
-    if array.dtype.kind in "iu":
-        return array, []
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8), []
-    if not _is_finite(array):
-        return array, [f"the {what} has values that are NaN or infinite. Replace them by 0 or a class."]
-    rounded = np.rint(array)
-    distance = np.abs(array - rounded)
-    if distance.max(initial=0) > LABEL_TOLERANCE:
-        value = array.flat[int(distance.argmax())]
-        return array, [f"the {what} has the value {value:g}, no whole number. Resample labels by nearest neighbour."]
-    if np.abs(rounded).max(initial=0) >= 2**31:
-        return array, [f"the {what} has values of 2^31 or more. Number the classes from 0."]
-    return rounded.astype(np.int32), []
 
 
 def _value_faults(label: NDArray[Any], labels: tuple[tuple[int, str], ...]) -> list[str]:
     """Values that dataset.json does not declare."""
-    found = [value for value, _ in count_values(label)]
+    found = [value for value, _ in images.count_values(label)]
     unknown = sorted(set(found) - {value for value, _ in labels})
     if not unknown:
         return []
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     plural = "values" if len(unknown) > 1 else "value"
-    return [f"the label has the undeclared {plural} {listed}. Declare it in dataset.json or mend the label."]
-
-
-def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:
-    """Values that occur in an array of whole numbers, ascending, and how often."""
-    low, high = int(label.min(initial=0)), int(label.max(initial=0))
-    if low < 0 or high > np.iinfo(np.uint16).max:
-        values, counts = np.unique(label, return_counts=True)
-        return [(int(v), int(c)) for v, c in zip(values, counts, strict=True)]
-    total = np.zeros(high + 1, dtype=np.int64)
-    for z in range(label.shape[-1]):  # slab by slab: bincount needs 8 bytes a voxel
-        total += np.bincount(label[..., z].ravel(order="K"), minlength=high + 1)
-    return [(int(v), int(total[v])) for v in np.flatnonzero(total)]
+    return [f"the label has the undeclared {plural} {listed}. Declare it in dataset.json or correct the label."]

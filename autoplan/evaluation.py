@@ -9,7 +9,6 @@ mean over the cases.
 
 import csv
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,22 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan import dataset as datasets
-from autoplan.errors import DatasetError, one_line
+from autoplan import images
+from autoplan.errors import DatasetError
 from autoplan.facts import to_dict
 from autoplan.files import write_atomically, write_text_atomically
-from autoplan.fingerprint import bounding_box, spacing
+from autoplan.images import bounding_box, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
 TOLERANCE_MM = 1.0
 """Distance up to which two surfaces count as equal, see `tolerance_mm`. Our choice; the paper scores Dice only."""
 PERCENTILE = 95
-"""Percentile of the Hausdorff distance. Source: custom of the field; the maximum hangs on a single voxel."""
+"""Percentile of the Hausdorff distance. Source: custom of the field; the maximum depends on a single voxel."""
 FLOAT32_SLACK = 1e-5
 """Part of the tolerance that is added to it: MONAI rounds distances to float32."""
 NUM_LOWEST = 5
@@ -172,9 +171,7 @@ def _declared(labels: Path) -> tuple[tuple[int, str], ...] | None:
     there = next((f for f in (folder, folder.parent) if (f / datasets.DESCRIPTION).is_file()), None)
     if there is None:
         return None
-    declared = datasets.read_labels(there)
-    names = [name for _, name in declared]
-    return tuple((v, name if names.count(name) == 1 else f"{name} ({v})") for v, name in declared)
+    return datasets.read_labels(there)
 
 
 def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
@@ -204,8 +201,8 @@ def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
         faults.append(f"--{flag} {folder}: there is no such folder. Name one with NIfTI files.")
         return {}
     found: dict[str, Path] = {}
-    for path in datasets.nifti_files(folder):
-        name = datasets.case_name(path.name)
+    for path in images.image_files(folder):
+        name = images.case_name(path.name)
         if name in found:
             faults.append(f"{path}: {found[name].name} is of the same case. Remove one of the two.")
         found[name] = path
@@ -220,31 +217,31 @@ def _grid_faults(pair: Pair) -> list[str]:
     label, prediction = (_header(path, faults) for path in (pair.label, pair.prediction))
     if label is None or prediction is None:
         return faults
-    if label[0] != prediction[0]:
+    if label.shape != prediction.shape:
         return [
-            f"{pair.prediction}: shape {prediction[0]} differs from the label's, {label[0]}. Resample the prediction "
-            "to the label's grid, by nearest neighbour."
+            f"{pair.prediction}: shape {prediction.shape} differs from the label's, {label.shape}. Resample the "
+            "prediction to the label's grid, by nearest neighbour."
         ]
-    distance = datasets.corner_distance_mm(label[0], label[1], prediction[1])
-    if not distance <= datasets.AFFINE_TOLERANCE_MM:
+    distance = images.corner_distance_mm(label.shape, label.affine, prediction.affine)
+    if not distance <= images.AFFINE_TOLERANCE_MM:
         return [
             f"{pair.prediction}: its affine and the label's put a corner of the volume {distance:.3g} mm apart (at "
-            f"most {datasets.AFFINE_TOLERANCE_MM} mm). Resample it, or copy the label's affine if they overlay."
+            f"most {images.AFFINE_TOLERANCE_MM} mm). Resample it, or copy the label's affine if they overlay."
         ]
     return []
 
 
-def _header(path: Path, faults: list[str]) -> tuple[tuple[int, ...], NDArray[np.float64]] | None:
-    """Spatial shape and affine of a file, or None and one more fault."""
+def _header(path: Path, faults: list[str]) -> images.Grid | None:
+    """Where the voxels of a file lie, or None and one more fault."""
     try:
-        image: Any = nibabel.load(path)
-    except datasets.UNREADABLE as error:
-        faults.append(f"{path}: cannot be read ({one_line(error)}). Copy it again, or take it out.")
+        grid = images.read_grid(path)
+    except DatasetError as error:
+        faults.append(f"{path} {error}")
         return None
-    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
-        faults.append(f"{path}: shape {image.shape}, not one volume. Store the classes as numbers in one volume.")
+    if grid.channels != 1:
+        faults.append(f"{path}: {grid.channels} channels, not one volume. Store the classes as numbers in one channel.")
         return None
-    return tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+    return grid
 
 
 def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -254,10 +251,10 @@ def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDAr
         DatasetError: the file is damaged, or holds other values; `what` says what it is.
     """
     try:
-        volume = datasets.read_volume(path)
-    except datasets.UNREADABLE as error:
-        raise DatasetError(f"{path}: cannot be read ({one_line(error)}). Copy it again.") from error
-    values, faults = datasets.whole_numbers(volume.array[..., 0], what=what)
+        volume = images.read_volume(path)
+    except DatasetError as error:
+        raise DatasetError(f"{path} {error}") from error
+    values, faults = images.whole_numbers(volume.array[..., 0], what=what)
     _raise([f"{path}: {fault}" for fault in faults])
     return values, volume.affine
 
@@ -281,7 +278,7 @@ def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, toleranc
         return _Reading((), pair.name, allowed)
     box = bounding_box(foreground)
     truth, found = label[box], prediction[box]
-    values = sorted(({v for v, _ in datasets.count_values(truth)} | {v for v, _ in datasets.count_values(found)}) - {0})
+    values = sorted(({v for v, _ in images.count_values(truth)} | {v for v, _ in images.count_values(found)}) - {0})
     scores = ((value, class_scores(truth == value, found == value, mm, tolerance=allowed)) for value in values)
     return _Reading((), pair.name, allowed, tuple(scores))
 
@@ -289,7 +286,7 @@ def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, toleranc
 def _undeclared(pair: Pair, label: NDArray[Any], prediction: NDArray[Any], declared: set[int]) -> list[str]:
     """Values that dataset.json does not declare."""
     arrays = (("label", pair.label, label), ("prediction", pair.prediction, prediction))
-    unknown = [(what, path, {v for v, _ in datasets.count_values(array)} - declared) for what, path, array in arrays]
+    unknown = [(what, path, {v for v, _ in images.count_values(array)} - declared) for what, path, array in arrays]
     return [
         f"{path}: the {what} has values that dataset.json does not declare: {sorted(values)[:10]}. Declare them."
         for what, path, values in unknown
@@ -442,7 +439,7 @@ def _notes(evaluation: Evaluation) -> str:
 
 
 def _mean_dice(case: CaseScores) -> float:
-    """Mean over the classes that the case has; a case that has none is no bad one."""
+    """Mean over the classes that the case has; 1 where it has none, so that it does not count as bad."""
     average = _average([s.dice for s in case.classes])
     return 1.0 if average is None else average
 

@@ -38,7 +38,8 @@ class Dataset:
 @dataclass(frozen=True)
 class CaseFacts:
     """One training case in RAS order. `class_voxels` and `class_components` count, for each foreground class in the
-    order of the labels, its voxels and its connected components."""
+    order of the labels, its voxels and its connected components. `forms_apart_mm` is the distance between the places
+    where the sform and the qform of the image's header put a corner of it, 0 where only one of them is in use."""
 
     name: str
     shape: Shape
@@ -46,6 +47,7 @@ class CaseFacts:
     cropped_shape: Shape
     class_voxels: tuple[int, ...]
     class_components: tuple[int, ...]
+    forms_apart_mm: float = 0.0
 
     @property
     def fraction_kept(self) -> float:

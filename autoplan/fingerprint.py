@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from autoplan.axes import Shape, Spacing
-from autoplan.dataset import DESCRIPTION, Volume, count_values, read_case
+from autoplan.axes import Shape
+from autoplan.dataset import DESCRIPTION, read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
 from autoplan.files import write_text_atomically
+from autoplan.images import Volume, bounding_box, count_values, ras_order, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 
-FORMAT = 1
+FORMAT = 2
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
 CONNECTIVITY = 3
 """Voxels that share a corner are connected (26 neighbours in 3D): the default of MONAI's KeepLargestConnectedComponent,
@@ -30,8 +30,8 @@ SIGNIFICANT_BITS = 16
 """Precision at which CT intensities are counted, see `rounded`."""
 PERCENTILES = (0.5, 99.5)
 """Source: section 2.2, "Normalization"."""
-SPACING_DIGITS = 6
-"""Significant digits of a spacing: what float32 headers hold, so that 0.9999999 and 1 are one spacing."""
+FORMS_DIGITS = 1
+"""Decimals of a distance of the forms in mm: what is far below a voxel is rounding of the header."""
 BYTES_PER_PROCESS = 2_000_000
 """Compressed bytes that are worth a process of their own; to start one takes half a second."""
 
@@ -142,18 +142,8 @@ def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequenc
         cropped_shape=ras_order(cropped_shape(image.array), image.affine),
         class_voxels=tuple(counts.get(value, 0) for value, _ in labels[1:]),
         class_components=num_components(label, [value for value, _ in labels[1:]]),
+        forms_apart_mm=round(image.grid.forms_apart_mm, FORMS_DIGITS),
     )
-
-
-def spacing(affine: NDArray[np.float64]) -> Spacing:
-    """mm a voxel along each axis of the file: the lengths of the affine's columns, to `SPACING_DIGITS` digits."""
-    return tuple(float(f"{s:.{SPACING_DIGITS}g}") for s in np.linalg.norm(affine[:3, :3], axis=0))
-
-
-def ras_order(values: Sequence[Any], affine: NDArray[np.float64]) -> tuple[Any, ...]:
-    """Values of the file's axes, in the order of the world axes x, y, z that they are closest to."""
-    world_axes = io_orientation(affine)[:, 0].astype(int)  # type: ignore[no-untyped-call]
-    return tuple(value for _, value in sorted(zip(world_axes, values, strict=True), key=lambda pair: int(pair[0])))
 
 
 def cropped_shape(array: NDArray[Any]) -> Shape:
@@ -162,13 +152,6 @@ def cropped_shape(array: NDArray[Any]) -> Shape:
     Source: arXiv:1809.10486, section 2.2, "Cropping".
     """
     return tuple(s.stop - s.start for s in bounding_box((array != 0).any(axis=3)))
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Smallest box that holds all true voxels; there is at least one."""
-    others = ((1, 2), (0, 2), (0, 1))
-    occupied = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
-    return tuple(slice(int(o[0]), int(o[-1]) + 1) for o in occupied)
 
 
 def num_components(label: NDArray[Any], values: Sequence[int]) -> tuple[int, ...]:
@@ -268,7 +251,7 @@ def _state(path: Path) -> str:
     """What changes when the content of a file does. A file that cannot be read has no state that was saved before."""
     try:
         status = path.stat()
-        if path.suffix != ".gz":
+        if path.suffix != ".gz" or not path.is_file():  # reading a pipe would wait for ever
             return f"{status.st_size} {status.st_mtime_ns}"
         with path.open("rb") as file:
             file.seek(max(0, status.st_size - 8))

@@ -1,10 +1,9 @@
-"""A made-up dataset: for tests, and for a demonstration where there is no internet.
+"""A synthetic dataset: for tests, and for a demonstration where there is no internet.
 
-Inside a body with a border of zeros lie, at places that change from case to case: a *nodule*, bright in both
-channels; a *ball* and a *tube*, bright in the first channel only, which differ by shape alone; and a decoy, bright in
-the second only, that belongs to the background. Noise, a smooth bias and a random gain keep a threshold from finding
-any of them. What tells the classes apart survives mirroring and rotation, so a network that augments its data can
-learn it.
+A body with a border of zeros holds, at places that change from case to case: a *nodule*, bright in both channels; a
+*ball* and a *tube*, bright in the first channel only, which differ by shape alone; and a decoy, bright in the second
+only, that belongs to the background. Noise, a smooth bias and a random gain keep a threshold from finding any of them.
+Mirroring and rotation leave the differences between the classes, so a network can learn them from augmented data.
 """
 
 import json
@@ -42,7 +41,9 @@ def generate(folder: Path, *, num_cases: int = 10, num_test: int = 3, seed: int 
         DatasetError: `folder` exists and is not empty, or there would be no image.
     """
     if num_cases < 1 or num_test < 0:
-        raise DatasetError(f"cannot make {num_cases} training and {num_test} test cases. Ask for one to train on.")
+        raise DatasetError(
+            f"cannot make {num_cases} training and {num_test} test cases. Ask for one training case or more."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder}: exists and is not empty. Name another folder, or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def _description(names: list[str], num_cases: int) -> dict[str, object]:
     """What dataset.json says."""
     return {
         "name": "Phantom",
-        "description": "Made-up objects in a made-up body; not medical data",
+        "description": "Synthetic objects in a synthetic body; not medical data",
         "tensorImageSize": "4D",
         "modality": {str(i): name for i, name in enumerate(MODALITIES)},
         "labels": {str(i): name for i, name in enumerate(LABELS)},

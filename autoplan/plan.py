@@ -12,6 +12,7 @@ from autoplan import rules, topology
 from autoplan.axes import Shape, Spacing, without_axis
 from autoplan.errors import PlanError
 from autoplan.facts import (
+    CaseFacts,
     ChannelNormalization,
     Configuration,
     ConfigurationName,
@@ -23,6 +24,8 @@ from autoplan.rules import Cascade
 
 WARNING = "warning"
 """Name of the decisions that a user should see unasked."""
+MAX_LISTED = 5
+"""Cases that a warning names."""
 
 
 def plan(fingerprint: Fingerprint, *, cascade: Cascade = "auto", max_features: int | None = None) -> Plan:
@@ -170,10 +173,11 @@ def _geometry_decisions(shape: Shape, spacing: Spacing, *, num_cases: int) -> tu
         Decision("", "spacing", f"{_times(spacing)} mm", "section 2.2",
                  f"The median spacing of the {num_cases} training cases, axis by axis, is {_times(spacing)} mm."),
         Decision("", "median_shape", _times(shape), "section 2.2",
-                 f"After cropping and resampling to that spacing the median shape is {_times(shape)} voxels."),
+                 f"Cropped to the nonzero region and resampled to that spacing, the median image has {_times(shape)} "
+                 "voxels."),
         Decision("", "slice_axis", "xyz"[axis], "section 2.1; Table 1 for a tie",
-                 f"The spacing is coarsest along {'xyz'[axis]} ({spacing[axis]:.4g} mm; a tie goes to the last axis), "
-                 "so slices run along it and the plane has the highest resolution."),
+                 f"The spacing is coarsest along {'xyz'[axis]} ({spacing[axis]:.4g} mm; of equal axes the last counts)"
+                 ", so the 2D network sees slices across it, where the resolution is highest."),
     )  # fmt: skip
 
 
@@ -182,12 +186,12 @@ def _cascade_decision(shape: Shape, planned: Sequence[Configuration], cascade: C
     limit = rules.CASCADE_FACTOR * topology.MAX_PATCH_VOXELS_3D
     more = "more" if rules.cascade_is_necessary(shape) else "not more"
     because = (
-        f"The median shape has {_million(math.prod(shape))} voxels, {more} than {rules.CASCADE_FACTOR} x 128^3 = "
-        f"{_million(limit)} (128^3 is read for the voxels of a patch, as Table 1 demands)"
+        f"The median image has {_million(math.prod(shape))} voxels, {more} than {_million(limit)}, which is "
+        f"{rules.CASCADE_FACTOR} times the largest 3D patch of 128^3"
     )
     low = next((c for c in planned if c.name == "3d_lowres"), None)
     value = "no" if low is None else f"first stage at {_times(low.spacing)} mm"
-    request = "" if cascade == "auto" else f', and "{cascade}" was asked for'
+    request = "" if cascade == "auto" else f"; --cascade {cascade} was given"
     return Decision("", "cascade", value, "section 2.2", f"{because}{request}.")
 
 
@@ -202,7 +206,7 @@ def _intensity_decisions(
         *(_normalization_decision(i, modality, n) for i, (modality, n) in channels),
         Decision("", "nonzero_only", "yes" if masked else "no", "section 2.2",
                  f"Cropping to the nonzero region keeps {kept:.1%} of the voxels, "
-                 f"{'at most' if masked else 'more than'} 75 %, so normalization "
+                 f"{'at most' if masked else 'more than'} {1 - rules.CROP_REDUCTION:.0%}, so normalization "
                  f"{'uses the nonzero voxels only and leaves all others 0' if masked else 'uses the whole image'}."),
     )  # fmt: skip
 
@@ -211,12 +215,14 @@ def _normalization_decision(channel: int, modality: str, statistics: ChannelNorm
     """Normalization of one channel."""
     name = f"normalization of channel {channel}"
     if statistics is None:
-        because = f"The modality {modality} does not contain 'ct', so each image is z-scored by itself."
+        because = (
+            f"The name {modality!r} does not contain 'ct', so each image is z-scored with its own mean and deviation."
+        )
         return Decision("", name, "z-score of each image", "section 2.2", because)
     because = (
-        f"The modality {modality} contains 'ct', so intensities are clipped to [{statistics.lower:.4g}, "
+        f"The name {modality!r} contains 'ct', so intensities are clipped to [{statistics.lower:.4g}, "
         f"{statistics.upper:.4g}], the 0.5 and 99.5 percentiles of the foreground of all training cases, and z-scored "
-        f"with its mean {statistics.mean:.4g} and standard deviation {statistics.std:.4g}."
+        f"with the mean {statistics.mean:.4g} and standard deviation {statistics.std:.4g} of that foreground."
     )
     return Decision("", name, "CT", "section 2.2", because)
 
@@ -228,8 +234,8 @@ def _component_decision(fingerprint: Fingerprint) -> Decision:
     counted = ", ".join(f"{name} {count}" for (_, name), count in zip(fingerprint.labels[1:], most, strict=True))
     value = ", ".join(name for number, name in fingerprint.labels if number in single) or "none"
     because = (
-        f"The most connected components of a class in one training label: {counted}; where that number is 1, all but "
-        "the largest component of the class are removed from predictions."
+        f"The largest number of connected components of each class in one training label is: {counted}. Where it is 1, "
+        "only the largest component of the class is kept in predictions."
     )
     return Decision("", "single_component", value, "section 2.5", because)
 
@@ -253,17 +259,40 @@ def _warnings(
         (len(folds) < rules.NUM_FOLDS, f"{len(folds)} folds", "section 2.3",
          f"There are {len(folds)} training cases, fewer than {rules.NUM_FOLDS}, so there are as many folds as cases."),
         (cascade == "always" and not necessary, "cascade", "section 2.2",
-         "The cascade was asked for although the criterion does not apply."),
+         "The cascade is planned because of --cascade always; the images are small enough to do without."),
         (cascade == "never" and necessary, "no cascade", "section 2.2",
-         "The criterion for the cascade applies, but no cascade was asked for."),
+         "The images are large enough for a cascade; --cascade never leaves it out."),
+        *_case_warnings(fingerprint.cases),
         *((not any(c.class_voxels[i] for c in fingerprint.cases), name, "the paper is silent",
            f"The class {name} (label {value}) occurs in no training label, so it cannot be learned.")
           for i, (value, name) in enumerate(fingerprint.labels[1:])),
         *((_is_padded(c), f"patch of {c.name}", "the paper is silent",
-           "The images are so small that no axis would be pooled twice, which the network needs: the patch of "
-           f"{c.name} is raised to {_times(c.patch_size)} and the images are padded.") for c in planned),
+           "The network must halve at least one axis twice, and the images are too small for that: the patch of "
+           f"{c.name} is enlarged to {_times(c.patch_size)} and images are padded to it.") for c in planned),
     ]  # fmt: skip
     return tuple(Decision("", WARNING, value, source, because) for holds, value, source, because in messages if holds)
+
+
+def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str]]:
+    """What is odd about some cases."""
+    cases = sorted(cases, key=lambda c: c.name)
+    outliers = rules.outliers(cases)
+    sizes = [f"{c.name} ({_times(float(n * s) for n, s in zip(c.shape, c.spacing, strict=True))} mm)" for c in outliers]
+    unclear = [f"{c.name} ({c.forms_apart_mm:g} mm)" for c in cases if c.forms_apart_mm > 0]
+    return [
+        (bool(outliers), "outliers", "the paper is silent",
+         f"The size of {_some(sizes)} is more than {rules.OUTLIER_FACTOR} times larger or smaller than that of the "
+         "median case. Check the voxel spacing in the header; a wrong one can fill the memory in training."),
+        (bool(unclear), "sform and qform", "the paper is silent",
+         f"The sform and qform in the header of {_some(unclear)} put the image at different places. The sform counts; "
+         "a program that reads the qform shows the segmentation elsewhere."),
+    ]  # fmt: skip
+
+
+def _some(texts: Sequence[str]) -> str:
+    """The first texts of many, and how many more there are."""
+    more = len(texts) - MAX_LISTED
+    return ", ".join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_padded(configuration: Configuration) -> bool:
@@ -281,8 +310,8 @@ def _configuration_decisions(
     if c.name == "3d_cascade_fullres":
         return (
             Decision(c.name, "topology", _times(c.patch_size), "Table 1, caption",
-                     "The second stage is identical to 3d_fullres, with one more input channel for each foreground "
-                     "class: the segmentation of the first stage."),
+                     "The second stage is the network of 3d_fullres with one more input channel for each foreground "
+                     "class, which holds the segmentation of the first stage."),
             _dice_decision(c),
         )  # fmt: skip
     low = () if c.name != "3d_lowres" else (_lowres_decision(c, shape, spacing),)
@@ -290,15 +319,16 @@ def _configuration_decisions(
         *low,
         _patch_decision(c),
         Decision(c.name, "num_pool", _times(c.num_pool), "section 2.1",
-                 f"Each axis is halved until it is smaller than {topology.MIN_FEATURE_MAP} voxels, at most "
-                 f"{topology.MAX_POOL_2D if c.name == '2d' else topology.MAX_POOL_3D} times: {_times(c.patch_size)} is "
-                 f"pooled {_times(c.num_pool)} times; axes with fewer poolings join in the deeper levels."),
+                 f"Each axis is halved until it is shorter than {topology.MIN_FEATURE_MAP} voxels, at most "
+                 f"{topology.MAX_POOL_2D if c.name == '2d' else topology.MAX_POOL_3D} times: the axes of "
+                 f"{_times(c.patch_size)} are halved {', '.join(map(str, c.num_pool))} times. An axis that is halved "
+                 "less often is halved at the deeper levels."),
         Decision(c.name, "features", f"{c.features[0]}-{c.features[-1]}", "section 2.1",
                  f"The {len(c.features)} levels start with {c.features[0]} feature maps, which double with every "
                  f"downsampling{_cap(c)}, to {c.features[-1]}."),
         _batch_decision(c, whole, num_cases),
         _dice_decision(c),
-        _augmentation_decision(c),
+        _augmentation_decision(c, spacing),
     )  # fmt: skip
 
 
@@ -311,9 +341,9 @@ def _lowres_decision(c: Configuration, shape: Shape, spacing: Spacing) -> Decisi
     """Spacing of the cascade's first stage."""
     doublings = [round(math.log2(low / full)) for low, full in zip(c.spacing, spacing, strict=True)]
     because = (
-        f"The spacing {_times(spacing)} mm is doubled {', '.join(map(str, doublings))} times along x, y, z (finer axes "
-        "first, until doubling would exceed the coarsest), which takes the median shape from "
-        f"{_times(shape)} to {_times(c.median_shape)}."
+        f"The spacing {_times(spacing)} mm is doubled {', '.join(map(str, doublings))} times along x, y, z (the finer "
+        "axes first, as long as they do not become coarser than the coarsest), until the median image is small enough: "
+        f"{_times(c.median_shape)} voxels in place of {_times(shape)}."
     )
     return Decision(c.name, "spacing", f"{_times(c.spacing)} mm", "section 2.2", because)
 
@@ -322,16 +352,19 @@ def _patch_decision(c: Configuration) -> Decision:
     """Patch size."""
     value = _times(c.patch_size)
     if c.name == "2d":
-        because = f"The median plane {_times(c.median_shape)}, rounded up to multiples of 2^poolings, is {value}."
+        because = (
+            f"The patch holds a slice of the median image, {_times(c.median_shape)}, rounded up to fit the halvings."
+        )
         return Decision(c.name, "patch_size", value, "section 2.1, Table 1", because)
     target = topology.target_size_3d(c.median_shape, c.spacing)
     extent = (float(n * s) for n, s in zip(c.median_shape, c.spacing, strict=True))
     because = (
-        f"The median patient measures {_times(extent)} mm; 128^3 voxels of that aspect ratio, clipped to the median "
-        f"shape, make {_times(round(t) for t in target)}, and admissible sizes near it with at most 128^3 voxels are "
-        f"{value} (the ratio in mm departs from the paper's prose, which says voxels, and reproduces its Table 1)."
+        f"The median image measures {_times(extent)} mm. A patch of 128^3 voxels with that aspect ratio, cut to the "
+        f"image, has {_times(round(t) for t in target)} voxels. {value} is the nearest size with at most 128^3 voxels "
+        "that the network can halve. The text of the paper takes the aspect ratio in voxels, but only the ratio in mm "
+        "gives the patches of its Table 1."
     )
-    return Decision(c.name, "patch_size", value, "Table 1; section 2.1 departs", because)
+    return Decision(c.name, "patch_size", value, "section 2.1, corrected by Table 1", because)
 
 
 def _batch_decision(c: Configuration, median_shape: Shape, num_cases: int) -> Decision:
@@ -339,9 +372,9 @@ def _batch_decision(c: Configuration, median_shape: Shape, num_cases: int) -> De
     base = _base_voxels(c.name)
     by_base, by_dataset = topology.batch_limits(c.patch_size, median_shape, num_cases=num_cases, base_voxels=base)
     because = (
-        f"{_million(base)} voxels of an optimizer step hold {by_base} patches of {_million(math.prod(c.patch_size))} "
-        f"voxels, and 5 % of the dataset ({num_cases} x {_times(median_shape)} voxels) hold {by_dataset}; the smaller "
-        f"number counts, but at least {topology.MIN_BATCH_SIZE}."
+        f"One training step may see {_million(base)} voxels, which is {by_base} patches, and "
+        f"{topology.MAX_DATASET_FRACTION:.0%} of the dataset ({num_cases} images of {_times(median_shape)} voxels), "
+        f"which is {by_dataset}. The smaller number counts, but at least {topology.MIN_BATCH_SIZE}."
     )
     return Decision(c.name, "batch_size", str(c.batch_size), "section 2.1", because)
 
@@ -349,23 +382,25 @@ def _batch_decision(c: Configuration, median_shape: Shape, num_cases: int) -> De
 def _dice_decision(c: Configuration) -> Decision:
     """Dice over the batch or per sample."""
     if c.batch_dice:
-        because = "The network sees parts of patients, so Dice is computed over the batch as one pseudo-volume."
+        because = "The network sees parts of images, so Dice is computed over all patches of a batch together."
         return Decision(c.name, "batch_dice", "yes", "section 2.3", because)
-    because = "The network sees nearly entire patients, so Dice is computed per sample and averaged."
+    because = "The network sees nearly whole images, so Dice is computed for each patch and averaged."
     return Decision(c.name, "batch_dice", "no", "section 2.3", because)
 
 
-def _augmentation_decision(c: Configuration) -> Decision:
+def _augmentation_decision(c: Configuration, spacing: Spacing) -> Decision:
     """Set of augmentation parameters."""
+    axis = rules.augmentation_slice_axis(c, slice_axis=rules.slice_axis(spacing))
+    along = "" if axis is None else "xyz"[axis]
     longest, shortest = max(c.patch_size), min(c.patch_size)
     because = {
-        "2d": "A 2D network has the 2D parameters.",
+        "2d": "The patches of a 2D network are augmented in 2D.",
         "3d": f"The longest patch edge, {longest}, is at most {rules.SLICEWISE_RATIO} times the shortest, {shortest}.",
         "slicewise": f"The longest patch edge, {longest}, is more than {rules.SLICEWISE_RATIO} times the shortest, "
-        f"{shortest}, so the 2D augmentation is applied slice by slice.",
+        f"{shortest}, so the patch is augmented in 2D, slice by slice along its shortest edge, {along}.",
     }[c.augmentation]
     because += (
-        f" Rotation by up to {rules.rotation_degrees(c.augmentation):g} degrees and elastic alpha up to "
-        f"{rules.elastic_alpha(c.augmentation)[1]:g} are known defaults of nnU-Net."
+        f" Rotations by up to {rules.rotation_degrees(c.augmentation):g} degrees and elastic deformations with alpha "
+        f"up to {rules.elastic_alpha(c.augmentation)[1]:g} are known defaults of nnU-Net."
     )
     return Decision(c.name, "augmentation", c.augmentation, "section 2.3", because)

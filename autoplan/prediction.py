@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoplan.dataset import case_name, nifti_files
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.files import write_text_atomically
+from autoplan.images import case_name, image_files
 from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
@@ -74,7 +74,7 @@ def images_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder. Name the one with the images: --images DIR")
-    return nifti_files(folder)
+    return image_files(folder)
 
 
 def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, Path]:

@@ -146,7 +146,7 @@ def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -
         "strides": to_dict(configuration.strides),
         "features": list(configuration.features),
         "batch_dice": configuration.batch_dice,
-        "warp_slice_axis": plan.slice_axis if configuration.augmentation == "slicewise" else None,
+        "warp_slice_axis": rules.augmentation_slice_axis(configuration, slice_axis=plan.slice_axis),
         "rotation_degrees": rules.rotation_degrees(configuration.augmentation),
         "elastic_alpha": list(rules.elastic_alpha(configuration.augmentation)),
     }

@@ -11,8 +11,15 @@ from typing import Literal
 
 from autoplan.axes import Shape, Spacing
 from autoplan.errors import PlanError
-from autoplan.facts import AugmentationMode, CaseFacts, ChannelNormalization, ConfigurationName, Intensities
-from autoplan.topology import MAX_PATCH_VOXELS_3D, round_half_up
+from autoplan.facts import (
+    AugmentationMode,
+    CaseFacts,
+    ChannelNormalization,
+    Configuration,
+    ConfigurationName,
+    Intensities,
+)
+from autoplan.topology import MAX_PATCH_VOXELS_3D, MIN_BATCH_SIZE, round_half_up
 
 CASCADE_FACTOR = 4
 """The cascade applies when the median shape has more voxels than this many 3D patches. Source: section 2.2."""
@@ -26,6 +33,15 @@ NUM_FOLDS = 5
 """Source: section 2.3, "five-fold cross-validation"."""
 FOLD_SEED = 12345
 """Seed of the division into folds. Our choice; any number serves."""
+OUTLIER_FACTOR = 10
+"""A case is an outlier where its volume, and with it the number of its voxels once resampled, is this many times larger
+or smaller than the median. Our choice: images of one body part differ by less."""
+QUICK_BATCH_DIVISOR = 4
+"""The quick recipe's batch is the planned one divided by this. Our choice: on CPUs more small steps learn faster than
+few large ones."""
+SHARED_BATCH_SIZE = {2: 32, 3: 4}
+"""Windows at most that a 2D or 3D network of the bundle to share sees at once: it runs on machines that did not train
+it. Our choice."""
 
 Cascade = Literal["auto", "never", "always"]
 
@@ -175,6 +191,21 @@ def augmentation(patch_size: Shape, *, ratio: float = SLICEWISE_RATIO) -> Augmen
     return "slicewise" if max(patch_size) > ratio * min(patch_size) else "3d"
 
 
+def augmentation_slice_axis(configuration: Configuration, *, slice_axis: int) -> int | None:
+    """Axis along which the slices of a slice-wise augmentation are stacked: the shortest edge of the patch; of several,
+    `slice_axis` (that of the 2D network) if it is one of them, else the last. None where the augmentation is not
+    slice-wise.
+
+    Source: arXiv:1809.10486, section 2.3, "Data Augmentation", where the edges of the patch decide; the tie is our
+    choice.
+    """
+    if configuration.augmentation != "slicewise":
+        return None
+    patch = configuration.patch_size
+    shortest = [axis for axis, size in enumerate(patch) if size == min(patch)]
+    return slice_axis if slice_axis in shortest else shortest[-1]
+
+
 def rotation_degrees(mode: AugmentationMode) -> float:
     """Rotations are drawn from plus and minus this angle: about every axis in 3D, in the plane of slices in 2D.
 
@@ -189,6 +220,33 @@ def elastic_alpha(mode: AugmentationMode) -> tuple[float, float]:
     Source: known default of nnU-Net.
     """
     return (0.0, 900.0) if mode == "3d" else (0.0, 200.0)
+
+
+def quick_batch_size(batch_size: int) -> int:
+    """Batch of the quick recipe, for a planned batch.
+
+    Source: our choice; see `QUICK_BATCH_DIVISOR`.
+    """
+    return max(MIN_BATCH_SIZE, batch_size // QUICK_BATCH_DIVISOR)
+
+
+def shared_batch_size(configuration: Configuration) -> int:
+    """Windows that a network of the bundle to share sees at once.
+
+    Source: our choice; see `SHARED_BATCH_SIZE`.
+    """
+    return min(configuration.batch_size, SHARED_BATCH_SIZE[len(configuration.patch_size)])
+
+
+def outliers(cases: Sequence[CaseFacts], *, factor: float = OUTLIER_FACTOR) -> tuple[CaseFacts, ...]:
+    """Cases whose cropped image covers a volume that is more than `factor` times larger or smaller than the median. The
+    same holds for their voxels once all have one spacing. Most often the spacing in a header is wrong.
+
+    Source: our choice; the paper is silent.
+    """
+    extents_mm3 = [math.prod(c.cropped_shape) * math.prod(c.spacing) for c in cases]
+    median = statistics.median(extents_mm3)
+    return tuple(c for c, e in zip(cases, extents_mm3, strict=True) if not median / factor <= e <= median * factor)
 
 
 def folds(

@@ -1,6 +1,7 @@
 """Bad inputs through the command: exit status 1, one clear message, no traceback, nothing written."""
 
 import gzip
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,12 @@ EXPECT = [
     ExpectFail("negative value", _change(LABEL, lambda a: a.astype(np.int16) - 1), "undeclared value -1"),
     ExpectFail("fraction in a label", _change(LABEL, _with(0.5)), "the value 0.5, no whole number"),
     ExpectFail("huge label", _change(LABEL, _with(1e20)), "2^31 or more"),
+    ExpectFail("CT of 1e200", lambda t: _huge_ct(t), "case_3: the image has values up to 1e+200"),
+    ExpectFail("a value of -1e20", _change(IMAGE, _with(-1e20)), "case_3: the image has values up to 1e+20"),
+    ExpectFail("a huge scale", lambda t: _huge_scale(t), "case_3: the image has values that are NaN or infinite"),
+    ExpectFail("a pipe for an image", lambda t: _pipe(t, IMAGE), "imagesTr/case_3.nii.gz is not a regular file"),
+    ExpectFail("a pipe for a label", lambda t: _pipe(t, LABEL), "labelsTr/case_3.nii.gz is not a regular file"),
+    ExpectFail("a gzip bomb", lambda t: _bomb(t), "it is longer than"),
     ExpectFail("image of zeros", _change(IMAGE, np.zeros_like), "case_3: the image is zero everywhere"),
     ExpectFail("no foreground", _no_foreground, "no label has a foreground voxel"),
     ExpectFail("path climbs out", _climb, "leaves the dataset's folder"),
@@ -142,6 +149,28 @@ def _constant_ct(tiny) -> None:
     tiny.describe(modality={"0": "CT"})
     for i in range(5):
         _change(IMAGE, np.ones_like, f"case_{i}")(tiny)
+
+
+def _huge_ct(tiny) -> None:
+    tiny.describe(modality={"0": "CT"})
+    _change(IMAGE, lambda a: a * 1e200 / a.max())(tiny)
+
+
+def _huge_scale(tiny) -> None:
+    path = tiny.image("case_3")
+    image = nibabel.Nifti1Image(tiny.read(path), nibabel.load(path).affine)
+    image.header.set_slope_inter(1e38, 0)
+    nibabel.save(image, path)
+
+
+def _pipe(tiny, part: str) -> None:
+    tiny.image("case_3", part).unlink()
+    os.mkfifo(tiny.image("case_3", part))
+
+
+def _bomb(tiny) -> None:
+    path = tiny.image("case_3")
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(50_000_000), compresslevel=1))
 
 
 def _tree(folder: Path) -> dict[Path, bytes]:

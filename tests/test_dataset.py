@@ -1,6 +1,5 @@
 """dataset.json, where a dataset is found, and what is read from a file."""
 
-import gzip
 import sys
 import types
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from autoplan import dataset as datasets
+from autoplan import images
 from autoplan.errors import DatasetError
 
 
@@ -48,6 +48,17 @@ def test_test_images_may_be_missing_or_objects(tiny) -> None:
         ({"labels": {"1": "a", "2": "b"}}, "must hold 0, the background"),
         ({"labels": {"0": "background"}}, "at least one other class"),
         ({"labels": {"0": "background", "1": "a", "01": "b"}}, '"labels" has a number twice'),
+        ({"labels": {"0": "background", "1": "a", "2": "a "}}, "\"labels\" has the name 'a' more than once"),
+        ({"labels": {"0": "background", "1": ""}}, '"labels" holds an empty name'),
+        ({"modality": {"0": "  "}}, '"modality" holds an empty name'),
+        ({"modality": {"0": "M\nRI"}}, "line breaks or control characters, 'M\\nRI'"),
+        ({"labels": {"0": "background", "1": "a\0"}}, "line breaks or control characters"),
+        ({"labels": {"0": "background", "1": "a\u2028b"}}, "line breaks or control characters"),
+        ({"labels": {"0": "background", "1": "a" * 10_000}}, "a name of 10000 characters"),
+        ({"labels": {"0": "background", "65536": "a"}}, "stored with values of at most 65535"),
+        ({"labels": {str(i): f"c{i}" for i in range(256)}}, "256 classes with the background"),
+        ({"test": ["x" * 5000 + ".nii.gz"]}, "or more than 1000 characters"),
+        ({"test": ["x\0.nii.gz"]}, "line breaks or control characters"),
         ({"training": None}, '"training" must be a list'),
         ({"training": ["./imagesTr/case_0.nii.gz"]}, '"training" must be a list of'),
         ({"training": []}, "no training case"),
@@ -68,6 +79,22 @@ def test_malformed_descriptions(tiny, fields, message) -> None:
         datasets.load(tiny.folder)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$import this", "$import", "@x", "%y#z", "::", "$\\frac$", "Größe", "a" * 200, "名前", "{0}", "<b>"],
+)
+def test_names_that_only_look_odd_are_taken(tiny, name) -> None:
+    tiny.describe(labels={"0": "background", "1": name}, modality={"0": name})
+    dataset = datasets.load(tiny.folder)
+    assert (dataset.labels[1], dataset.modalities) == ((1, name), (name,))
+
+
+def test_as_many_classes_as_can_be_stored(tiny) -> None:
+    tiny.describe(labels={**{str(i): f"c{i}" for i in range(254)}, "65535": "last"})
+    assert len(datasets.load(tiny.folder).labels) == 255
 
 
 def test_all_faults_of_a_description_are_reported(tiny) -> None:
@@ -77,7 +104,16 @@ def test_all_faults_of_a_description_are_reported(tiny) -> None:
     assert len(str(error.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[]", "holds no JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{", "cannot be read as JSON", id="no JSON"),
+        pytest.param("[]", "holds no JSON object", id="no object"),
+        pytest.param("[" * 100_000, "nested too deeply", id="nested"),
+        pytest.param('{"name": "\\ud800"}', "surrogates not allowed", id="half a character"),
+        pytest.param('{"name": "\0"}', "Invalid control character", id="a NUL byte"),
+    ],
+)
 def test_no_json(tiny, text, message) -> None:
     (tiny.folder / "dataset.json").write_text(text)
     with pytest.raises(DatasetError, match=message):
@@ -97,6 +133,10 @@ def test_locate_takes_a_folder_or_a_name(tiny, tmp_path, monkeypatch) -> None:
         datasets.locate(str(tmp_path), tmp_path)
     with pytest.raises(DatasetError, match="neither a folder"):
         datasets.locate("Hippocampus", tmp_path)
+    for name in ("x" * 5000, "x\0y"):
+        with pytest.raises(DatasetError, match="neither a folder") as error:
+            datasets.locate(name, tmp_path)
+        assert len(str(error.value)) < 400
 
 
 @pytest.fixture
@@ -144,9 +184,9 @@ def test_affines_are_compared_in_mm() -> None:
     first = np.diag([1.0, 1.0, 1.0, 1.0])
     second = first.copy()
     second[0, 0] = 1.001
-    assert datasets.corner_distance_mm((11, 5, 5), first, second) == pytest.approx(0.01)
+    assert images.corner_distance_mm((11, 5, 5), first, second) == pytest.approx(0.01)
     second[:3, 3] = (3, 4, 0)
-    assert datasets.corner_distance_mm((1, 1, 1), first, second) == pytest.approx(5)
+    assert images.corner_distance_mm((1, 1, 1), first, second) == pytest.approx(5)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +209,7 @@ def test_labels_stored_as_floats(tiny) -> None:
     assert not faults
     assert volumes.label is not None
     assert volumes.label.dtype.kind == "i"
-    assert datasets.count_values(volumes.label) == [(0, 960 - 27 - 18), (1, 27), (2, 18)]
+    assert images.count_values(volumes.label) == [(0, 960 - 27 - 18), (1, 27), (2, 18)]
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
@@ -182,7 +222,7 @@ def test_files_are_read_as_nibabel_reads_them(tmp_path, kind, suffix, scaled) ->
         image.header.set_slope_inter(0.5, 10)
     path = tmp_path / f"image{suffix}"
     nibabel.save(image, path)
-    volume = datasets.read_volume(path)
+    volume = images.read_volume(path)
     np.testing.assert_allclose(volume.array[..., 0], nibabel.load(path).get_fdata())
     np.testing.assert_array_equal(volume.affine, image.affine)
     assert volume.array.dtype == (np.float32 if scaled else np.int16)
@@ -191,12 +231,12 @@ def test_files_are_read_as_nibabel_reads_them(tmp_path, kind, suffix, scaled) ->
 def test_damage_near_the_end_of_a_compressed_file_is_noticed(tiny) -> None:
     path = tiny.image("case_1")
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
-    with pytest.raises(gzip.BadGzipFile):
-        datasets.read_volume(path)
+    with pytest.raises(DatasetError, match="incorrect"):
+        images.read_volume(path)
 
 
 @pytest.mark.parametrize("value", [-1, 70000])
 def test_values_far_off_are_counted(value) -> None:
     array = np.zeros((3, 3, 3), dtype=np.int32)
     array[0, 0, 0] = value
-    assert sorted(datasets.count_values(array)) == sorted([(0, 26), (value, 1)])
+    assert sorted(images.count_values(array)) == sorted([(0, 26), (value, 1)])

@@ -218,7 +218,7 @@ EXPECT_FAIL = [
     ExpectFail("affine", _other_affine, "put a corner of the volume 3.5 mm apart (at most 0.1 mm)"),
     ExpectFail("no label", lambda f: f.path("labelsTr", "case_a").unlink(), "there is no label of that name in"),
     ExpectFail(
-        "no header", lambda f: f.path("predictions", "case_a").write_bytes(b"nothing"), "case_a.nii.gz: cannot be read"
+        "no header", lambda f: f.path("predictions", "case_a").write_bytes(b"nothing"), "case_a.nii.gz cannot be read"
     ),
     ExpectFail(
         "channels", lambda f: f.write("predictions", "case_a", np.zeros((*SHAPE, 2), np.uint8)), "not one volume"
@@ -276,3 +276,13 @@ def test_faults_of_all_cases_come_together(folders) -> None:
 def test_arguments(capsys, flags, message) -> None:
     assert main(["evaluate", *flags]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int64, np.float32])
+def test_large_values_stay_apart(folders, kind) -> None:
+    """70000 in 16 bits would be 4464."""
+    label = np.zeros(SHAPE, kind)
+    label[2:5, 2:5, 2:5], label[7:9, 2:5, 2:5] = 70000, 4464
+    path = folders.root / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(label, AFFINE, dtype=kind), path)
+    assert sorted(np.unique(evaluation.read_classes(path)[0])) == [0, 4464, 70000]

@@ -1,4 +1,4 @@
-"""The made-up dataset, and the command from end to end on it."""
+"""The synthetic dataset, and the command from end to end on it."""
 
 import sys
 import types
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoplan import dataset as datasets
-from autoplan import phantom
+from autoplan import images, phantom
 from autoplan.__main__ import main
 from autoplan.fingerprint import fingerprint
 from autoplan.plan import plan
@@ -32,7 +32,7 @@ def test_it_is_a_dataset_with_what_makes_datasets_hard(folder) -> None:
     assert planned.slice_axis == 2
     assert all(max(c.spacing) > 2 * min(c.spacing) for c in facts.cases), "anisotropic"
     assert len({c.spacing for c in facts.cases}) == len(facts.cases)
-    affines = [datasets.read_volume(dataset.root / c.image).affine for c in dataset.training]
+    affines = [images.read_volume(dataset.root / c.image).affine for c in dataset.training]
     assert len({tuple(np.sign(np.round(a[:3, :3], 2)).flat) for a in affines}) == len(phantom.ORIENTATIONS)
 
 

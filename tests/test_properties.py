@@ -1,4 +1,4 @@
-"""What holds for every plan, over many made-up datasets."""
+"""What holds for every plan, over many synthetic datasets."""
 
 import itertools
 import json

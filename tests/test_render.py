@@ -97,7 +97,9 @@ def test_keys_that_stand_in_the_base_with_a_number_sign() -> None:
     assert overlaid({"a#b": 1, "c": 2}, {"a#b": 3, "c": 4}) == {"a#b": 3, "c": 4}
 
 
-@pytest.mark.parametrize("overlay", [{"x#y": 1}, {"x": 1}, {"+x": [1]}, {"b#x#y": 1}, {"_after_": {"x": {"y": 1}}}], ids=str)
+@pytest.mark.parametrize(
+    "overlay", [{"x#y": 1}, {"x": 1}, {"+x": [1]}, {"b#x#y": 1}, {"_after_": {"x": {"y": 1}}}], ids=str
+)
 def test_an_overlay_does_not_invent_a_place(overlay) -> None:
     with pytest.raises(KeyError):
         overlaid(BASE, overlay)
@@ -242,7 +244,7 @@ def test_augmentation(augmentation, tmp_path) -> None:
     planned = dataclasses.replace(TINY_PLAN.configurations[1], augmentation=augmentation)
     files = render(dataclasses.replace(TINY_PLAN, slice_axis=1), planned, "data")
     train = json.loads(files["configs/train.json"])
-    assert train["warp_slice_axis"] == (1 if augmentation == "slicewise" else None)
+    assert train["warp_slice_axis"] == (2 if augmentation == "slicewise" else None)
     assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
 
 

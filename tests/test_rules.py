@@ -151,6 +151,64 @@ def test_augmentation_is_slicewise_above_a_ratio_of_two(patch, mode) -> None:
     assert rules.augmentation(patch) == mode
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        pytest.param((30, 250, 250), (1.0, 1.0, 1.0), 0, id="thin along x, isotropic"),
+        pytest.param((250, 30, 250), (1.0, 1.0, 1.0), 1, id="thin along y, isotropic"),
+        pytest.param((250, 250, 12), (1.0, 1.0, 8.0), 2, id="thick slices"),
+        pytest.param((200, 24, 24), (1.0, 1.0, 1.0), 2, id="a tie goes to the slice axis"),
+        pytest.param((24, 24, 200), (1.0, 1.0, 1.0), 1, id="a tie without the slice axis"),
+        pytest.param((64, 64, 64), (1.0, 1.0, 1.0), None, id="a cube"),
+    ],
+)
+def test_slicewise_augmentation_runs_along_the_shortest_edge(shape, spacing, axis) -> None:
+    planned = plan(fingerprint(five(shape=shape, cropped_shape=shape, spacing=spacing)))
+    found = rules.augmentation_slice_axis(planned.configuration("3d_fullres"), slice_axis=planned.slice_axis)
+    assert found == axis
+    assert rules.augmentation_slice_axis(planned.configuration("2d"), slice_axis=planned.slice_axis) is None
+    [why] = [d.because for d in planned.decisions if (d.configuration, d.name) == ("3d_fullres", "augmentation")]
+    assert ("its shortest edge" in why) == (axis is not None)
+    assert axis is None or f"shortest edge, {'xyz'[axis]}." in why
+
+
+@pytest.mark.parametrize(("batch", "quick"), [(2, 2), (7, 2), (11, 2), (12, 3), (366, 91)])
+def test_the_batch_of_the_quick_recipe(batch, quick) -> None:
+    assert rules.quick_batch_size(batch) == quick
+
+
+def test_the_batch_of_the_bundle_to_share() -> None:
+    flat, whole = plan(fingerprint(five())).configurations
+    for planned, limit in ((flat, 32), (whole, 4)):
+        for batch in (2, limit, limit + 1, 400):
+            assert rules.shared_batch_size(dataclasses.replace(planned, batch_size=batch)) == min(batch, limit)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_outlier"),
+    [
+        pytest.param({"spacing": (1000.0, 1000.0, 1000.0)}, True, id="metres for millimetres"),
+        pytest.param({"spacing": (0.1, 0.1, 0.1)}, True, id="centimetres for millimetres"),
+        pytest.param({"spacing": (11.0, 1.0, 1.0)}, True, id="one axis"),
+        pytest.param({"spacing": (9.0, 1.0, 1.0)}, False, id="within the factor"),
+        pytest.param({"spacing": (0.5, 0.5, 0.5), "cropped_shape": (80, 80, 80)}, False, id="finer, of equal size"),
+        pytest.param({"cropped_shape": (40, 40, 3)}, True, id="a few slices"),
+    ],
+)
+def test_a_case_far_off_the_median_is_a_warning(change, is_outlier) -> None:
+    planned = plan(fingerprint([*five(), case(name="odd", **change)]))
+    assert [w.value for w in warnings(planned)] == (["outliers"] if is_outlier else [])
+    assert all("odd (" in w.because and "\n" not in w.because for w in warnings(planned))
+
+
+def test_many_odd_cases_are_one_warning() -> None:
+    odd = [case(name=f"odd_{i}", spacing=(30.0, 30.0, 30.0), forms_apart_mm=7.5) for i in range(7)]
+    many = [case(name=f"case_{i}") for i in range(20)]
+    size, forms = warnings(plan(fingerprint([*many, *odd])))
+    assert "odd_4 (1200 x 1200 x 1200 mm) and 2 more" in size.because
+    assert "odd_4 (7.5 mm) and 2 more" in forms.because
+
+
 @pytest.mark.parametrize(("cropped", "masked"), [((30, 40, 40), True), ((31, 40, 40), False)])
 def test_normalization_is_masked_where_cropping_takes_a_quarter(cropped, masked) -> None:
     assert rules.nonzero_only([case(cropped_shape=cropped)]) is masked

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import Dataset, NibabelWriter
+from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 
 from scripts.datalists import case_name
@@ -18,6 +19,8 @@ from scripts.files import write_atomically
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
+AFFINE_TOLERANCE_MM = 0.1
+"""Distance in mm that a corner of an image may have under two affines that count as equal; as in planning."""
 
 
 class WholeFileWriter(NibabelWriter):
@@ -55,9 +58,30 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            return super().__getitem__(index)
+            item = super().__getitem__(index)
+            if isinstance(item["image"], MetaTensor):
+                check_geometry(item["image"].meta)
+            return item
         except Exception as error:
             return {FAULT: _cause(error), "image": self.data[index]["image"]}
+
+
+def check_geometry(meta: Mapping[str, Any]) -> None:
+    """Check that a segmentation of an image will lie on it in other programs: MONAI 1.6.1 replaces the affine of a
+    header whose voxel sizes do not fit it, other programs do not.
+
+    Raises:
+        ValueError: they put a corner of the image at different places.
+    """
+    image: Any = nibabel.load(meta["filename_or_obj"])
+    difference = (image.affine - np.asarray(meta["original_affine"]))[:3]
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*(np.array(image.shape[:3]) - 1), 1)
+    distance = np.linalg.norm(difference @ corners.T, axis=0).max()
+    if not distance <= AFFINE_TOLERANCE_MM:
+        raise ValueError(
+            f"its header contradicts itself: sform, qform and voxel sizes (pixdim) put a corner up to {distance:.3g} "
+            "mm apart; write the header anew with one geometry"
+        )
 
 
 class ImageEvaluator(SupervisedEvaluator):

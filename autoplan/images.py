@@ -1,0 +1,336 @@
+"""Image files: the one place that knows a format. A reader takes a path and gives a `Volume`, in the file's own
+orientation; the rest of the module is geometry and voxels, and knows no file.
+
+A header is read first. What it promises must fit into memory and must be what the file holds, so that a damaged or
+hostile file is refused before it fills the machine.
+"""
+
+import io
+import math
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from autoplan.axes import Shape, Spacing
+from autoplan.errors import DatasetError, one_line
+from autoplan.processes import memory_limit
+
+SUFFIXES = (".nii.gz", ".nii")
+AFFINE_TOLERANCE_MM = 0.1
+"""Distance in mm that a corner of a volume may have under two affines that count as equal. Our choice: far below a
+voxel, and far above what float32 headers lose."""
+LABEL_TOLERANCE = 1e-4
+"""Distance from a whole number that a label stored as float may have. Our choice: what a scale factor loses."""
+SPACING_DIGITS = 6
+"""Significant digits of a spacing: what float32 headers hold, so that 0.9999999 and 1 are one spacing."""
+PADDING_BYTES = 2**20
+"""Bytes that may follow the last voxel. Our choice: some programs pad their files."""
+COPIES = 2
+"""Times that the voxels of a file are in memory while it is read: as bytes and as an array."""
+_TINY = np.finfo(np.float32).tiny
+_SLAB_VOXELS = 2**18
+_BLOCK_BYTES = 2**12
+"""Bytes at the start of a file that are sure to hold its header, compressed or not."""
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file lie: `shape` along the three axes of the file, `affine` 4x4, voxel to world, mm.
+
+    `forms_apart_mm` is the distance between the two places where the sform and the qform of the header put a corner of
+    the volume, 0 where only one of them is in use.
+    """
+
+    shape: Shape
+    channels: int
+    affine: NDArray[np.float64]
+    forms_apart_mm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The content of a file: `array` is (X, Y, Z, C) on `grid`."""
+
+    array: NDArray[Any]
+    grid: Grid
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along the three spatial axes."""
+        return self.grid.shape
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4x4, voxel to world, mm."""
+        return self.grid.affine
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, in alphabetical order; hidden ones do not count."""
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.name[0] != "." and p.is_file())
+
+
+def case_name(image: str) -> str:
+    """File name of an image, without .nii.gz or .nii."""
+    name = PurePosixPath(image).name
+    return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
+
+
+# Reading.
+
+
+def read_volume(path: Path) -> Volume:
+    """An image file, read to its end (so that a truncated or damaged one is noticed) and scaled as its header says.
+
+    Values keep their type where the header does not scale them, and are float32 where it does.
+
+    Raises:
+        DatasetError: the file cannot be read. The message continues a sentence that starts with the file's name.
+    """
+    with _explained(), np.errstate(all="ignore"):
+        header = _header(path)
+        grid, voxels = _grid(header), _open(path, header)
+        scaled = (voxels.slope, voxels.inter) != (1, 0)
+        array = np.asanyarray(voxels, dtype=np.float32 if scaled else None)
+    return Volume(array if array.ndim == 4 else array[..., np.newaxis], grid)
+
+
+def read_grid(path: Path) -> Grid:
+    """Where the voxels of an image file lie, by its header alone.
+
+    Raises:
+        DatasetError: as `read_volume`.
+    """
+    with _explained(), np.errstate(all="ignore"):
+        return _grid(_header(path))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what goes wrong while a file is read into what a user reads after the file's name."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DatasetError("does not exist. Copy it there, or leave the case out.") from None
+    except _UNREADABLE as error:
+        raise DatasetError(f"cannot be read ({one_line(error)}). Copy it again, or leave the case out.") from error
+
+
+def _header(path: Path) -> Any:
+    """The NIfTI header of a file. Only a regular file is opened: a pipe would make the reader wait."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DatasetError("is not a regular file but a folder, a pipe or a device. Put the image file there.")
+    with path.open("rb") as file:
+        head = file.read(_BLOCK_BYTES)
+    if path.suffix == ".gz":
+        head = zlib.decompressobj(wbits=31).decompress(head, nibabel.Nifti2Header.sizeof_hdr)
+    kind = nibabel.Nifti2Header if _is_nifti2(head) else nibabel.Nifti1Header
+    header: Any = kind(head[: kind.sizeof_hdr])  # type: ignore[no-untyped-call]
+    shape = header.get_data_shape()
+    if len(shape) not in (3, 4):
+        raise ValueError(f"it has {len(shape)} axes, not 3 or 4")
+    if min(shape) < 1:
+        raise ValueError(f"its shape is {shape}")
+    if header.get_data_dtype().kind not in "biuf":
+        raise ValueError(f"its values are of type {header.get_data_dtype()}, not numbers")
+    return header
+
+
+def _is_nifti2(head: bytes) -> bool:
+    """Whether a file starts as NIfTI-2 does: with the size of its header, 540, in either byte order."""
+    return head[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+
+
+def _open(path: Path, header: Any) -> ArrayProxy:
+    """The voxels of a NIfTI file, not yet read. A compressed one is decompressed at once, which checks its checksum."""
+    num_bytes = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    needed, limit = COPIES * num_bytes, memory_limit()
+    if needed > limit:
+        raise DatasetError(
+            f"needs {needed / 1e9:.3g} GB of memory by its header, and there are {limit / 1e9:.3g} GB. Correct the "
+            "header, or leave the case out."
+        )
+    end = int(header.get_data_offset()) + num_bytes
+    if path.suffix != ".gz":
+        _check_size(path.stat().st_size, end)
+        with path.open("rb") as file:
+            _check_extensions(file, header)
+        return ArrayProxy(path, header)  # type: ignore[no-untyped-call]
+    content = _decompressed(path.read_bytes(), at_most=end + PADDING_BYTES + 1)
+    _check_size(len(content), end)
+    _check_extensions(io.BytesIO(content), header)
+    return ArrayProxy(io.BytesIO(content), header)  # type: ignore[no-untyped-call]
+
+
+def _check_size(found: int, promised: int) -> None:
+    """Raises where a file is not as long as its header says."""
+    if found < promised:
+        raise ValueError(f"it is truncated: {found} of {promised} bytes are there")
+    if found > promised + PADDING_BYTES:
+        raise ValueError(f"it is longer than the {promised} bytes that its header says")
+
+
+def _check_extensions(file: BinaryIO, header: Any) -> None:
+    """Raises where a header says that extensions follow it and they are damaged: MONAI would fail on them."""
+    file.seek(header.sizeof_hdr)
+    if file.read(1) not in (b"", b"\0"):
+        file.seek(0)
+        type(header).from_fileobj(file)
+
+
+def _decompressed(data: bytes, *, at_most: int) -> bytes:
+    """Content of a gzip file of one or more members, to its end with the checksums, or its first `at_most` bytes."""
+    parts: list[bytes] = []
+    while data and at_most > 0:
+        member = zlib.decompressobj(wbits=31)
+        parts.append(member.decompress(data, at_most))
+        at_most -= len(parts[-1])
+        if not member.eof and at_most > 0:
+            raise EOFError("it is truncated")
+        data = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+# Geometry.
+
+
+def _grid(header: Any) -> Grid:
+    """Grid of a NIfTI file: that of MONAI's NibabelReader, which training and prediction go by.
+
+    Where the lengths of the affine's columns are not the voxel sizes of the header (pixdim), MONAI 1.6.1 takes the
+    other one of sform and qform if that agrees with them, even one that is not in use. nibabel, as most programs, goes
+    by the form in use whatever the voxel sizes say. Where the two put the volume at different places, the header
+    contradicts itself and a segmentation would not lie on its image.
+
+    Raises:
+        DatasetError: the header contradicts itself.
+        ValueError: the affine is singular or not finite.
+    """
+    shape = tuple(map(int, header.get_data_shape()))
+    usual, affine = header.get_best_affine(), _monai_affine(header)
+    if any(not np.isfinite(a).all() or abs(np.linalg.det(a[:3, :3])) < _TINY for a in (usual, affine)):
+        raise ValueError("its affine is singular or not finite")
+    distance = corner_distance_mm(shape[:3], usual, affine)
+    if not distance <= AFFINE_TOLERANCE_MM:
+        raise DatasetError(
+            f"has a header that contradicts itself: its sform, qform and voxel sizes (pixdim) put a corner of the "
+            f"volume up to {distance:.3g} mm apart. Write the header anew with one geometry."
+        )
+    return Grid(shape[:3], (*shape, 1)[3], affine, _forms_apart_mm(header, shape[:3]))
+
+
+def _monai_affine(header: Any) -> NDArray[np.float64]:
+    """The affine that MONAI's NibabelReader gives a file with this header; see `_grid`."""
+    rank = len(header.get_data_shape())
+    sizes = header.get_zooms()[:rank]
+
+    def agrees(affine: NDArray[np.float64]) -> bool:
+        # In a file with channels MONAI compares the column of the offset with the fourth voxel size.
+        lengths = np.linalg.norm(affine[:rank, :rank], axis=0)
+        return np.allclose(sizes, np.where(lengths == 0, 1, lengths))
+
+    if not agrees(header.get_best_affine()):
+        sform, qform, chosen = header.get_sform(), header.get_qform(), header.copy()
+        if header["sform_code"] and agrees(qform):
+            chosen.set_sform(qform)
+        elif not header["sform_code"] and header["qform_code"] and agrees(sform):
+            chosen.set_qform(sform)
+        header = chosen
+    return np.asarray(header.get_best_affine(), dtype=np.float64)
+
+
+def _forms_apart_mm(header: Any, shape: Shape) -> float:
+    """Distance in mm between a corner of the volume by sform and by qform, 0 where only one of them is in use."""
+    if not header["sform_code"] or not header["qform_code"]:
+        return 0.0
+    return corner_distance_mm(shape, header.get_sform(), header.get_qform())
+
+
+def corner_distance_mm(shape: Shape, first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest distance in mm between the world coordinates of a corner of the volume under two affines."""
+    if np.array_equal(first, second):
+        return 0.0
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij")).reshape(3, -1)
+    difference = (first - second)[:3]
+    return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
+
+
+def spacing(affine: NDArray[np.float64]) -> Spacing:
+    """mm a voxel along each axis of the file: the lengths of the affine's columns, to `SPACING_DIGITS` digits."""
+    return tuple(float(f"{s:.{SPACING_DIGITS}g}") for s in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def ras_order(values: Sequence[Any], affine: NDArray[np.float64]) -> tuple[Any, ...]:
+    """Values of the file's axes, in the order of the world axes x, y, z that they are closest to."""
+    world_axes = io_orientation(affine)[:, 0].astype(int)  # type: ignore[no-untyped-call]
+    return tuple(value for _, value in sorted(zip(world_axes, values, strict=True), key=lambda pair: int(pair[0])))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Smallest box that holds all true voxels; there is at least one."""
+    others = ((1, 2), (0, 2), (0, 1))
+    occupied = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
+    return tuple(slice(int(o[0]), int(o[-1]) + 1) for o in occupied)
+
+
+# Voxels.
+
+
+def largest_magnitude(array: NDArray[Any]) -> float:
+    """Largest magnitude of the values of an array that is not empty, NaN where one is NaN."""
+    return max(-float(array.min()), float(array.max()))
+
+
+def whole_numbers(array: NDArray[Any], *, what: str = "label") -> tuple[NDArray[Any], list[str]]:
+    """A label (`what` says if it is called otherwise) as integers, and what is wrong with it."""
+    if array.dtype.kind in "iu":
+        return array, []
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8), []
+    if not math.isfinite(largest_magnitude(array)):
+        return array, [f"the {what} has values that are NaN or infinite. Replace them by 0 or a class."]
+    rounded = np.rint(array)
+    distance = np.abs(array - rounded)
+    if distance.max(initial=0) > LABEL_TOLERANCE:
+        value = array.flat[int(distance.argmax())]
+        return array, [f"the {what} has the value {value:g}, no whole number. Resample labels by nearest neighbour."]
+    if np.abs(rounded).max(initial=0) >= 2**31:
+        return array, [f"the {what} has values of 2^31 or more. Number the classes from 0."]
+    return rounded.astype(np.int32), []
+
+
+def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:
+    """Values that occur in an array of whole numbers, ascending, and how often."""
+    low, high = int(label.min(initial=0)), int(label.max(initial=0))
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        values, counts = np.unique(label, return_counts=True)
+        return [(int(v), int(c)) for v, c in zip(values, counts, strict=True)]
+    total = np.zeros(high + 1, dtype=np.int64)
+    step = max(1, _SLAB_VOXELS * label.shape[-1] // max(1, label.size))
+    for z in range(0, label.shape[-1], step):  # slab by slab: bincount needs 8 bytes a voxel
+        total += np.bincount(label[..., z : z + step].ravel(order="K"), minlength=high + 1)
+    return [(int(v), int(total[v])) for v in np.flatnonzero(total)]

@@ -1,0 +1,263 @@
+"""Image files: one geometry with MONAI, and files that promise one thing and hold another."""
+
+import gzip
+import os
+import struct
+import time
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoplan import images
+from autoplan.errors import DatasetError
+
+
+def header(shape=(4, 3, 2), **fields) -> nibabel.Nifti1Header:
+    """A header of a float32 file; `sform` and `qform` are affines, all else is set as a field."""
+    made = nibabel.Nifti1Header()
+    made.set_data_dtype(np.float32)
+    made.set_data_shape(shape)
+    made["magic"], made["vox_offset"] = b"n+1", 352
+    for form in ("sform", "qform"):
+        if form in fields:
+            getattr(made, f"set_{form}")(fields.pop(form), 1)
+    for name, value in fields.items():
+        made[name] = value
+    return made
+
+
+def write(path: Path, head: nibabel.Nifti1Header, content: bytes | None = None) -> Path:
+    """A file with this header, followed by `content` or by as many voxels as the header promises."""
+    voxels = bytes(4 * int(np.prod(head.get_data_shape()))) if content is None else content
+    data = head.binaryblock + bytes(4) + voxels
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def loaded(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine that MONAI gives."""
+    from monai.transforms import LoadImage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = LoadImage(image_only=True)(path)
+    return tuple(image.shape), image.affine.numpy()
+
+
+AFFINE = np.array([[-1.5, 0, 0, 30], [0, 2, 0, -20], [0, 0, 3, 10], [0, 0, 0, 1.0]])
+OTHER = AFFINE @ np.diag([2, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        pytest.param(header(sform=AFFINE, qform=AFFINE), None, id="all agree"),
+        pytest.param(header(sform=AFFINE, qform=AFFINE @ np.diag([-1, 1, -1, 1])), None, id="forms of equal sizes"),
+        pytest.param(header(qform=AFFINE), None, id="qform alone"),
+        pytest.param(header(), None, id="no form"),
+        pytest.param(header(qform=AFFINE, sform=OTHER), "contradicts itself", id="sform against qform and pixdim"),
+        pytest.param(header(sform=AFFINE), "contradicts itself", id="sform against pixdim, no qform"),
+        pytest.param(header((4, 3, 2, 2), sform=AFFINE, qform=AFFINE), None, id="channels"),
+        pytest.param(header((4, 3, 2, 2), qform=np.diag([1, 1, 1, 1.0])), None, id="channels, qform alone"),
+        pytest.param(header(sform=AFFINE * [[1e-3], [1], [1], [1]]), "contradicts", id="a small row"),
+        pytest.param(header(sform=np.diag([0, 0, 0, 1.0])), "singular", id="singular"),
+    ],
+)
+def test_one_geometry_with_monai(tmp_path, head, message) -> None:
+    path = write(tmp_path / "image.nii.gz", head)
+    if message:
+        with pytest.raises(DatasetError, match=message):
+            images.read_volume(path)
+        return
+    volume, (shape, affine) = images.read_volume(path), loaded(path)
+    assert volume.array.shape == (shape if len(shape) == 4 else (*shape, 1))
+    np.testing.assert_array_equal(volume.affine, affine)
+    np.testing.assert_array_equal(images.read_grid(path).affine, affine)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, 1e-30, 1e30, float("nan"), float("inf")]), st.floats(-9, 9, width=32)
+)
+FIELDS = {
+    **dict.fromkeys(("sform_code", "qform_code"), st.integers(-1, 5)),
+    **dict.fromkeys(("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "scl_slope"), NUMBERS),
+    **dict.fromkeys(("srow_x", "srow_y", "srow_z"), st.lists(NUMBERS, min_size=4, max_size=4)),
+    "pixdim": st.lists(NUMBERS, min_size=8, max_size=8),
+    "dim": st.tuples(st.integers(0, 5), *[st.integers(-1, 4)] * 4, *[st.just(1)] * 3),
+    "vox_offset": NUMBERS,
+}
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> nibabel.Nifti1Header:
+    """A valid header of which up to three fields are replaced."""
+    shape = draw(st.sampled_from([(4, 3, 2), (4, 3, 2, 2)]))
+    forms = {
+        form: draw(st.sampled_from([AFFINE, OTHER])) for form in draw(st.sets(st.sampled_from(["sform", "qform"])))
+    }
+    names = draw(st.sets(st.sampled_from(sorted(FIELDS)), max_size=3))
+    return header(shape, **forms, **{name: draw(FIELDS[name]) for name in names})
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(headers())
+@pytest.mark.filterwarnings("ignore")
+def test_any_header_is_read_as_monai_reads_it_or_refused(tmp_path, head) -> None:
+    path = write(tmp_path / "image.nii", head, bytes(4 * 4**5))
+    try:
+        volume = images.read_volume(path)
+    except DatasetError:
+        return
+    shape, affine = loaded(path)
+    assert volume.array.shape == (*shape, 1)[:4]
+    np.testing.assert_array_equal(volume.affine, affine)
+    assert images.corner_distance_mm(volume.shape, affine, nibabel.load(path).affine) <= images.AFFINE_TOLERANCE_MM
+
+
+@pytest.mark.parametrize(
+    ("apart", "head"),
+    [
+        pytest.param(0.0, header(sform=AFFINE), id="one form"),
+        pytest.param(5.0, header(sform=np.eye(4), qform=np.eye(4) + np.eye(4, k=3) * 5), id="two forms"),
+    ],
+)
+def test_the_distance_of_the_forms(tmp_path, apart, head) -> None:
+    head["pixdim"][1:4] = 1.5, 2, 3
+    if apart:
+        head["pixdim"][1:4] = 1
+    assert images.read_grid(write(tmp_path / "image.nii", head)).forms_apart_mm == pytest.approx(apart)
+
+
+def test_what_is_written_lies_where_the_image_lies(tmp_path) -> None:
+    """The bundle's writer, on an image whose axes are turned and whose forms differ."""
+    from monai.transforms import Compose, LoadImaged, SaveImaged
+    from scripts.prediction import WholeFileWriter
+
+    path = write(tmp_path / "image.nii.gz", header(sform=AFFINE, qform=AFFINE @ np.diag([-1, 1, -1, 1])))
+    save = SaveImaged(
+        "image",
+        output_dir=tmp_path,
+        output_postfix="out",
+        separate_folder=False,
+        writer=WholeFileWriter,
+        resample=False,
+    )
+    Compose([LoadImaged("image", ensure_channel_first=True), save])({"image": str(path)})
+    np.testing.assert_allclose(nibabel.load(tmp_path / "image_out.nii.gz").affine, nibabel.load(path).affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        pytest.param(header(sform=AFFINE, qform=AFFINE), None, id="all agree"),
+        pytest.param(header(sform=AFFINE, qform=AFFINE @ np.diag([-1, 1, -1, 1])), None, id="forms of equal sizes"),
+        pytest.param(header(qform=AFFINE, sform=OTHER), "header contradicts itself", id="sform against qform"),
+        pytest.param(header(sform=AFFINE), "header contradicts itself", id="sform against pixdim"),
+    ],
+)
+def test_prediction_refuses_the_headers_that_planning_refuses(tmp_path, head, fault) -> None:
+    from monai.transforms import LoadImaged
+    from scripts import prediction
+
+    path = write(tmp_path / "image.nii.gz", head)
+    item = prediction.ImageDataset([{"image": str(path)}], LoadImaged("image", ensure_channel_first=True))[0]
+    assert (fault in item[prediction.FAULT]) if fault else (prediction.FAULT not in item)
+    assert prediction.AFFINE_TOLERANCE_MM == images.AFFINE_TOLERANCE_MM
+
+
+# Files that are not what they promise.
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind, suffix) -> None:
+    path = tmp_path / f"image{suffix}"
+    {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}[kind](path)
+    with pytest.raises(DatasetError, match="not a regular file"):
+        images.read_volume(path)
+
+
+def test_a_link_to_a_file_is_read(tmp_path) -> None:
+    target = write(tmp_path / "target.nii", header(sform=AFFINE, qform=AFFINE))
+    (tmp_path / "image.nii").symlink_to(target)
+    assert images.read_volume(tmp_path / "image.nii").shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("num_bytes", "message"),
+    [
+        pytest.param(96, None, id="as promised"),
+        pytest.param(1000, None, id="padded"),
+        pytest.param(95, "truncated", id="a byte less"),
+        pytest.param(2**21, "longer than the 448 bytes", id="more"),
+    ],
+)
+def test_a_file_holds_what_its_header_promises(tmp_path, suffix, num_bytes, message) -> None:
+    path = write(tmp_path / f"image{suffix}", header(qform=AFFINE), bytes(num_bytes))
+    if message is None:
+        assert images.read_volume(path).shape == (4, 3, 2)
+        return
+    with pytest.raises(DatasetError, match=message):
+        images.read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("size", "sound"), [(32, True), (0, False), (-16, False), (10**6, False)])
+def test_damaged_extensions_of_a_header(tmp_path, suffix, size, sound) -> None:
+    extension = b"\1\0\0\0" + struct.pack("<ii", size, 4) + bytes(24)
+    data = header(qform=AFFINE, vox_offset=384).binaryblock + extension + bytes(96)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+    if sound:
+        assert images.read_volume(path).shape == loaded(path)[0]
+        return
+    with pytest.raises(DatasetError, match="cannot be read"):
+        images.read_volume(path)
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "image.nii.gz"
+    start = gzip.compress(header(qform=AFFINE).binaryblock + bytes(100))
+    path.write_bytes(start + gzip.compress(bytes(200_000_000), compresslevel=1))
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match="longer than"):
+        images.read_volume(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_header_that_asks_for_more_than_the_memory(tmp_path, suffix) -> None:
+    path = write(tmp_path / f"image{suffix}", header((30000, 30000, 30000), qform=AFFINE), bytes(9))
+    began = time.monotonic()
+    with pytest.raises(DatasetError, match=r"needs 2\.16e\+05 GB of memory by its header, and there are"):
+        images.read_volume(path)
+    assert time.monotonic() - began < 1
+
+
+def test_a_file_of_several_gzip_members(tmp_path) -> None:
+    path = write(tmp_path / "image.nii.gz", header(qform=AFFINE))
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]) + bytes(7))
+    assert images.read_volume(path).shape == (4, 3, 2)
+
+
+def test_the_memory_of_a_control_group_counts(tmp_path, monkeypatch) -> None:
+    from autoplan import processes
+
+    whole = processes.memory_limit()
+    limits = tmp_path / "memory.max", tmp_path / "old"
+    monkeypatch.setattr(processes, "CONTROL_GROUP_LIMITS", limits)
+    limits[0].write_text("1000000\n")
+    assert processes.memory_limit() == 1_000_000
+    limits[0].write_text("max\n")
+    assert processes.memory_limit() >= whole > 1_000_000
