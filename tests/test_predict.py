@@ -36,12 +36,15 @@ def runs(monkeypatch) -> list[list[str]]:
     class Done:
         returncode = 0
 
-    def run(command, check, preexec_fn):
-        given = dict(zip(command[7::2], command[8::2], strict=True))
-        output, names = Path(given["--output_dir"]), []
-        assert given["--skip_existing"] == "True"
-        assert Path(given["--dataset_dir"]).is_absolute()
-        for image in prediction.images_in(Path(given["--dataset_dir"])):
+    def run(command, check, cwd, start_new_session, preexec_fn):
+        assert command[-2] == "--args_file"
+        arguments = json.loads(Path(command[-1]).read_text())
+        given = {k: eval(v[1:]) if str(v).startswith("$") else v for k, v in arguments.items()}
+        output, names = Path(given["output_dir"]), []
+        assert given["skip_existing"] is True
+        assert Path(given["dataset_dir"]).is_absolute()
+        assert not (Path(cwd) / "scripts").exists()
+        for image in map(Path, json.loads(Path(given["images"]).read_text())):
             target = output / f"{prediction.case_name(image.name)}.nii.gz"
             if not target.exists():
                 names.append(image.name)
@@ -71,7 +74,7 @@ CHANGES = {
     "a segmentation is missing": (lambda b, i, o: (o / "b.nii.gz").unlink(), {}, ["b.nii"]),
     "an image has changed": (lambda b, i, o: i[0].write_text("changed"), {}, ["a.nii.gz"]),
     "other weights": (lambda b, i, o: (b / "models/model.pt").write_text("second"), {}, ["a.nii.gz", "b.nii"]),
-    "other settings": (lambda b, i, o: None, {"mirror": "False"}, ["a.nii.gz", "b.nii"]),
+    "other settings": (lambda b, i, o: None, {"device": "cpu"}, ["a.nii.gz", "b.nii"]),
 }
 
 
@@ -88,14 +91,18 @@ def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.nii.gz").write_text("another patient")
-    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 1
+    with pytest.raises(AutoplanError, match=r"holds predictions of other images, such as a\.nii\.gz of .*images/a"):
+        predict(bundle, prediction.images_in(other), tmp_path / "out")
+    assert (tmp_path / "out" / "a.nii.gz").read_text() == "of a.nii.gz"
+    assert predict(bundle, prediction.images_in(other), tmp_path / "out", force=True) == 1
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "of another patient"
+    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 0, "now they are its own"
 
 
 def test_segmentations_of_unknown_origin_are_not_touched(bundle, images, runs, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.nii.gz").write_text("by hand")
-    with pytest.raises(AutoplanError, match="1 segmentations of unknown origin, such as a"):
+    with pytest.raises(AutoplanError, match="1 segmentation of unknown origin, such as a"):
         predict(bundle, images, tmp_path / "out")
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "by hand"
     assert predict(bundle, images, tmp_path / "out", force=True) == 2

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN
 
-from autoplan import __main__ as command_line
 from autoplan import backends, lease, trainings
+from autoplan import commands as command_line
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 from autoplan.files import read_object
