@@ -72,7 +72,7 @@ def plan(
 
 
 def phantom(folder: str, *, num_cases: int = 10, num_test: int = 3, seed: int = 0) -> None:
-    """Writes a small synthetic dataset with two channels and three classes; needs no download.
+    """Writes a small synthetic dataset: two channels, three classes, no download.
 
     Args:
         folder: where to write; it must be empty or not exist.
@@ -96,7 +96,7 @@ def evaluate(
     tolerance: float = 1.0,
     num_processes: int | None = None,
 ) -> None:
-    """Scores predictions by case and class: Dice, surface Dice, 95th percentile of the Hausdorff distance.
+    """Scores predictions: Dice, surface Dice and Hausdorff distance (95th percentile).
 
     Args:
         labels: folder of the labels. A dataset.json in it or above it names the classes.
@@ -128,7 +128,9 @@ def select(
     name: str | None = None,
     num_processes: int | None = None,
 ) -> None:
-    """Chooses the best model or ensemble by cross-validation on the finished folds, and writes it as a bundle.
+    """Chooses the best model or ensemble by cross-validation and writes it as a bundle.
+
+    It compares the folds that are finished, and names those that are missing.
 
     Args:
         dataset: folder with a dataset.json, or the name of a task under root.
@@ -160,7 +162,7 @@ def predict(
     force: bool = False,
     device: str | None = None,
 ) -> None:
-    """Predicts the test images of a dataset, or the images of a folder, with the chosen model.
+    """Predicts test images, or the images of any folder, with the chosen model.
 
     After an interruption the same command continues. An image that cannot be predicted is named at the end and does not
     stop the others.
@@ -272,7 +274,7 @@ def run(
     mirror: str = "",
     **settings: str,
 ) -> None:
-    """Does everything: plans, trains, chooses the best model and predicts the test images.
+    """Plans, trains, selects and predicts, one after the other.
 
     Skips what is done; after an interruption the same command continues.
 
