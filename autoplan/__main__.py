@@ -12,7 +12,7 @@ SHOWN = 200
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-OTHERS = (errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO)
+OTHERS = (errno.ENOENT, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

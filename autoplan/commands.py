@@ -297,17 +297,9 @@ def run(
     trainings.check_settings(settings, _template())
     plan(dataset, root=root, bundles=bundles, cascade=cascade, force=force)
     train(
-        dataset,
-        bundles=bundles,
-        configurations=configurations,
-        folds=folds,
-        quick=quick,
-        jobs=jobs,
-        scheduler=scheduler,
-        slurm=slurm,
-        mirror=mirror,
-        **settings,
-    )
+        dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
+        scheduler=scheduler, slurm=slurm, mirror=mirror, **settings,
+    )  # fmt: skip
     select(dataset, root=root, bundles=bundles)
     if datasets.load(datasets.locate(dataset, Path(root))).test:
         predict(dataset, root=root, bundles=bundles, device=settings.get("device"))

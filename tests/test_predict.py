@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoplan import prediction
+from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 
 
@@ -97,6 +98,43 @@ def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_
     assert predict(bundle, prediction.images_in(other), tmp_path / "out", force=True) == 1
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "of another patient"
     assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 0, "now they are its own"
+
+
+@pytest.mark.parametrize("change", ["an image more", "an image less"])
+def test_the_same_folder_may_change(change, bundle, images, runs, tmp_path) -> None:
+    predict(bundle, images, tmp_path / "out")
+    if change == "an image more":
+        (images[0].parent / "c.nii").write_text("c")
+    else:
+        images[0].unlink()
+    again = prediction.images_in(images[0].parent)
+    assert predict(bundle, again, tmp_path / "out") == (change == "an image more")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_two_folders_of_one_name_do_not_mix(bundle, runs, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "Task90_Tiny", "--images"]
+    for name, image in (("A", "a.nii"), ("B", "b.nii")):
+        (tmp_path / name / "imgs").mkdir(parents=True)
+        (tmp_path / name / "imgs" / image).write_text(name)
+    assert main([*words, "A/imgs"]) == 0
+    assert main([*words, "B/imgs"]) == 1
+    error = capsys.readouterr().err
+    assert f"predictions/imgs holds predictions of other images, such as a.nii.gz of {tmp_path}/A/imgs/a.nii." in error
+    assert "--output DIR" in error
+    assert "--force" in error
+    assert [p.name for p in (tmp_path / "predictions/imgs").glob("*.nii.gz")] == ["a.nii.gz"]
+    assert main([*words, "B/imgs", "--output", "predictions/b"]) == 0
+    assert main([*words, "A/imgs"]) == 0
+
+
+def test_an_output_that_is_a_file(bundle, images, runs, tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(AutoplanError, match=r"--output .*/out: .*/out is a file, not a folder"):
+        predict(bundle, images, tmp_path / "out")
+    assert runs == []
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_segmentations_of_unknown_origin_are_not_touched(bundle, images, runs, tmp_path) -> None:

@@ -115,6 +115,14 @@ def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) 
         trainings.check_settings(settings, command_line._template())
 
 
+def test_mirroring_is_a_setting_of_the_evaluation_alone(task: Path) -> None:
+    [job] = trainings.jobs_of([task / "2d"], [0], settings={"mirror": "False"})
+    words = {step: trainings.command(job, step) for step in ("caching", "training", "evaluating")}
+    assert {step: "--mirror" in w for step, w in words.items()} == {
+        "caching": False, "training": False, "evaluating": True,
+    }  # fmt: skip
+
+
 def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data" / TASK).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "data" / TASK)
