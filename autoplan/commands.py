@@ -344,8 +344,8 @@ def _jobs(
 ) -> list[trainings.Job]:
     """The jobs that flags ask for."""
     folder = Path(bundles) / _task(dataset)
-    trainings.find_bundles(folder)
-    planned = [c.name for c in saved.load_plan(folder).configurations]
+    there = [bundle.name for bundle in trainings.find_bundles(folder)]
+    planned = [c.name for c in saved.load_plan(folder).configurations if c.name in there]
     names = [name.strip() for name in configurations.split(",")] if configurations else planned
     given = {n: str(Path(v).absolute()) if n in trainings.PATHS else v for n, v in settings.items()}
     found = trainings.find_bundles(folder, names)

@@ -55,8 +55,8 @@ def predict(
 
 
 def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
-    """Refuses a bundle without weights, and one that is too old to be told which images to predict where it would
-    choose others."""
+    """Refuses a bundle without weights, and an old one, which takes no list of images, where it would predict
+    others."""
     remedy = f"python -m autoplan select {bundle.parent.name} --bundles {bundle.parent.parent}"
     config = bundle / "configs" / "inference.json"
     if not config.is_file() or not (bundle / "models" / "model.pt").is_file():

@@ -1,6 +1,8 @@
 """plan.json and fingerprint.json: what is written comes back, and what is damaged is one line with a remedy."""
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,3 +134,21 @@ def test_planning_writes_the_plan_after_the_bundles(tiny, tmp_path, monkeypatch)
     assert main([str(tiny.folder), "--bundles", str(bundles)]) == 0
     assert seen == [False]
     assert saved.load_plan(bundles / tiny.folder.name).num_training == 5
+
+
+def test_a_bundle_that_was_removed_is_not_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bundles = write_project(tmp_path) / "bundles"
+    shutil.rmtree(bundles / TASK / "2d")
+    assert main(["status", TASK, "--bundles", str(bundles)]) == 0
+    assert "2d" not in {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path, monkeypatch, capsys) -> None:
+    def full(path: Path, text: str, **_: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main([str(tiny.folder), "--bundles", str(tmp_path / "bundles")]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert [p for p in (tmp_path / "bundles").rglob("*") if p.is_file()] == []

@@ -56,7 +56,7 @@ def choose(task: str, root: Path, folder: Path, *, fetch: Callable[[], str]) -> 
     if not failure:
         return Source(str(root / TASK), "downloaded from the Medical Segmentation Decathlon")
     phantom = str(folder / "data" / PHANTOM)
-    return Source(phantom, f"made up; {root / TASK} is not there and its download failed: {failure}", True)
+    return Source(phantom, f"synthetic; {root / TASK} is not there and its download failed: {failure}", True)
 
 
 def download(root: Path) -> str:
