@@ -1,6 +1,7 @@
 """The entry point: finds the command, runs it, and turns what goes wrong into one message and an exit status."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; a first argument that names none is the dataset of `plan`. Returns the exit status."""
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
     except AutoplanError as error:
         print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.filename is None and error.errno not in (*FULL, *NOT_WRITABLE, *IN_THE_WAY, *OTHERS):

@@ -58,6 +58,7 @@ def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
     """Refuses a bundle without weights, and an old one, which takes no list of images, where it would predict
     others."""
     remedy = f"python -m autoplan select {bundle.parent.name} --bundles {bundle.parent.parent}"
+    remedy += "" if bundle.name == "best" else f" --name {bundle.name}"
     config = bundle / "configs" / "inference.json"
     if not config.is_file() or not (bundle / "models" / "model.pt").is_file():
         raise TemplateError(f"{bundle} is no bundle with weights. Choose the best model first: {remedy}")
@@ -65,7 +66,7 @@ def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
     if "images" not in read_object(config) and in_folder and (folder / DESCRIPTION).is_file():
         raise TemplateError(
             f"{bundle} was written by an older autoplan: it would predict the test images of {folder / DESCRIPTION} "
-            f"instead. Write the bundle anew: {remedy} --name {bundle.name}"
+            f"instead. Write the bundle anew: {remedy}"
         )
 
 

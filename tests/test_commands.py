@@ -238,6 +238,15 @@ sys.exit(main(["Task99"]))
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
 
 
+def test_a_reader_that_ends_early_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "autoplan", "--help"]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
 # select --name.
 
 
