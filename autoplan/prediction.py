@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,8 @@ def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
     config = bundle / "configs" / "inference.json"
     if not config.is_file() or not (bundle / "models" / "model.pt").is_file():
         raise TemplateError(f"{bundle} is no bundle with weights. Choose the best model first: {remedy}")
+    if not zipfile.is_zipfile(bundle / "models" / "model.pt"):
+        raise TemplateError(f"{bundle / 'models' / 'model.pt'} is damaged. Write the bundle anew: {remedy}")
     in_folder = all(image.parent == folder for image in images)
     if "images" not in read_object(config) and in_folder and (folder / DESCRIPTION).is_file():
         raise TemplateError(
@@ -203,6 +207,9 @@ def _run(bundle: Path, images: Sequence[Path], values: Mapping[str, Any]) -> int
 
 
 def _literal(value: Any) -> Any:
-    """A value as it stands in a config. A text becomes an expression with every character escaped, since MONAI takes $,
-    @, %, # and "import" for more than they are."""
-    return "$'" + "".join(f"\\U{ord(c):08x}" for c in value) + "'" if isinstance(value, str) else value
+    """A value as it stands in a config. MONAI takes $, @, %, # and "import" for more than they are, so a text with more
+    than plain characters becomes an expression that escapes them."""
+    if not isinstance(value, str) or (re.fullmatch(r"[\w/.-]+", value, re.ASCII) and "import" not in value):
+        return value
+    escaped = re.sub(r"[^\w/. -]", lambda odd: f"\\U{ord(odd[0]):08x}", value, flags=re.ASCII)
+    return "$'" + escaped.replace("import", "\\x69mport") + "'"

@@ -1,6 +1,7 @@
 """The command `predict`: what is predicted, what is skipped, what is not touched."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,16 @@ from autoplan.errors import AutoplanError, DatasetError, TemplateError
 def bundle(tmp_path) -> Path:
     """A bundle with weights, as far as the command looks at it."""
     folder = tmp_path / "bundles" / "Task90_Tiny" / "best"
-    for name in ("configs/inference.json", "models/model.pt"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("first")
+    for name in ("configs", "models"):
+        (folder / name).mkdir(parents=True)
+    (folder / "configs" / "inference.json").write_text("first")
+    write_weights(folder, "first")
     return folder
+
+
+def write_weights(bundle: Path, content: str) -> None:
+    with zipfile.ZipFile(bundle / "models" / "model.pt", "w") as file:
+        file.writestr("data.pkl", content)
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_all_are_predicted_once(bundle, images, runs, tmp_path) -> None:
 CHANGES = {
     "a segmentation is missing": (lambda b, i, o: (o / "b.nii.gz").unlink(), {}, ["b.nii"]),
     "an image has changed": (lambda b, i, o: i[0].write_text("changed"), {}, ["a.nii.gz"]),
-    "other weights": (lambda b, i, o: (b / "models/model.pt").write_text("second"), {}, ["a.nii.gz", "b.nii"]),
+    "other weights": (lambda b, i, o: write_weights(b, "second"), {}, ["a.nii.gz", "b.nii"]),
     "other settings": (lambda b, i, o: None, {"device": "cpu"}, ["a.nii.gz", "b.nii"]),
 }
 
@@ -170,6 +177,9 @@ def test_errors(bundle, images, tmp_path) -> None:
     (images[0].parent / "a.nii").write_text("")
     with pytest.raises(DatasetError, match="two images are called a"):
         predict(bundle, prediction.images_in(images[0].parent), tmp_path / "out")
+    (bundle / "models" / "model.pt").write_bytes(b"PK half of it")
+    with pytest.raises(TemplateError, match=r"model\.pt is damaged. Write the bundle anew: python -m autoplan select"):
+        predict(bundle, images, tmp_path / "out")
     (bundle / "models" / "model.pt").unlink()
     with pytest.raises(TemplateError, match="autoplan select Task90_Tiny"):
         predict(bundle, images, tmp_path / "out")
