@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.facts import ConfigurationName
+from autoplan.tables import table
 
 ORDER: tuple[str, ...] = typing.get_args(ConfigurationName)
 """From simple to complex: 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres. Our choice; it matters for ties only."""
@@ -275,10 +276,7 @@ def _table(choice: Choice) -> str:
             rows.append(["", "no", *_cells(score.plain), "", ""])
         else:
             rows.append([score.candidate.name, "-", *_cells(score.postprocessed), behind, interval])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = (str.ljust, str.ljust, *(str.rjust for _ in header[2:]))
-    lines = ([align(cell, w) for align, cell, w in zip(left, row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return table(rows, left=2)
 
 
 def _cells(means: Means) -> list[str]:

@@ -28,6 +28,7 @@ from autoplan.facts import to_dict
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.images import bounding_box, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.tables import table
 
 TOLERANCE_MM = 1.0
 """Distance up to which two surfaces count as equal, see `tolerance_mm`. Our choice; the paper scores Dice only."""
@@ -419,7 +420,9 @@ def report(evaluation: Evaluation) -> str:
     names = [name for _, name in evaluation.labels]
     lowest = sorted(evaluation.cases, key=_mean_dice)[:NUM_LOWEST]
     worst = [["lowest Dice", *names], *([c.name, *(_cell(s.dice) for s in c.classes)] for c in lowest)]
-    return "\n\n".join([f"{len(evaluation.cases)} cases", table(rows), table(worst), _notes(evaluation)])
+    return "\n\n".join(
+        [f"{len(evaluation.cases)} cases", table(rows, left=1), table(worst, left=1), _notes(evaluation)]
+    )
 
 
 def _notes(evaluation: Evaluation) -> str:
@@ -453,13 +456,6 @@ def _mean_cells(mean: Mean) -> list[str]:
 def _cell(value: float | None, *, digits: int = 4) -> str:
     """A number, or a dash for none."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as text with aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:

@@ -197,5 +197,9 @@ def from_dict(kind: Any, data: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return None if data is None else from_dict(next(a for a in arguments if a is not type(None)), data)
     if origin is Literal:
+        if data not in arguments:
+            raise ValueError(f"{data!r} is none of {', '.join(map(repr, arguments))}")
         return data
+    if type(data) not in {float: (int, float), Path: (str,)}.get(kind, (kind,)):
+        raise TypeError(f"{data!r} is no {kind.__name__}")
     return kind(data)

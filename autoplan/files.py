@@ -2,10 +2,26 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from autoplan.errors import AutoplanError
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuses a folder that could not be made or written into, before any work is done for it.
+
+    Raises:
+        AutoplanError: a part of the path is a file, or the part that exists cannot be written; `flag` names it.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise AutoplanError(f"{flag} {folder}: {there} is a file, not a folder. Name another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise AutoplanError(f"{flag} {folder}: {there} cannot be written. Name another folder.")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

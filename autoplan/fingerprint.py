@@ -2,7 +2,6 @@
 changed."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +15,10 @@ from tqdm import tqdm
 from autoplan.axes import Shape
 from autoplan.dataset import DESCRIPTION, read_case
 from autoplan.errors import DatasetError
-from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, from_dict, to_dict
-from autoplan.files import write_text_atomically
+from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities
 from autoplan.images import Volume, bounding_box, count_values, ras_order, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.saved import load_fingerprint
 
 FORMAT = 2
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
@@ -260,42 +259,10 @@ def _state(path: Path) -> str:
         return "missing"
 
 
-def save(fingerprint: Fingerprint, path: Path) -> None:
-    """Writes a fingerprint as JSON, one case a line, to a temporary name that is then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, _text(to_dict(fingerprint)))
-
-
-def _text(data: dict[str, Any]) -> str:
-    """JSON with one line a field, and one line a case."""
-    fields = (f" {json.dumps(name)}: {_lines(value)}" for name, value in data.items())
-    return "{\n" + ",\n".join(fields) + "\n}\n"
-
-
-def _lines(value: Any) -> str:
-    """JSON of a field: a list of objects has one a line."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + ",\n".join(f"  {json.dumps(v)}" for v in value) + "\n ]"
-    return json.dumps(value)
-
-
-def load(path: Path) -> Fingerprint:
-    """The fingerprint that `save` wrote.
-
-    Raises:
-        DatasetError: there is none, or it is not of this format.
-    """
-    try:
-        loaded: Fingerprint = from_dict(Fingerprint, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: no fingerprint ({error}). Remove the file; planning writes it again.") from error
-    return loaded
-
-
 def reusable(path: Path, dataset: Dataset) -> Fingerprint | None:
     """The fingerprint saved at `path` if it is still that of `dataset`, else None."""
     try:
-        saved = load(path)
+        saved = load_fingerprint(path)
     except DatasetError:
         return None
     return saved if (saved.key, saved.name) == (key(dataset), dataset.name) else None

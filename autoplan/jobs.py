@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from autoplan import lease, results
+from autoplan import lease, results, tables
 from autoplan.errors import TrainingError
 from autoplan.facts import ConfigurationName
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
@@ -29,6 +29,8 @@ MANAGED = (
     "lowres_networks", "cascade_networks", "training_settings",
 )  # fmt: skip
 """Keys of train.json that are no settings: every job has its own, or they are the structure."""
+MIRROR = "mirror"
+"""The setting that is one of evaluate.json: of the prediction of the validation cases, not of the training."""
 PATHS = ("dataset_dir", "cache_dir")
 """Settings that are paths: relative to where the command was typed, not to where a job runs."""
 SHARED_BY_A_CACHE = (
@@ -133,7 +135,7 @@ def check_settings(names: Iterable[str], config: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: the first of them, by its name.
     """
-    known = [name for name in config if name not in MANAGED]
+    known = [*(name for name in config if name not in MANAGED), MIRROR]
     for name in names:
         if name in MANAGED:
             raise TrainingError(f"--{name} cannot be set here: it is a part of the bundles, or every job has its own.")
@@ -185,7 +187,8 @@ def command(job: Job, step: str) -> list[str]:
     names = ["train", *(["evaluate"] if step == "evaluating" else []), *(["quick"] if job.quick else [])]
     files = [f"{Path(job.bundle) / 'configs' / name}.json" for name in names]
     config = files[0] if len(files) == 1 else str(files)
-    settings = dict(job.settings) | ({} if job.fold is None else {"fold": str(job.fold)})
+    given = {name: value for name, value in job.settings if name != MIRROR or step == "evaluating"}
+    settings = given | ({} if job.fold is None else {"fold": str(job.fold)})
     words = [text for name, value in settings.items() for text in (f"--{name}", value)]
     return [sys.executable, "-m", "monai.bundle", "run", step, "--config_file", config, *words]
 
@@ -357,9 +360,7 @@ def as_last_started(job: Job) -> Job:
 def table(rows: Sequence[Row]) -> str:
     """Rows as text with aligned columns."""
     header = ("configuration", "fold", "state", "epoch", "train", "validation", "Dice", "time left", "")
-    lines = [header, *(_cells(r) for r in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return tables.table([header, *(_cells(r) for r in rows)])
 
 
 def _cells(r: Row) -> tuple[str, ...]:

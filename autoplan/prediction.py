@@ -3,67 +3,91 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from autoplan.dataset import DESCRIPTION
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
-from autoplan.files import write_text_atomically
+from autoplan.files import check_writable, read_object, write_text_atomically
 from autoplan.images import case_name, image_files
 from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
-"""File among the predictions that tells which bundle they are by, and of which images."""
+"""File beside the predictions that tells which bundle made them, and of which images."""
+Record = dict[str, list[Any]]
+"""Name of a segmentation -> path, size and time of the last change of its image."""
 
 
 def predict(
-    bundle: Path, folder: Path, images: Sequence[Path], output: Path, *, force: bool, settings: Mapping[str, str]
+    bundle: Path, folder: Path, images: Sequence[Path], output: Path, *, force: bool, settings: Mapping[str, Any]
 ) -> int:
     """Predict the images that have no segmentation yet.
 
     Args:
         bundle: with configs/inference.json and models/model.pt.
-        folder: what the bundle gets as its `dataset_dir`: of a dataset, or of images.
-        images: that the folder stands for.
+        folder: of the dataset or of the images.
+        images: what to predict.
         output: where the segmentations go, as <case>.nii.gz.
-        force: overwrite segmentations of unknown origin.
-        settings: keys of inference.json with new values, as they stand on a command line.
+        force: overwrite segmentations of other images or of unknown origin.
+        settings: keys of inference.json with new values.
 
     Returns:
         The number of images predicted now.
 
     Raises:
-        TemplateError: the bundle is not there or has no weights.
+        TemplateError: the bundle is not there, has no weights, or is too old to predict these images.
         DatasetError: there are no images, or two of one name.
-        AutoplanError: segmentations of unknown origin are there, or some images could not be predicted.
+        AutoplanError: the output folder holds other segmentations, or some images could not be predicted.
     """
-    if not (bundle / "configs" / "inference.json").is_file() or not (bundle / "models" / "model.pt").is_file():
-        raise TemplateError(
-            f"{bundle} is no bundle with weights. Choose the best model first: python -m autoplan select "
-            f"{bundle.parent.name} --bundles {bundle.parents[1]}"
-        )
+    _check_bundle(bundle, folder, images)
     targets = _targets(folder, images, output)
+    check_writable(output, "--output")
     _claim(output, _signature(bundle, settings), targets, force=force)
     missing = [image for image, target in targets.items() if not target.is_file()]
-    if not missing:
-        return 0
-    command = _command(bundle, folder, output, settings)
-    status = subprocess.run(command, check=False, preexec_fn=dying_with(os.getpid())).returncode
+    if missing:
+        values = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute()), **settings}
+        status = _run(bundle, images, {"skip_existing": True, **values})
+        _check_outcome(status, targets)
+    return len(missing)
+
+
+def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
+    """Refuses a bundle without weights, and an old one, which takes no list of images, where it would predict
+    others."""
+    remedy = f"python -m autoplan select {bundle.parent.name} --bundles {bundle.parent.parent}"
+    remedy += "" if bundle.name == "best" else f" --name {bundle.name}"
+    config = bundle / "configs" / "inference.json"
+    if not config.is_file() or not (bundle / "models" / "model.pt").is_file():
+        raise TemplateError(f"{bundle} is no bundle with weights. Choose the best model first: {remedy}")
+    if not zipfile.is_zipfile(bundle / "models" / "model.pt"):
+        raise TemplateError(f"{bundle / 'models' / 'model.pt'} is damaged. Write the bundle anew: {remedy}")
+    in_folder = all(image.parent == folder for image in images)
+    if "images" not in read_object(config) and in_folder and (folder / DESCRIPTION).is_file():
+        raise TemplateError(
+            f"{bundle} was written by an older autoplan: it would predict the test images of {folder / DESCRIPTION} "
+            f"instead. Write the bundle anew: {remedy}"
+        )
+
+
+def _check_outcome(status: int, targets: Mapping[Path, Path]) -> None:
+    """Raises AutoplanError unless the bundle ended well and every image has its segmentation."""
     failed = [image for image, target in targets.items() if not target.is_file()]
     if status < 0 or status > 128:
-        raise AutoplanError(
-            f"the prediction was stopped (exit status {status}). The same command does what is missing."
-        )
+        raise AutoplanError(f"the prediction was stopped (exit status {status}). The same command continues it.")
     if failed:
         lines = "\n".join(f"  {image}" for image in failed)
         raise AutoplanError(
             f"{len(failed)} of {len(targets)} images have no segmentation:\n{lines}\n"
-            "The reasons stand above. Mend the images; the same command does what is missing."
+            "The reasons are above. Correct what they name; the same command then predicts what is missing."
         )
     if status:
-        raise AutoplanError(f"the prediction ended with exit status {status}; the reason stands above.")
-    return len(missing)
+        raise AutoplanError(f"the prediction ended with exit status {status}; the reason is above.")
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -97,7 +121,7 @@ def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, P
     return targets
 
 
-def _signature(bundle: Path, settings: Mapping[str, str]) -> dict[str, object]:
+def _signature(bundle: Path, settings: Mapping[str, Any]) -> dict[str, object]:
     """What segmentations depend on, besides the image."""
     hashed = hashlib.sha256()
     for name in ("configs/inference.json", "models/model.pt"):
@@ -107,44 +131,86 @@ def _signature(bundle: Path, settings: Mapping[str, str]) -> dict[str, object]:
     return {"bundle": hashed.hexdigest()[:16], "settings": dict(settings)}
 
 
-def _stamp(image: Path) -> list[object]:
+def _stamp(image: Path) -> list[Any]:
     """Tells whether an image is still the one that was predicted."""
     stat = image.stat() if image.is_file() else None
     return [str(image.resolve()), stat and stat.st_size, stat and stat.st_mtime_ns]
 
 
+def _known(output: Path) -> tuple[object, Record]:
+    """Which bundle made the predictions in a folder, and of which images; nothing where the record is damaged."""
+    claimed = read_object(output / RECORD)
+    images = claimed.get("images")
+    found = images.items() if isinstance(images, dict) else ()
+    stamps = {name: s for name, s in found if isinstance(s, list) and len(s) == 3 and isinstance(s[0], str)}
+    return claimed.get("by"), stamps
+
+
 def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path, Path], *, force: bool) -> None:
-    """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations that
-    were made here by another bundle or of another image are removed, to be made anew; those of unknown origin are not
-    touched unless `force`."""
-    record = output / RECORD
-    try:
-        claimed = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        claimed = {}
-    known = claimed.get("images", {})
+    """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations by
+    another bundle, or of an image that has changed since, are removed to be made again; those of other images or of
+    unknown origin are refused unless `force`."""
+    by, known = _known(output)
     there = {image: target for image, target in targets.items() if target.is_file()}
-    unknown = [target for target in there.values() if target.name not in known]
-    if unknown and not force:
-        raise AutoplanError(
-            f"{output} holds {len(unknown)} segmentations of unknown origin, such as {unknown[0].name}. Name another "
-            "folder: --output DIR; or overwrite them: --force"
-        )
-    same = claimed.get("by") == signature
+    if not force:
+        _check_unclaimed(output, [t for t in there.values() if t.name not in known], _others(output, known, targets))
+    same = by == signature
     for image, target in there.items():
         if not same or known.get(target.name) != _stamp(image):
             target.unlink()
     output.mkdir(parents=True, exist_ok=True)
-    images = {**(known if same else {}), **{target.name: _stamp(image) for image, target in targets.items()}}
-    write_text_atomically(record, json.dumps({"by": signature, "images": images}))
+    kept = {name: stamp for name, stamp in known.items() if same and name not in _others(output, known, targets)}
+    images = {**kept, **{target.name: _stamp(image) for image, target in targets.items()}}
+    write_text_atomically(output / RECORD, json.dumps({"by": signature, "images": images}))
 
 
-def _command(bundle: Path, folder: Path, output: Path, settings: Mapping[str, str]) -> list[str]:
-    # Absolute, for fire would read a folder 2024_01 as a number.
-    folders = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute())}
-    given = {**folders, "skip_existing": "True", **settings}
-    words = [text for name, value in given.items() for text in (f"--{name}", value)]
-    config = str(bundle / "configs" / "inference.json")
-    # MONAI warns that a config runs code. This one is autoplan's own.
-    quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts"]
-    return [sys.executable, *quiet, "-m", "monai.bundle", "run", "inference", "--config_file", config, *words]
+def _others(output: Path, known: Record, images: Collection[Path]) -> list[str]:
+    """Names of the segmentations in a folder that are of images of another folder than those of `images`."""
+    folders = {str(image.resolve().parent) for image in images}
+    return [n for n, s in known.items() if str(Path(s[0]).parent) not in folders and (output / n).is_file()]
+
+
+def _check_unclaimed(output: Path, unknown: Sequence[Path], others: Sequence[str]) -> None:
+    """Refuses a folder with segmentations that this prediction has not made."""
+    remedy = "Name another folder: --output DIR; or overwrite them: --force"
+    if others:
+        _, known = _known(output)
+        raise AutoplanError(
+            f"{output} holds predictions of other images, such as {others[0]} of {known[others[0]][0]}. {remedy}"
+        )
+    if unknown:
+        count = f"{len(unknown)} segmentation{'s' * (len(unknown) > 1)}"
+        raise AutoplanError(f"{output} holds {count} of unknown origin, such as {unknown[0].name}. {remedy}")
+
+
+def _run(bundle: Path, images: Sequence[Path], values: Mapping[str, Any]) -> int:
+    """Run the bundle's inference on images; returns its exit status.
+
+    Values and paths go through files: on a command line MONAI would read more in them. The working directory is an
+    empty one, so that Python finds no other `scripts` there. Ctrl-C reaches this process alone, which ends the other.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
+        listed, arguments = Path(folder) / "images.json", Path(folder) / "arguments.json"
+        listed.write_text(json.dumps([str(image.absolute()) for image in images]), encoding="utf-8")
+        given = {name: _literal(value) for name, value in {**values, "images": str(listed)}.items()}
+        config = str(bundle.absolute() / "configs" / "inference.json")
+        arguments.write_text(json.dumps({"config_file": config, **given}), encoding="utf-8")
+        # MONAI warns that a config runs code. This one is autoplan's own.
+        quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts"]
+        run = ["-m", "monai.bundle", "run", "inference", "--args_file", str(arguments)]
+        return subprocess.run(
+            [sys.executable, *quiet, *run],
+            check=False,
+            cwd=folder,
+            start_new_session=True,
+            preexec_fn=dying_with(os.getpid()),
+        ).returncode
+
+
+def _literal(value: Any) -> Any:
+    """A value as it stands in a config. MONAI takes $, @, %, # and "import" for more than they are, so a text with more
+    than plain characters becomes an expression that escapes them."""
+    if not isinstance(value, str) or (re.fullmatch(r"[\w/.-]+", value, re.ASCII) and "import" not in value):
+        return value
+    escaped = re.sub(r"[^\w/. -]", lambda odd: f"\\U{ord(odd[0]):08x}", value, flags=re.ASCII)
+    return "$'" + escaped.replace("import", "\\x69mport") + "'"

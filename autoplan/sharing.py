@@ -44,11 +44,7 @@ def share(
     """
     root = bundles / plan.name
     folder = root / (name or "best")
-    if not re.fullmatch(r"\w[\w.-]*", name or "best") or name in (*render.MEMBERS, "cache"):
-        raise TemplateError(
-            f"a bundle cannot be called {name!r}: letters, digits, _, - and . make a name that is neither cache nor "
-            "that of a configuration. Take another --name, such as hippocampus_mri_segmentation."
-        )
+    check_name(name)
     found = {m: _finished(plan, root / m) for m in choice.winner.members}
     folds = {m: tuple(found[m]) for m in found}
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
@@ -83,6 +79,19 @@ def _finished(plan: Plan, bundle: Path) -> dict[int, FoldResult]:
     if not found:
         raise TemplateError(f"{bundle}: no fold is finished any more: fold 0 {read[0]}. Choose again.")
     return found
+
+
+def check_name(name: str | None) -> None:
+    """Refuses a name that a shared bundle and its folder cannot have. None stands for "best".
+
+    Raises:
+        TemplateError: it is no plain name, or that of another folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", "best" if name is None else name) or name in (*render.MEMBERS, "cache"):
+        raise TemplateError(
+            f"a bundle cannot be called {name!r}. Take another --name of letters, digits, _, - and ., neither cache "
+            "nor a configuration, such as hippocampus_mri_segmentation."
+        )
 
 
 def _settings(found: Mapping[str, Sequence[Mapping[str, Any]]], root: Path) -> dict[str, Mapping[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from autoplan.facts import ChannelNormalization, Configuration, Plan
+from autoplan.saved import save_plan
 
 PROJECT = Path(__file__).resolve().parent.parent
 # More threads than that make the small arrays of these tests slower; subprocesses inherit it.
@@ -209,6 +210,7 @@ def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     from autoplan.render import render_all
 
     render_all(plan, write_task(folder / "data" / plan.name, plan), folder / "bundles")
+    save_plan(plan, folder / "bundles" / plan.name, fingerprint_key="key")
     return folder
 
 

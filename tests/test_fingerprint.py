@@ -12,6 +12,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from autoplan import dataset as datasets
 from autoplan import fingerprint as fp
+from autoplan import saved
 from autoplan.errors import DatasetError
 
 
@@ -167,8 +168,8 @@ def test_a_fingerprint_is_reused_while_the_dataset_is_unchanged(tiny, tmp_path) 
     dataset = datasets.load(tiny.folder)
     assert fp.reusable(path, dataset) is None
     computed = facts_of(tiny)
-    fp.save(computed, path)
-    assert fp.load(path) == computed
+    saved.save_fingerprint(computed, path)
+    assert saved.load_fingerprint(path) == computed
     os.utime(tiny.image("case_0"))
     assert fp.reusable(path, dataset) == computed, "the content counts, not the clock"
     assert [p.name for p in path.parent.iterdir()] == ["fingerprint.json"]
@@ -203,10 +204,10 @@ def test_a_damaged_fingerprint_is_not_reused(tiny, tmp_path, text) -> None:
     path.write_text(text)
     assert fp.reusable(path, datasets.load(tiny.folder)) is None
     with pytest.raises(DatasetError, match="Remove the file"):
-        fp.load(path)
+        saved.load_fingerprint(path)
 
 
 def test_a_saved_fingerprint_is_plain_json(make_tiny, tmp_path) -> None:
     path = tmp_path / "fingerprint.json"
-    fp.save(facts_of(make_tiny(modalities=("CT",))), path)
+    saved.save_fingerprint(facts_of(make_tiny(modalities=("CT",))), path)
     assert json.loads(path.read_text())["intensities"][0]["count"] == 5 * 45

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 
-from autoplan import __main__ as command_line
 from autoplan import backends, failures, jobs, lease, supervisor
+from autoplan import commands as command_line
 from autoplan.__main__ import main
 
 TASK = TINY_PLAN.name
@@ -24,8 +24,8 @@ NAN = "FloatingPointError: the training loss is nan in epoch 1, iteration 2, cas
 
 UP_TO_TRAINING = """
 import sys
-from autoplan import __main__ as m
-m.select = m.predict = lambda *_, **__: None
+from autoplan import __main__ as m, commands
+commands.select = commands.predict = lambda *_, **__: None
 sys.exit(m.main())
 """
 """The command line, whose `run` ends after the trainings: the stand-ins leave no predictions to choose by."""

@@ -1,11 +1,13 @@
 """The command `predict`: what is predicted, what is skipped, what is not touched."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from autoplan import prediction
+from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 
 
@@ -13,10 +15,16 @@ from autoplan.errors import AutoplanError, DatasetError, TemplateError
 def bundle(tmp_path) -> Path:
     """A bundle with weights, as far as the command looks at it."""
     folder = tmp_path / "bundles" / "Task90_Tiny" / "best"
-    for name in ("configs/inference.json", "models/model.pt"):
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text("first")
+    for name in ("configs", "models"):
+        (folder / name).mkdir(parents=True)
+    (folder / "configs" / "inference.json").write_text("first")
+    write_weights(folder, "first")
     return folder
+
+
+def write_weights(bundle: Path, content: str) -> None:
+    with zipfile.ZipFile(bundle / "models" / "model.pt", "w") as file:
+        file.writestr("data.pkl", content)
 
 
 @pytest.fixture
@@ -36,12 +44,15 @@ def runs(monkeypatch) -> list[list[str]]:
     class Done:
         returncode = 0
 
-    def run(command, check, preexec_fn):
-        given = dict(zip(command[7::2], command[8::2], strict=True))
-        output, names = Path(given["--output_dir"]), []
-        assert given["--skip_existing"] == "True"
-        assert Path(given["--dataset_dir"]).is_absolute()
-        for image in prediction.images_in(Path(given["--dataset_dir"])):
+    def run(command, check, cwd, start_new_session, preexec_fn):
+        assert command[-2] == "--args_file"
+        arguments = json.loads(Path(command[-1]).read_text())
+        given = {k: eval(v[1:]) if str(v).startswith("$") else v for k, v in arguments.items()}
+        output, names = Path(given["output_dir"]), []
+        assert given["skip_existing"] is True
+        assert Path(given["dataset_dir"]).is_absolute()
+        assert not (Path(cwd) / "scripts").exists()
+        for image in map(Path, json.loads(Path(given["images"]).read_text())):
             target = output / f"{prediction.case_name(image.name)}.nii.gz"
             if not target.exists():
                 names.append(image.name)
@@ -70,8 +81,8 @@ def test_all_are_predicted_once(bundle, images, runs, tmp_path) -> None:
 CHANGES = {
     "a segmentation is missing": (lambda b, i, o: (o / "b.nii.gz").unlink(), {}, ["b.nii"]),
     "an image has changed": (lambda b, i, o: i[0].write_text("changed"), {}, ["a.nii.gz"]),
-    "other weights": (lambda b, i, o: (b / "models/model.pt").write_text("second"), {}, ["a.nii.gz", "b.nii"]),
-    "other settings": (lambda b, i, o: None, {"mirror": "False"}, ["a.nii.gz", "b.nii"]),
+    "other weights": (lambda b, i, o: write_weights(b, "second"), {}, ["a.nii.gz", "b.nii"]),
+    "other settings": (lambda b, i, o: None, {"device": "cpu"}, ["a.nii.gz", "b.nii"]),
 }
 
 
@@ -88,14 +99,55 @@ def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.nii.gz").write_text("another patient")
-    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 1
+    with pytest.raises(AutoplanError, match=r"holds predictions of other images, such as a\.nii\.gz of .*images/a"):
+        predict(bundle, prediction.images_in(other), tmp_path / "out")
+    assert (tmp_path / "out" / "a.nii.gz").read_text() == "of a.nii.gz"
+    assert predict(bundle, prediction.images_in(other), tmp_path / "out", force=True) == 1
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "of another patient"
+    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 0, "now they are its own"
+
+
+@pytest.mark.parametrize("change", ["an image more", "an image less"])
+def test_the_same_folder_may_change(change, bundle, images, runs, tmp_path) -> None:
+    predict(bundle, images, tmp_path / "out")
+    if change == "an image more":
+        (images[0].parent / "c.nii").write_text("c")
+    else:
+        images[0].unlink()
+    again = prediction.images_in(images[0].parent)
+    assert predict(bundle, again, tmp_path / "out") == (change == "an image more")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_two_folders_of_one_name_do_not_mix(bundle, runs, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "Task90_Tiny", "--images"]
+    for name, image in (("A", "a.nii"), ("B", "b.nii")):
+        (tmp_path / name / "imgs").mkdir(parents=True)
+        (tmp_path / name / "imgs" / image).write_text(name)
+    assert main([*words, "A/imgs"]) == 0
+    assert main([*words, "B/imgs"]) == 1
+    error = capsys.readouterr().err
+    assert f"predictions/imgs holds predictions of other images, such as a.nii.gz of {tmp_path}/A/imgs/a.nii." in error
+    assert "--output DIR" in error
+    assert "--force" in error
+    assert [p.name for p in (tmp_path / "predictions/imgs").glob("*.nii.gz")] == ["a.nii.gz"]
+    assert main([*words, "B/imgs", "--output", "predictions/b"]) == 0
+    assert main([*words, "A/imgs"]) == 0
+
+
+def test_an_output_that_is_a_file(bundle, images, runs, tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(AutoplanError, match=r"--output .*/out: .*/out is a file, not a folder"):
+        predict(bundle, images, tmp_path / "out")
+    assert runs == []
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_segmentations_of_unknown_origin_are_not_touched(bundle, images, runs, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.nii.gz").write_text("by hand")
-    with pytest.raises(AutoplanError, match="1 segmentations of unknown origin, such as a"):
+    with pytest.raises(AutoplanError, match="1 segmentation of unknown origin, such as a"):
         predict(bundle, images, tmp_path / "out")
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "by hand"
     assert predict(bundle, images, tmp_path / "out", force=True) == 2
@@ -125,6 +177,9 @@ def test_errors(bundle, images, tmp_path) -> None:
     (images[0].parent / "a.nii").write_text("")
     with pytest.raises(DatasetError, match="two images are called a"):
         predict(bundle, prediction.images_in(images[0].parent), tmp_path / "out")
+    (bundle / "models" / "model.pt").write_bytes(b"PK half of it")
+    with pytest.raises(TemplateError, match=r"model\.pt is damaged. Write the bundle anew: python -m autoplan select"):
+        predict(bundle, images, tmp_path / "out")
     (bundle / "models" / "model.pt").unlink()
     with pytest.raises(TemplateError, match="autoplan select Task90_Tiny"):
         predict(bundle, images, tmp_path / "out")

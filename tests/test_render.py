@@ -13,7 +13,7 @@ import torch
 from conftest import NAMES, PROJECT, TINY_PLAN, write_project
 from monai.data import MetaTensor
 
-from autoplan import dataset, fingerprint, plan
+from autoplan import dataset, fingerprint, plan, saved
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
@@ -516,7 +516,7 @@ def test_force_rewrites_all_but_models(tmp_path) -> None:
 
 def test_the_example_is_what_would_be_rendered_now(request) -> None:
     """`pytest tests/test_render.py --rewrite-example` renders it anew from its fingerprint."""
-    planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
+    planned = plan.plan(saved.load_fingerprint(EXAMPLE / "fingerprint.json"))
     if request.config.getoption("--rewrite-example"):
         render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
     for name in (c.name for c in planned.configurations):
@@ -530,12 +530,12 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
 
 def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
     facts = fingerprint.fingerprint(dataset.load(real_data(EXAMPLE.name)), progress=False)
-    assert facts == fingerprint.load(EXAMPLE / "fingerprint.json")
+    assert facts == saved.load_fingerprint(EXAMPLE / "fingerprint.json")
 
 
 def test_the_example_has_the_known_plan() -> None:
     """208 of the paper's 260 cases, so the batches are smaller than Table 1 has them: 9 and 366."""
-    planned = plan.plan(fingerprint.load(EXAMPLE / "fingerprint.json"))
+    planned = plan.plan(saved.load_fingerprint(EXAMPLE / "fingerprint.json"))
     flat, volume = planned.configurations
     assert (flat.patch_size, flat.batch_size) == ((40, 56), 293)
     assert (volume.patch_size, volume.batch_size) == ((40, 56, 40), 7)

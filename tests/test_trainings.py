@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN
 
-from autoplan import __main__ as command_line
 from autoplan import backends, failures, jobs, lease
+from autoplan import commands as command_line
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 from autoplan.files import read_object
@@ -113,6 +113,14 @@ def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) 
         config = read_object(bundle / "configs" / "train.json")
         settings = [name for name in config if name not in jobs.MANAGED]
         jobs.check_settings(settings, command_line._template())
+
+
+def test_mirroring_is_a_setting_of_the_evaluation_alone(task: Path) -> None:
+    [job] = jobs.jobs_of([task / "2d"], [0], settings={"mirror": "False"})
+    words = {step: jobs.command(job, step) for step in ("caching", "training", "evaluating")}
+    assert {step: "--mirror" in w for step, w in words.items()} == {
+        "caching": False, "training": False, "evaluating": True,
+    }  # fmt: skip
 
 
 def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

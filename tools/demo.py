@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoplan import dataset as datasets
+from autoplan import tables
 from autoplan.errors import AutoplanError
 
 TASK = "Task04_Hippocampus"
@@ -55,7 +56,7 @@ def choose(task: str, root: Path, folder: Path, *, fetch: Callable[[], str]) -> 
     if not failure:
         return Source(str(root / TASK), "downloaded from the Medical Segmentation Decathlon")
     phantom = str(folder / "data" / PHANTOM)
-    return Source(phantom, f"made up; {root / TASK} is not there and its download failed: {failure}", True)
+    return Source(phantom, f"synthetic; {root / TASK} is not there and its download failed: {failure}", True)
 
 
 def download(root: Path) -> str:
@@ -116,11 +117,7 @@ def table(cases: Mapping[str, Mapping[str, float | None]], means: Mapping[str, f
     shown = ranked if len(ranked) <= 2 * EXTREMES else ranked[:EXTREMES] + ranked[-EXTREMES:]
     rows = [["", *means], [f"mean of {len(cases)}", *map(_cell, means.values())]]
     rows += [[_rank(name, ranked), *map(_cell, cases[name].values())] for name in shown]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    )
+    return tables.table(rows, left=1)
 
 
 def _rank(name: str, ranked: Sequence[str]) -> str:

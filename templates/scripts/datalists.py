@@ -55,7 +55,10 @@ def with_references(cases: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def images_to_predict(
-    dataset_dir: str | Path, output_dir: str | Path | None = None, skip_existing: bool = False
+    dataset_dir: str | Path,
+    output_dir: str | Path | None = None,
+    skip_existing: bool = False,
+    images: str | Path | None = None,
 ) -> list[dict[str, str]]:
     """Paths of the test images that dataset.json lists; without a dataset.json, of all NIfTI images in the folder.
 
@@ -63,21 +66,34 @@ def images_to_predict(
         dataset_dir: folder with a dataset.json or with images.
         output_dir: folder of the segmentations.
         skip_existing: leave out images whose segmentation is there.
+        images: JSON file with a list of paths; these images are predicted, whatever lies in `dataset_dir`.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder or file.
         ValueError: it has no images.
     """
-    root = Path(dataset_dir)
+    paths = _listed(Path(dataset_dir)) if images is None else _named(Path(images))
+    if skip_existing and output_dir is not None:
+        paths = [path for path in paths if not (Path(output_dir) / f"{case_name(path)}.nii.gz").is_file()]
+    return [{"image": str(path)} for path in paths]
+
+
+def _listed(root: Path) -> list[Path]:
+    """The test images of a dataset, or all images of a folder."""
     if (root / "dataset.json").is_file():
-        entries = [e if isinstance(e, str) else e["image"] for e in _read(root).get("test", [])]
-        paths = [root / e for e in entries]
+        paths = [root / (e if isinstance(e, str) else e["image"]) for e in _read(root).get("test", [])]
     elif root.is_dir():
         paths = sorted(p for p in root.iterdir() if p.name.endswith(NIFTI) and not p.name.startswith("."))
     else:
         raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one with the images: --dataset_dir DIR")
     if not paths:
         raise ValueError(f"{root.absolute()}: no images to predict, neither listed in dataset.json nor as files.")
-    if skip_existing and output_dir is not None:
-        paths = [path for path in paths if not (Path(output_dir) / f"{case_name(path)}.nii.gz").is_file()]
-    return [{"image": str(path)} for path in paths]
+    return paths
+
+
+def _named(path: Path) -> list[Path]:
+    """The images that a JSON file names."""
+    named = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
+        raise ValueError(f'{path.absolute()}: no JSON list of paths. Write one, such as ["/data/a.nii.gz"].')
+    return [Path(name) for name in named]

@@ -1,0 +1,18 @@
+"""Tables for people, as text."""
+
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> str:
+    """Cells as text with aligned columns, two spaces apart.
+
+    Args:
+        rows: lines of as many cells each.
+        left: columns, counted from the first, whose cells stand at the left; those of the others stand at the right.
+            None: all stand at the left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) if left is None else left
+    align = [str.ljust if number < last else str.rjust for number in range(len(widths))]
+    lines = ([a(cell, w) for a, cell, w in zip(align, row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
