@@ -169,7 +169,7 @@ def _raise(faults: Sequence[str]) -> None:
 def _declared(labels: Path) -> tuple[tuple[int, str], ...] | None:
     """Classes that a dataset.json in the folder or above it declares; None where there is none."""
     folder = Path(os.path.abspath(labels))
-    there = next((f for f in (folder, folder.parent) if (f / datasets.DESCRIPTION).is_file()), None)
+    there = next((f for f in (folder, folder.parent) if os.path.isfile(f / datasets.DESCRIPTION)), None)
     if there is None:
         return None
     return datasets.read_labels(there)
@@ -198,7 +198,7 @@ def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str,
 
 def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
     """The NIfTI files of a folder by case, in alphabetical order."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         faults.append(f"--{flag} {folder}: there is no such folder. Name one with NIfTI files.")
         return {}
     found: dict[str, Path] = {}

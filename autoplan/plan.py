@@ -277,7 +277,7 @@ def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str
     """What is odd about some cases."""
     cases = sorted(cases, key=lambda c: c.name)
     outliers = rules.outliers(cases)
-    sizes = [f"{c.name} ({_times(float(n * s) for n, s in zip(c.shape, c.spacing, strict=True))} mm)" for c in outliers]
+    sizes = [f"{c.name} ({_times(round(n * s) for n, s in zip(c.shape, c.spacing, strict=True))} mm)" for c in outliers]
     unclear = [f"{c.name} ({c.forms_apart_mm:g} mm)" for c in cases if c.forms_apart_mm > 0]
     return [
         (bool(outliers), "outliers", "the paper is silent",

@@ -278,6 +278,11 @@ def test_arguments(capsys, flags, message) -> None:
     assert message in capsys.readouterr().err
 
 
+def test_a_path_that_cannot_exist(folders, capsys) -> None:
+    assert folders.run("--predictions", "x" * 5000) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", [np.uint32, np.int64, np.float32])
 def test_large_values_stay_apart(folders, kind) -> None:
     """70000 in 16 bits would be 4464."""

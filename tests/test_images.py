@@ -244,6 +244,20 @@ def test_a_header_that_asks_for_more_than_the_memory(tmp_path, suffix) -> None:
     assert time.monotonic() - began < 1
 
 
+def test_a_header_whose_voxels_start_far_away(tmp_path) -> None:
+    path = write(tmp_path / "image.nii.gz", header(qform=AFFINE, vox_offset=1e13))
+    with pytest.raises(DatasetError, match=r"needs 2e\+04 GB of memory by its header"):
+        images.read_volume(path)
+
+
+def test_many_empty_gzip_members_take_no_time(tmp_path) -> None:
+    path = write(tmp_path / "image.nii.gz", header(qform=AFFINE))
+    path.write_bytes(path.read_bytes() + gzip.compress(b"") * 20_000)
+    began = time.monotonic()
+    assert images.read_volume(path).shape == (4, 3, 2)
+    assert time.monotonic() - began < 2
+
+
 def test_a_file_of_several_gzip_members(tmp_path) -> None:
     path = write(tmp_path / "image.nii.gz", header(qform=AFFINE))
     content = gzip.decompress(path.read_bytes())
