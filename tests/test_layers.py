@@ -1,13 +1,17 @@
-"""The imports of autoplan run one way, and planning stays light."""
+"""The imports of autoplan and of a bundle's scripts run one way, planning stays light, and a bundle stands alone."""
 
 import ast
+import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "autoplan"
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGE = PROJECT / "autoplan"
+SCRIPTS = PROJECT / "templates" / "scripts"
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
@@ -44,28 +48,85 @@ MAY_IMPORT = {
     "prediction": {"files", "errors", "images", "dataset", "processes"},
 }
 """What each module may import; `commands` and `__main__` may import all."""
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("commands", "__main__"))
+SCRIPTS_MAY_IMPORT = {
+    "__init__": {"normalization"},
+    "augmentation": set(),
+    "cache": {"datalists", "files"},
+    "cascade": {"cache", "datalists", "networks", "probabilities", "resampling"},
+    "checkpoint": {"files", "stopping"},
+    "components": set(),
+    "cpu": set(),
+    "datalists": set(),
+    "degradation": set(),
+    "distributed": set(),
+    "evaluation": {"datalists", "files"},
+    "files": set(),
+    "inferers": {"cpu", "networks", "precision", "resampling"},
+    "inversion": set(),
+    "networks": {"resampling"},
+    "normalization": set(),
+    "patches": {"augmentation", "cache", "cascade"},
+    "precision": {"cpu"},
+    "prediction": {"datalists", "files"},
+    "probabilities": {"datalists", "files"},
+    "progress": {"datalists", "files"},
+    "resampling": {"cpu"},
+    "stopping": set(),
+}
+"""What each module of a bundle's scripts may import of them."""
+MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "commands"))
+SCRIPTS_MODULES = sorted(p.stem for p in SCRIPTS.glob("*.py"))
 
 
-def _imported(module: str) -> set[str]:
-    """Modules of autoplan that a module imports, anywhere in it."""
+def _imported(path: Path) -> set[str]:
+    """Dotted names of all that a module imports, anywhere in it, as `package.module` or `package.module.name`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("autoplan.")}
-        if isinstance(node, ast.ImportFrom) and node.module == "autoplan":
-            found |= {a.name for a in node.names if (PACKAGE / f"{a.name}.py").exists()}
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autoplan."):
-            found.add(str(node.module).split(".")[1])
-        if isinstance(node, ast.ImportFrom) and node.level:
-            pytest.fail(f"{module}: relative import in line {node.lineno}")
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}: relative import in line {node.lineno}"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def _inside(package: Path, module: str) -> set[str]:
+    """Modules of a package that a module of it imports."""
+    parts = [name.split(".") for name in _imported(package / f"{module}.py")]
+    return {p[1] for p in parts if p[0] == package.name and len(p) > 1 and (package / f"{p[1]}.py").exists()}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module: str) -> None:
     assert module in MAY_IMPORT, f"say in MAY_IMPORT where {module} stands"
-    assert _imported(module) <= MAY_IMPORT[module]
+    assert _inside(PACKAGE, module) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", SCRIPTS_MODULES)
+def test_imports_of_scripts_run_one_way(module: str) -> None:
+    assert module in SCRIPTS_MAY_IMPORT, f"say in SCRIPTS_MAY_IMPORT where {module} stands"
+    assert _inside(SCRIPTS, module) <= SCRIPTS_MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize(
+    ("table", "modules"),
+    [
+        pytest.param(MAY_IMPORT, MODULES, id="autoplan"),
+        pytest.param(SCRIPTS_MAY_IMPORT, SCRIPTS_MODULES, id="scripts"),
+    ],
+)
+def test_what_may_be_imported_has_no_circle(table: dict[str, set[str]], modules: list[str]) -> None:
+    assert sorted(table) == modules
+    TopologicalSorter(table).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("module", SCRIPTS_MODULES)
+def test_scripts_need_only_what_a_bundle_names(module: str) -> None:
+    """The standard library, and the packages whose versions metadata.json gives."""
+    metadata = json.loads((PROJECT / "templates" / "configs" / "metadata.json").read_text())
+    named = {*metadata["required_packages_version"], "monai", "numpy", "torch"} - {"pytorch-ignite"} | {"ignite"}
+    outside = {name.split(".")[0] for name in _imported(SCRIPTS / f"{module}.py")} - {"scripts"}
+    assert outside <= named | sys.stdlib_module_names | {"__future__"}
 
 
 @pytest.mark.parametrize("module", ["topology", "rules", "plan"])
@@ -80,7 +141,7 @@ def test_planning_is_pure(module: str) -> None:
     ("module", "absent"),
     [
         ("autoplan.plan", "torch monai nibabel numpy scipy"),
-        ("autoplan.commands", "torch monai scipy.ndimage distributed"),
+        ("autoplan.__main__", "torch monai scipy.ndimage distributed"),
         ("autoplan.supervisor", "torch monai nibabel numpy scipy fire distributed"),
     ],
 )
