@@ -9,7 +9,7 @@ import re
 from itertools import groupby
 from json import dumps
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from autoplan import backends, saved, topology
 from autoplan import choice as choices
@@ -20,12 +20,10 @@ from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError
-from autoplan.facts import Configuration, Dataset, Fingerprint, Plan, to_dict
-from autoplan.files import check_writable, read_object
+from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
+from autoplan.files import check_writable
 from autoplan.flags import Command
 from autoplan.jobs import (
-    MANAGED,
-    PATHS,
     Job,
     as_last_started,
     check_all_done,
@@ -36,6 +34,8 @@ from autoplan.jobs import (
 )
 from autoplan.jobs import table as jobs_table
 from autoplan.rules import Cascade
+from autoplan.settings import flags_of_training
+from autoplan.settings import paths as setting_paths
 from autoplan.tables import table
 
 
@@ -306,7 +306,7 @@ def run(
     """
     _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
-    check_settings(settings, _template())
+    check_settings(settings, _keys())
     plan(dataset, root=root, bundles=bundles, cascade=cascade, force=force)
     train(
         dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
@@ -359,7 +359,7 @@ def _jobs(
     there = [bundle.name for bundle in find_bundles(folder)]
     planned = [c.name for c in saved.load_plan(folder).configurations if c.name in there]
     names = [name.strip() for name in configurations.split(",")] if configurations else planned
-    given = {n: str(Path(v).absolute()) if n in PATHS else v for n, v in settings.items()}
+    given = {n: str(Path(v).absolute()) if n in setting_paths() else v for n, v in settings.items()}
     found = find_bundles(folder, names)
     return jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
 
@@ -389,19 +389,18 @@ def _check_training(
         )
 
 
-def known_settings() -> tuple[list[str], tuple[str, ...]]:
+def known_settings() -> tuple[list[str], list[str]]:
     """Names of the settings of a training, and of the keys beside them that cannot be set."""
-    return [name for name in _template() if name not in MANAGED], MANAGED
+    keys = _keys()
+    known = flags_of_training(keys)
+    return known, [key for key in keys if key not in known]
 
 
-def _template() -> dict[str, Any]:
-    """What train.json of a bundle may hold, of any configuration."""
-    from autoplan.render import templates_folder
+def _keys() -> list[str]:
+    """Keys of train.json, of any configuration."""
+    from autoplan.render import template
 
-    configs, found = templates_folder() / "configs", dict[str, Any]()
-    for path in (configs / "train.json", *configs.glob("3d_*/train.json"), *configs.glob("3d_*/networks.json")):
-        found |= {name: value for name, value in read_object(path).items() if "#" not in name}
-    return {name: value for name, value in found.items() if not name.startswith("+")}
+    return list(dict.fromkeys(key for name in get_args(ConfigurationName) for key in template("train.json", name)))
 
 
 def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> backends.Backend:

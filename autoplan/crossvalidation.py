@@ -94,7 +94,7 @@ def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
     root = bundle.resolve()
     _import_scripts(root)
     try:
-        from scripts import components  # type: ignore[import-not-found]
+        from scripts import components
         from scripts import probabilities as stored
     except ImportError as error:
         raise TemplateError(

@@ -19,20 +19,11 @@ from autoplan.errors import TrainingError
 from autoplan.facts import ConfigurationName
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
 from autoplan.files import read_object
+from autoplan.settings import evaluation_only, flags_of_training
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
 LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
 """Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
-MANAGED = (
-    "imports", "bundle_root", "fold", "ckpt_dir", "output_dir", "network_def", "network", "cases", "preprocessing",
-    "cache", "lowres", "lowres_bundle", "loss", "optimizer", "train", "validate", "training", "caching", "run",
-    "lowres_networks", "cascade_networks", "training_settings",
-)  # fmt: skip
-"""Keys of train.json that are no settings: every job has its own, or they are the structure."""
-MIRROR = "mirror"
-"""The setting that is one of evaluate.json: of the prediction of the validation cases, not of the training."""
-PATHS = ("dataset_dir", "cache_dir")
-"""Settings that are paths: relative to where the command was typed, not to where a job runs."""
 SHARED_BY_A_CACHE = (
     "cache_dir", "dataset_dir", "target_spacing", "slice_axis", "normalization", "nonzero_only", "label_values",
     "preprocessing", "cache",
@@ -129,15 +120,15 @@ def jobs_of(
     return jobs
 
 
-def check_settings(names: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Refuses settings that train.json does not have.
+def check_settings(names: Iterable[str], keys: Collection[str]) -> None:
+    """Refuses settings that a train.json with these keys does not have.
 
     Raises:
         TrainingError: the first of them, by its name.
     """
-    known = [*(name for name in config if name not in MANAGED), MIRROR]
+    known = flags_of_training(keys)
     for name in names:
-        if name in MANAGED:
+        if name in keys and name not in known:
             raise TrainingError(f"--{name} cannot be set here: it is a part of the bundles, or every job has its own.")
         if name not in known:
             raise TrainingError(f"there is no flag --{name}. The settings of a training are {', '.join(known)}.")
@@ -169,7 +160,7 @@ def settings_of_lowres(job: Job) -> tuple[tuple[str, str], ...]:
     """What a job of the second stage says about the first: lowres_patch_size is the first stage's patch_size, and
     patch_size says nothing about it; settings that both have are the same."""
     configs = [read_object(Path(job.bundle).with_name(name) / "configs" / "train.json") for name in (LOWRES, CASCADE)]
-    known, own = [{name for name in config if name not in MANAGED} for config in configs]
+    known, own = [set(flags_of_training(config)) for config in configs]
     names = {name: name for name in known if f"lowres_{name}" not in own}
     names |= {f"lowres_{name}": name for name in known if f"lowres_{name}" in own}
     return tuple(sorted((names[name], value) for name, value in job.settings if name in names))
@@ -187,7 +178,7 @@ def command(job: Job, step: str) -> list[str]:
     names = ["train", *(["evaluate"] if step == "evaluating" else []), *(["quick"] if job.quick else [])]
     files = [f"{Path(job.bundle) / 'configs' / name}.json" for name in names]
     config = files[0] if len(files) == 1 else str(files)
-    given = {name: value for name, value in job.settings if name != MIRROR or step == "evaluating"}
+    given = {name: value for name, value in job.settings if step == "evaluating" or name not in evaluation_only()}
     settings = given | ({} if job.fold is None else {"fold": str(job.fold)})
     words = [text for name, value in settings.items() for text in (f"--{name}", value)]
     return [sys.executable, "-m", "monai.bundle", "run", step, "--config_file", config, *words]

@@ -17,9 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autoplan.errors import TemplateError
+
 LINE_LENGTH = 120
+_PACKAGE = Path(__file__).resolve().parent
 PLANNED = ("patch_size", "batch_size", "strides", "features")
 """What a part speaks of by a name that may have a prefix."""
+
+
+def templates_folder() -> Path:
+    """Where the templates lie: beside the package in a checkout, inside it when installed."""
+    for folder in (_PACKAGE.parent / "templates", _PACKAGE / "templates"):
+        if (folder / "configs" / "train.json").is_file():
+            return folder
+    raise TemplateError(f"no templates beside {_PACKAGE}. Install autoplan again.")
 
 
 def read_template(path: Path) -> dict[str, Any]:

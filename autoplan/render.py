@@ -5,6 +5,7 @@ MONAI's own words (`roi_size`, `filters`, `pixdim`) appear in the templates only
 
 import json
 import os
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from autoplan import __version__, rules
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 from autoplan.files import write_atomically
-from autoplan.overlays import format_json, overlaid, read_template
+from autoplan.overlays import format_json, overlaid, read_template, templates_folder
+from autoplan.settings import MEMBERS, explained
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json")
 OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -29,17 +31,10 @@ OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """What the stages of the cascade add to the templates of 3d_fullres; see `overlays`."""
-_PACKAGE = Path(__file__).resolve().parent
+MARKS = ("configs/train.json", "configs/inference.json")
+"""The file without which a bundle is none: the first of these that the bundle has."""
 _GENERATED = ("configs", "scripts", "docs")
 """Folders of a bundle that rendering owns; it never touches any other."""
-
-
-def templates_folder() -> Path:
-    """Where the templates lie: beside the package in a checkout, inside it when installed."""
-    for folder in (_PACKAGE.parent / "templates", _PACKAGE / "templates"):
-        if (folder / "configs" / "train.json").is_file():
-            return folder
-    raise TemplateError(f"no templates beside {_PACKAGE}. Install autoplan again.")
 
 
 def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = False) -> list[Path]:
@@ -84,22 +79,33 @@ def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[s
     """
     templates = templates_folder()
     values = planned_values(plan, configuration, dataset_dir)
-    files = {}
+    files, configs = {}, {}
     for name in CONFIGS:
-        config = read_template(templates / "configs" / name)
-        for overlay in OVERLAYS.get(configuration.name, {}).get(name, ()):
-            config = overlaid(config, read_template(templates / "configs" / overlay))
+        config = configs[name] = template(name, configuration.name)
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
             config["batch_size"] = rules.quick_batch_size(configuration.batch_size)
         files[f"configs/{name}"] = format_json(config).encode()
-    files["configs/metadata.json"] = format_json(
-        metadata(read_template(templates / "configs" / "metadata.json"), plan, configuration)
-    ).encode()
+    described = metadata(read_template(templates / "configs" / "metadata.json"), plan, configuration)
+    files["configs/metadata.json"] = format_json(_inert(described)).encode()
     files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
-    files["docs/README.md"] = _readme(templates / "docs", plan, configuration).encode()
+    files["docs/README.md"] = _readme(templates / "docs", plan, configuration, list(configs.values())).encode()
     return dict(sorted({**files, **copied(templates)}.items()))
+
+
+def template(name: str, configuration: str) -> dict[str, Any]:
+    """A config of a configuration as the templates have it, before any plan.
+
+    Args:
+        name: file name, such as train.json.
+        configuration: such as 3d_fullres.
+    """
+    folder = templates_folder() / "configs"
+    config = read_template(folder / name)
+    for overlay in OVERLAYS.get(configuration, {}).get(name, ()):
+        config = overlaid(config, read_template(folder / overlay))
+    return config
 
 
 def copied(templates: Path) -> dict[str, bytes]:
@@ -164,16 +170,24 @@ def _text(name: str) -> str:
     return "$" + _literal(name) if any(mark in name for mark in "$@%#") or "::" in name else name
 
 
-def _plain(name: str) -> str:
-    """A name as it stands in the metadata, where programs expect no expression and MONAI looks up what follows a %."""
-    return " " + name if name.startswith("%") else name
+def _inert(value: Any) -> Any:
+    """Metadata in which MONAI's config parser finds nothing to run or to look up: it takes what starts with $ for code,
+    with @ or % for a reference, and @# or %# for a place, wherever they stand. Programs that read the metadata expect
+    text and no expression, so a space keeps these marks apart."""
+    if isinstance(value, dict):
+        return {key: _inert(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_inert(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"([@%])(?=#)", r"\1 ", " " + value if value.startswith(("$", "@", "%")) else value)
 
 
 def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
     """The metadata of a configuration's bundle, made of the template's."""
-    classes = {str(i): _plain(name) for i, (_, name) in enumerate(plan.labels)}
+    classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
-    channels = {str(i): _plain(name) for i, name in enumerate(plan.modalities)}
+    channels = {str(i): name for i, name in enumerate(plan.modalities)}
     modalities = ", ".join(channels.values())
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
@@ -197,20 +211,37 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
     return metadata
 
 
-def _readme(templates: Path, plan: Plan, configuration: Configuration) -> str:
+def _row(*cells: str) -> str:
+    """A line of a table in a README, whatever its cells hold."""
+    return f"| {' | '.join(_markdown(cell) for cell in cells)} |"
+
+
+def _markdown(text: str) -> str:
+    """A text that is read as it stands: no column, no tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _explained(*configs: Mapping[str, Any]) -> str:
+    """Lines of a table that explains the keys of configs."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return "\n".join(f"| `{s.name}` | {'yes' if s.kind == 'planned' else ''} | {s.meaning} |" for s in explained(keys))
+
+
+def _readme(templates: Path, plan: Plan, configuration: Configuration, configs: Sequence[Mapping[str, Any]]) -> str:
     decisions = [d for d in plan.decisions if d.configuration in ("", configuration.name)]
-    rows = [f"| {d.name} | {d.value} | {d.source} | {d.because} |" for d in decisions]
+    rows = [_row(d.name, d.value, d.source, d.because) for d in decisions]
     values = {
         "name": bundle_name(plan, configuration),
         "dataset": plan.name,
         "configuration": configuration.name,
         "dimensions": f"{len(configuration.patch_size)}D",
-        "modalities": ", ".join(plan.modalities),
-        "classes": ", ".join(name for _, name in plan.labels[1:]),
+        "modalities": _markdown(", ".join(plan.modalities)),
+        "classes": _markdown(", ".join(name for _, name in plan.labels[1:])),
         "cases": plan.num_training,
         "folds": len(plan.folds),
         "last_fold": len(plan.folds) - 1,
         "decisions": "\n".join(rows),
+        "keys": _explained(*configs),
     }
     stage = templates / f"{configuration.name}.md"
     text = "\n" + string.Template(stage.read_text()).substitute(values) if stage.is_file() else ""
@@ -218,9 +249,6 @@ def _readme(templates: Path, plan: Plan, configuration: Configuration) -> str:
 
 
 # The bundle to share.
-
-MEMBERS = {"2d": "slices", "3d_fullres": "fullres", "3d_lowres": "lowres", "3d_cascade_fullres": "cascade"}
-"""What the networks of a configuration are called in a bundle that holds those of several."""
 
 
 @dataclass(frozen=True)
@@ -286,10 +314,10 @@ def render_shared(
         }
     config.update((key, value) for key, value in values.items() if key in config)
     described = _best_metadata(templates, plan, trained, name, performance, provenance)
-    readme = _best_readme((templates / "docs" / "best.md").read_text(), plan, trained, described, performance, mirror)
+    readme = _best_readme((templates / "docs" / "best.md").read_text(), plan, trained, described, performance, config)
     files = {
         "configs/inference.json": format_json(config).encode(),
-        "configs/metadata.json": format_json(described).encode(),
+        "configs/metadata.json": format_json(_inert(described)).encode(),
         "docs/README.md": readme.encode(),
     }
     return dict(sorted({**files, **copied(templates)}.items()))
@@ -342,11 +370,11 @@ def _best_readme(
     trained: Sequence[Trained],
     metadata: Mapping[str, Any],
     performance: Performance,
-    mirror: bool,
+    config: Mapping[str, Any],
 ) -> str:
     names = {t.configuration.name for t in trained}
     rows = [
-        f"| {d.configuration or 'all'} | {d.name} | {d.value} | {d.source} | {d.because} |"
+        _row(d.configuration or "all", d.name, d.value, d.source, d.because)
         for d in plan.decisions
         if d.configuration in ("", *names)
     ]
@@ -355,22 +383,23 @@ def _best_readme(
         f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} (fold {', '.join(map(str, t.folds))})"
         for t in trained
     ]
-    scores = [f"- {n}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
+    scores = [f"- {_markdown(n)}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
     return string.Template(template).substitute(
         name=metadata["name"],
         authors=metadata["authors"],
         intended_use=metadata["intended_use"],
         dataset=plan.name,
         model=_model(trained),
-        modalities=", ".join(plan.modalities),
-        classes=", ".join(n for _, n in plan.labels[1:]),
+        modalities=_markdown(", ".join(plan.modalities)),
+        classes=_markdown(", ".join(n for _, n in plan.labels[1:])),
         cases=plan.num_training,
         networks="\n".join(networks),
         scored_cases=performance.num_cases,
         folds=", ".join(map(str, performance.folds)),
-        mirroring=", mirroring" if mirror else "",
+        mirroring=", mirroring" if config["mirror"] else "",
         scores="\n".join(scores),
         decisions="\n".join(rows),
+        keys=_explained(config),
     )
 
 
@@ -387,7 +416,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _changes(folder: Path, files: dict[str, bytes]) -> list[str]:
     """What would change in a bundle that is there, a line each; nothing for one that is not there."""
-    if not (folder / "configs" / "train.json").is_file():
+    if not (folder / MARKS[0]).is_file():
         return []
     changes = []
     for name, content in files.items():
@@ -417,12 +446,21 @@ def _stale(folder: Path, files: dict[str, bytes]) -> Sequence[Path]:
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a bundle's files, each under a temporary name first, and remove generated files that are not among them."""
-    for name, content in files.items():
-        path = folder / name
-        if path.is_file() and path.read_bytes() == content:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, partial(Path.write_bytes, data=content))
+    """Write a bundle's files, and remove generated files that are not among them.
+
+    The file that marks the bundle as complete goes first and comes last: what was interrupted is no bundle.
+    """
+    changed = [name for name, content in files.items() if not _is(folder / name, content)]
+    mark = next(name for name in MARKS if name in files)
+    if changed:
+        (folder / mark).unlink(missing_ok=True)
+    for name in (*(n for n in changed if n != mark), *([mark] if changed else [])):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, partial(Path.write_bytes, data=files[name]))
     for path in _stale(folder, files):
         path.unlink()
+
+
+def _is(path: Path, content: bytes) -> bool:
+    """Whether a file is there and holds just this."""
+    return path.is_file() and path.read_bytes() == content

@@ -17,6 +17,7 @@ from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.results import FoldResult
+from autoplan.settings import MEMBERS
 
 LARGE_FILE_BYTES = 25 * 2**20
 """What the Model Zoo keeps in a repository at most; larger files are listed with an address."""
@@ -87,7 +88,7 @@ def check_name(name: str | None) -> None:
     Raises:
         TemplateError: it is no plain name, or that of another folder.
     """
-    if not re.fullmatch(r"\w[\w.-]*", "best" if name is None else name) or name in (*render.MEMBERS, "cache"):
+    if not re.fullmatch(r"\w[\w.-]*", "best" if name is None else name) or name in (*MEMBERS, "cache"):
         raise TemplateError(
             f"a bundle cannot be called {name!r}. Take another --name of letters, digits, _, - and ., neither cache "
             "nor a configuration, such as hippocampus_mri_segmentation."
@@ -200,6 +201,6 @@ def _weights(path: Path) -> dict[str, Any]:
 def _key(configuration: str, number: int, key: str) -> str:
     """Name of a weight among those of all networks; a cascade's file has both stages as `lowres.0.…`, `cascade.0.…`."""
     if configuration != "3d_cascade_fullres":
-        return f"{render.MEMBERS[configuration]}.{number}.{key}"
+        return f"{MEMBERS[configuration]}.{number}.{key}"
     stage, _, rest = key.split(".", 2)
     return f"{stage}.{number}.{rest}"

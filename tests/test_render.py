@@ -1,11 +1,14 @@
 """What a bundle's files say: the plan and nothing else, once, in JSON to be read; and when they are written."""
 
+import ast
 import dataclasses
+import errno
 import importlib
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from monai.data import MetaTensor
 
 from autoplan import dataset, fingerprint, plan, saved
 from autoplan.errors import TemplateError
-from autoplan.facts import ChannelNormalization, to_dict
+from autoplan.facts import ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
 from autoplan.render import OVERLAYS, relative_path, render, render_all
 
@@ -147,6 +150,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
         "3d_cascade_fullres": {
             "network_def", "network", "lowres", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
             "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
+            "training_settings",
         },
     }[name]  # fmt: skip
     planned = {"bundle_root", "patch_size", "batch_size", "strides", "features", "batch_dice"}
@@ -185,7 +189,7 @@ def test_only_the_largest_component_of_such_a_class_is_kept(single, classes, con
     configs = ("train", "evaluate") if config_name == "evaluate" else ("inference",)
     id_ = "validate#postprocessing" if config_name == "evaluate" else "postprocessing"
     parser = parse(bundle, *configs, output_dir=str(tmp_path))
-    transforms = parser.get_parsed_content(id_).transforms
+    transforms = parser.get_parsed_content(id_).flatten().transforms
     keep = [t for t in transforms if type(t).__name__ == "KeepLargestComponentd"]
     assert len(keep) == bool(single)
     labels = torch.zeros(1, 12, 6, 6, dtype=torch.uint8)
@@ -371,6 +375,95 @@ def test_any_dataset_folder(name, tmp_path, parse) -> None:
     for config_name in ("train", "inference"):
         found = parse(bundle, config_name).get_parsed_content("dataset_dir")
         assert Path(os.path.normpath(found)) == data
+
+
+HOSTILE = (
+    "$import this", "$import", "$__import__('os').system('touch hacked')", "@network", "%train.json::max_epochs", "a#b",
+    "x@#y", "x%#y", "::", "_target_", "it's \"x\"", r"back\slash", "größer als \u4e2d", r"$\frac{a}{b}$", "<b>", "a|b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("configuration", NAMES)
+def test_nothing_of_a_dataset_is_evaluated(name, configuration, tmp_path, parse, monkeypatch) -> None:
+    """Names of classes and channels are text in every config, whatever they look like."""
+    monkeypatch.chdir(tmp_path)
+    hostile = dataclasses.replace(
+        TINY_PLAN, labels=((0, "background"), (1, name), (2, "b")), modalities=(name, "CT"), single_component=()
+    )
+    render_all(hostile, tmp_path / "data", tmp_path / "bundles")
+    bundle = tmp_path / "bundles" / TINY_PLAN.name / configuration
+    imported = {*sys.modules}
+    for names in (("train",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("train", "quick"), ("inference",)):
+        parser = parse(bundle, *names)
+        assert parser.get_parsed_content("class_names") == ["background", name, "b"]
+        described = parser.get_parsed_content("_meta_")
+        image, pred = (described["network_data_format"][part] for part in ("inputs", "outputs"))
+        # MONAI shows a number sign in metadata as the mark of its ids.
+        marked = name.replace("@#", "@ #").replace("%#", "% #").replace("#", "::")
+        assert image["image"]["channel_def"]["0"].strip() == marked
+        assert pred["pred"]["channel_def"]["1"].strip() == marked
+        assert f"segments {marked}, b in" in described["description"]
+    assert "this" not in sys.modules
+    assert not (tmp_path / "hacked").exists()
+    assert imported >= {module for module in sys.modules if module == "this"}
+
+
+@pytest.mark.parametrize("name", ["<script>", "a|b"])
+def test_names_do_not_change_the_form_of_a_readme(name) -> None:
+    planned = dataclasses.replace(TINY_PLAN, decisions=(Decision("", "x", name, "section 1", f"because of {name}"),))
+    text = render(planned, planned.configurations[0], "..")["docs/README.md"].decode()
+    [row] = [line for line in text.splitlines() if line.startswith("| x |")]
+    assert len(re.split(r"(?<!\\)\|", row)) == 6
+    assert "<script>" not in text
+
+
+ALLOWED = (
+    ast.Expression, ast.Name, ast.Load, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.Call, ast.BinOp,
+    ast.Add, ast.Sub, ast.Mult, ast.List, ast.UnaryOp, ast.Not,
+)  # fmt: skip
+"""What an expression of a config may be made of: attributes, indices, sums, a list, calls; `not` of a value."""
+
+
+def test_expressions_of_configs_hold_no_logic(bundle) -> None:
+    """One call and no more, besides `len` and `str`: everything else is a tested function in scripts/."""
+    seen = 0
+    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick"):
+        for path, value in leaves(config(bundle, name)):
+            if not isinstance(value, str) or not value.startswith("$") or value.startswith("$import"):
+                continue
+            tree = ast.parse(re.sub(r"[@%]([\w#]+)", lambda m: "ref_" + m[1].replace("#", "_"), value[1:]), mode="eval")
+            nodes = list(ast.walk(tree))
+            assert {type(node) for node in nodes} <= {*ALLOWED}, f"{name}#{path}: {value}"
+            calls = [node for node in nodes if isinstance(node, ast.Call)]
+            called = [n for n in calls if not (isinstance(n.func, ast.Name) and n.func.id in ("len", "str", "range"))]
+            assert len(called) <= 1, f"{name}#{path}: {value}"
+            seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize("number", range(0, 40, 3))
+def test_planning_that_was_interrupted_goes_on(number, tmp_path, monkeypatch) -> None:
+    """A full disk at any file: what is half written is no bundle, and planning again completes it without --force."""
+    written = []
+
+    def full_disk(path, write):
+        written.append(path)
+        if len(written) == number + 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autoplan.render.write_atomically", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            render_all(TINY_PLAN, tmp_path / "data", tmp_path / "bundles")
+    folder = tmp_path / "bundles" / TINY_PLAN.name
+    complete = {path.parents[1].name for path in folder.glob("*/configs/train.json")}
+    assert complete == {name for name in NAMES if (folder / name / "configs" / "train.json") in written[:-1]}
+    changed = dataclasses.replace(TINY_PLAN, nonzero_only=True)
+    if not complete:
+        render_all(changed, tmp_path / "data", tmp_path / "bundles")
+    render_all(changed if not complete else TINY_PLAN, tmp_path / "data", tmp_path / "bundles")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from autoplan.__main__ import main
 from autoplan.errors import TrainingError
 from autoplan.files import read_object
 from autoplan.jobs import Job
+from autoplan.settings import flags_of_training
 
 TASK = TINY_PLAN.name
 
@@ -111,8 +112,7 @@ def test_a_training_sees_one_gpu(task: Path, capsys: pytest.CaptureFixture) -> N
 def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) -> None:
     for bundle in jobs.find_bundles(task):
         config = read_object(bundle / "configs" / "train.json")
-        settings = [name for name in config if name not in jobs.MANAGED]
-        jobs.check_settings(settings, command_line._template())
+        jobs.check_settings(flags_of_training(config), command_line.known_settings()[0])
 
 
 def test_mirroring_is_a_setting_of_the_evaluation_alone(task: Path) -> None:
