@@ -14,15 +14,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(INSTALLED)
 	@"$(VENV)/bin/python" tools/demo.py $(if $(TASK),"$(TASK)")
 
-test: $(INSTALLED)
-	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest
+test: lint
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadgroup --cov
 
 install: $(INSTALLED)
 
 lint: $(INSTALLED)
-	"$(VENV)/bin/python" -m pip install -q -c constraints.txt -e ".[lint]"
 	"$(VENV)/bin/python" -m ruff check .
-	"$(VENV)/bin/python" -m mypy autoplan
+	"$(VENV)/bin/python" -m ruff format --check .
+	"$(VENV)/bin/python" -m mypy
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
@@ -31,5 +31,5 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	  { echo 'Error: "$(PYTHON)" cannot make environments. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
 	@echo 'Installing into $(VENV): some minutes the first time.'
-	"$(VENV)/bin/python" -m pip install -q -c constraints.txt -e ".[test]"
+	"$(VENV)/bin/python" -m pip install -q -c constraints.txt -e ".[test,lint]"
 	@touch "$@"

@@ -6,6 +6,7 @@ on it) and train.log. This module starts nothing.
 """
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -110,7 +111,10 @@ def jobs_of(
     """
     jobs = []
     for bundle in bundles:
-        check_settings(settings or {}, read_object(bundle / "configs" / "train.json"))
+        config = read_object(bundle / "configs" / "train.json")
+        check_settings(settings or {}, config)
+        for prefix in ("", "lowres_"):
+            check_patch_size({**config, **(settings or {})}, prefix)
         count = len(results.folds(bundle))
         for fold in folds or range(count):
             if fold not in range(count):
@@ -132,6 +136,44 @@ def check_settings(names: Iterable[str], keys: Collection[str]) -> None:
             raise TrainingError(f"--{name} cannot be set here: it is a part of the bundles, or every job has its own.")
         if name not in known:
             raise TrainingError(f"there is no flag --{name}. The settings of a training are {', '.join(known)}.")
+
+
+def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuses a patch that the network cannot take: each axis must be a multiple of its strides, and the deepest level
+    needs more than one voxel for its instance norm.
+
+    Args:
+        config: keys of train.json; those that were set are text.
+        prefix: of the keys that are about the cascade's first stage.
+
+    Raises:
+        TrainingError: it does not fit; with the smallest patch that does.
+    """
+    patch, strides = (_parsed(config.get(f"{prefix}{name}")) for name in ("patch_size", "strides"))
+    if patch is None or strides is None:
+        return
+    name = f"--{prefix}patch_size {config[f'{prefix}patch_size']}"
+    try:
+        steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
+        fits = len(patch) == len(steps) and all(n >= s and n % s == 0 for n, s in zip(patch, steps, strict=True))
+        voxels = math.prod(n // s for n, s in zip(patch, steps, strict=True)) if fits else 0
+    except (TypeError, ValueError):
+        raise TrainingError(f'{name}: takes a list of whole numbers, such as "[64,64,32]".') from None
+    if voxels < 2:
+        raise TrainingError(
+            f"{name}: does not fit the network. Each axis must be a multiple of {steps}, one of them at least twice "
+            f"that; the smallest patch is {[2 * steps[0], *steps[1:]]}."
+        )
+
+
+def _parsed(value: Any) -> Any:
+    """A value of a config; one that was typed is read as JSON. None for an expression."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return None if value.startswith(("$", "@")) else value
 
 
 def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:

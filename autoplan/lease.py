@@ -19,6 +19,8 @@ from autoplan.files import read_object
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
+MAX_TIME = 1e12
+"""Seconds since 1970 that are no time any more."""
 NAME = "lease.json"
 
 
@@ -151,6 +153,8 @@ def _read(path: Path) -> Holder | None:
     }
     found = {"machine": "", "max_epochs": 0, **found}
     if not all(isinstance(found.get(name), kind) for name, kind in kinds.items()) or found["pid"] < 1:
+        return None
+    if not abs(found["heartbeat"]) < MAX_TIME:
         return None
     return Holder(**{name: found[name] for name in kinds})
 

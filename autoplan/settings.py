@@ -35,7 +35,7 @@ def load() -> tuple[Setting, ...]:
 def flags_of_training(keys: Collection[str]) -> list[str]:
     """The keys of a train.json that are flags of `train`, and the settings of the evaluation that follows."""
     known = {s.name for s in load() if s.kind not in ("job", "evaluation")}
-    return [*(key for key in keys if _bare(key) in known), *evaluation_only()]
+    return [*(key for key in keys if key in known or _bare(key) in known), *evaluation_only()]
 
 
 def paths() -> tuple[str, ...]:

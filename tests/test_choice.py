@@ -215,7 +215,7 @@ class Expect:
     unsaid: tuple[str, ...] = ()
 
 
-TRAIN = Missing("3d_lowres", None, "no fold is finished; fold 0 is not trained to its end", "python -m monai.bundle …")
+TRAIN = Missing("3d_lowres", (), "no fold is finished; fold 0 is not trained to its end", "python -m monai.bundle …")
 EXPECT = [
     Expect(
         "clear",
@@ -249,12 +249,12 @@ EXPECT = [
     Expect(
         "missing",
         {"2d": [0.5, 0.6], "3d_fullres": [0.6, 0.7]},
-        setting(1, folds=(0, 2), num_folds=5, num_cases=10, missing=(TRAIN, Missing("2d", 1, "is bad", "do it"))),
+        setting(1, folds=(0, 2), num_folds=5, num_cases=10, missing=(TRAIN, Missing("2d", (1, 3), "is bad", "do it"))),
         (
             "2 of 10 cases (folds 0, 2 of 5)",
             "3d_lowres and ensembles with it are no candidates",
             "2 of 5 folds; with the others the choice may change",
-            "  2d, fold 1: is bad\n    do it",
+            "  2d, folds 1, 3: is bad\n    do it",
             "  3d_lowres: no fold is finished; fold 0 is not trained to its end\n    python -m monai.bundle",
         ),
     ),

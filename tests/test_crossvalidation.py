@@ -1,9 +1,11 @@
 """Scores of cross-validation: what counts as finished and comparable, what is kept, and the command `select`."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from autoplan import sharing
 from autoplan.__main__ import main
 from autoplan.errors import DatasetError, TemplateError
 from autoplan.facts import Dataset, Plan
-from autoplan.results import PREDICTION_SETTINGS
+from autoplan.files import file_digest, read_object
+from autoplan.results import PREDICTION_SETTINGS, probabilities
 
 
 def segment(members: Sequence[Path], bundle: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -66,14 +69,13 @@ class Experiment:
         self, configuration: str, k: int, *, shift: int = 0, model: str = "", settings: dict | None = None
     ) -> None:
         """Writes what a finished fold has: predictions are the labels, moved by `shift` voxels."""
-        found, model = self.fold(configuration, k), model or f"{configuration}-{k}"
+        found = self.fold(configuration, k)
         (found / "validation" / "probabilities").mkdir(parents=True, exist_ok=True)
         for case in self.plan.folds[k]:
-            np.savez_compressed(
-                cv.probabilities(self.folder / configuration, k, case), pred=np.roll(self.label(case), shift, 0)
-            )
+            np.savez_compressed(probabilities(found, case), pred=np.roll(self.label(case), shift, 0))
+        (found / "model.pt").write_text(model or f"{configuration}-{k}")
+        model = file_digest(found / "model.pt")
         (found / "finished.json").write_text(json.dumps({"epochs": 3, "stopped": False, "model": model}))
-        (found / "model.pt").touch()
         scored = {
             "cases": {case: {} for case in self.plan.folds[k]},
             "model": model,
@@ -129,7 +131,7 @@ def test_scores_and_winner(experiment) -> None:
     written = experiment.result
     assert written["winner"] == ["3d_fullres"]
     assert written["setting"]["folds"] == [0]
-    assert [m["fold"] for m in written["setting"]["missing"]] == [2, 3, 4, 1, 2, 3, 4]
+    assert [m["folds"] for m in written["setting"]["missing"]] == [[2, 3, 4], [1, 2, 3, 4]]
     case = experiment.plan.folds[0][0]
     assert written["cases"]["2d"][case]["postprocessed"] == [pytest.approx(2 / 3), 0.5]
     there = {p.name for p in experiment.folder.iterdir()}
@@ -217,7 +219,7 @@ def test_a_configuration_without_a_common_fold_is_left_out(experiment) -> None:
     experiment.finish("3d_fullres", 3)
     choice = experiment.select()
     assert [s.candidate.name for s in choice.scores] == ["2d"]
-    (left_out,) = (m for m in choice.setting.missing if m.fold is None)
+    (left_out,) = (m for m in choice.setting.missing if not m.folds)
     assert left_out.configuration == "3d_fullres"
     assert left_out.what == "its finished folds (3) are none of those compared"
     assert " --configurations 3d_fullres --folds 0 " in left_out.command
@@ -248,7 +250,8 @@ EXPECT = [
     Expect("other cases", lambda e, f: _entry(f, cases={"x": {}}), "predictions of other cases"),
     Expect("not predicted", lambda e, f: (f / "validation/dice.json").unlink(), "are not predicted"),
     Expect("other network", lambda e, f: _network(f / "validation/dice.json", "x"), "of another network"),
-    Expect("trained on", lambda e, f: _network(f / "finished.json", "x"), "of another network"),
+    Expect("trained on", lambda e, f: _network(f / "finished.json", "x"), "another network in model.pt"),
+    Expect("weights of another fold", lambda e, f: (f / "model.pt").write_text("x"), "another network in model.pt"),
     Expect(
         "no probabilities",
         lambda e, f: next((f / "validation/probabilities").iterdir()).unlink(),
@@ -262,19 +265,53 @@ def test_what_is_not_finished(experiment, e) -> None:
     e.spoil(experiment, experiment.fold("2d", 1))
     found, missing = cv.finished(experiment.plan, experiment.folder)
     assert {name: sorted(folds) for name, folds in found.items()} == {"2d": [0], "3d_fullres": [0]}
-    (gap,) = (m for m in missing if (m.configuration, m.fold) == ("2d", 1))
+    (gap,) = (m for m in missing if m.configuration == "2d" and 1 in m.folds)
     assert e.what in gap.what
-    assert " autoplan train Task90_Tiny --configurations 2d --folds 1 --bundles " in gap.command
+    # Folds that lack the same stand in one line.
+    folds = "1,2,3,4" if e.what == "is not trained to its end" else "1"
+    assert f" autoplan train Task90_Tiny --configurations 2d --folds {folds} --bundles " in gap.command
 
 
 def test_the_command_for_what_is_missing_has_the_recipe_of_the_other_folds(experiment) -> None:
+    """Every setting that differs from what the configs say, ready to be typed."""
     path = experiment.fold("2d", 1) / "finished.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "max_epochs": 3, "schedule": True}))
+    config = read_object(experiment.folder / "2d" / "configs" / "quick.json")
+    settings = {"patch_size": [8, 16], "learning_rate": config["learning_rate"], "epoch_length": 5, "max_epochs": 3}
+    recipe = {"max_epochs": 3, "schedule": True, "settings": settings}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **recipe}))
     _, missing = cv.finished(experiment.plan, experiment.folder)
-    commands = {(m.configuration, m.fold): m.command for m in missing}
+    commands = {m.configuration: (m.folds, m.command) for m in missing}
     where = f"--bundles {experiment.bundles.as_posix()}"
-    assert commands["2d", 4].endswith(f" --configurations 2d --folds 4 {where} --quick --max_epochs 3")
-    assert commands["3d_fullres", 4].endswith(f" --configurations 3d_fullres --folds 4 {where}")
+    flags = "--quick --max_epochs 3 --patch_size '[8,16]' --epoch_length 5"
+    folds, command = commands["2d"]
+    assert folds == (2, 3, 4)
+    assert command.endswith(f" --configurations 2d --folds 2,3,4 {where} {flags}")
+    assert commands["3d_fullres"][1].endswith(f" --configurations 3d_fullres --folds 1,2,3,4 {where}")
+
+
+def test_folds_that_were_trained_differently_are_named(experiment) -> None:
+    for k, rate in ((0, 0.001), (1, 0.002)):
+        path = experiment.fold("2d", k) / "finished.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"learning_rate": rate, "seed": 0}}))
+    (note,) = experiment.select().setting.notes
+    assert note == (
+        "Warning: the folds of 2d were trained with different settings: learning_rate 0.001 (fold 0), 0.002 (fold 1)."
+    )
+
+
+def test_bundles_of_different_versions_are_not_compared(experiment, tmp_path, monkeypatch) -> None:
+    """A process has one package `scripts`: that of another bundle serves where it is the same, byte by byte."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for bundle in (one, other):
+        (bundle / "scripts").mkdir(parents=True)
+        (bundle / "scripts" / "__init__.py").write_text("")
+    imported = ModuleType("scripts")
+    imported.__file__ = str(one / "scripts" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "scripts", imported)
+    cv._import_scripts(other)
+    (other / "scripts" / "__init__.py").write_text("changed = True")
+    with pytest.raises(TemplateError, match=r"other/scripts and .*one/scripts are of different versions"):
+        cv._import_scripts(other)
 
 
 def test_the_command_for_a_bundle_names_the_folder(experiment) -> None:
@@ -289,7 +326,7 @@ def test_a_configuration_without_a_finished_fold(experiment) -> None:
     choice = experiment.select()
     assert choice.winner.name == "2d"
     (missing,) = (m for m in choice.setting.missing if m.configuration == "3d_fullres")
-    assert (missing.fold, missing.what) == (None, "no fold is finished; fold 0 is not trained to its end")
+    assert (missing.folds, missing.what) == ((), "no fold is finished; fold 0 is not trained to its end")
 
 
 def test_predictions_that_differ_in_settings_are_named(experiment) -> None:
@@ -310,11 +347,11 @@ def _nothing_finished(e: Experiment) -> None:
 
 
 def _broken(e: Experiment) -> None:
-    cv.probabilities(e.folder / "2d", 0, e.plan.folds[0][0]).write_bytes(b"PK broken")
+    probabilities(e.fold("2d", 0), e.plan.folds[0][0]).write_bytes(b"PK broken")
 
 
 def _other_grid(e: Experiment) -> None:
-    np.savez_compressed(cv.probabilities(e.folder / "2d", 0, e.plan.folds[0][0]), pred=np.zeros((3, 4, 5), np.uint8))
+    np.savez_compressed(probabilities(e.fold("2d", 0), e.plan.folds[0][0]), pred=np.zeros((3, 4, 5), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +379,7 @@ def test_the_command(experiment, capsys, monkeypatch) -> None:
     printed = capsys.readouterr().out
     assert "Chosen: 3d_fullres, mean foreground Dice 1.0000" in printed
     assert "all but the largest component of a, b is removed" in printed
-    assert "3d_fullres, fold 1: is not trained to its end" in printed
+    assert "3d_fullres, folds 1, 2, 3, 4: is not trained to its end" in printed
     assert printed.splitlines()[-2:] == [str(experiment.folder / "choice.json"), str(experiment.folder / "best")]
     assert main([*arguments, "--nme", "best"]) == 1
     assert "there is no flag --nme" in capsys.readouterr().err

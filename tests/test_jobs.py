@@ -1,298 +1,503 @@
-"""Jobs as processes, with trainings that take no time: what runs when, what is killed, what is run again."""
+"""Which jobs there are, how they stand and why they fail: without starting any."""
 
+import hashlib
 import json
-import os
-import random
+import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
+from conftest import TINY_PLAN
 
-from autoplan import backends, failures, jobs, lease, supervisor
+from autoplan import backends, failures, jobs, lease, results
 from autoplan import commands as command_line
 from autoplan.__main__ import main
+from autoplan.errors import TrainingError
+from autoplan.files import read_object
+from autoplan.jobs import Job
+from autoplan.settings import flags_of_training
 
 TASK = TINY_PLAN.name
-NAN = "FloatingPointError: the training loss is nan in epoch 1, iteration 2, cases case_1. Try a lower learning rate."
 
 
-UP_TO_TRAINING = """
-import sys
-from autoplan import __main__ as m, commands
-commands.select = commands.predict = lambda *_, **__: None
-sys.exit(m.main())
-"""
-"""The command line, whose `run` ends after the trainings: the stand-ins leave no predictions to choose by."""
+@pytest.fixture
+def task(project: Path, tmp_path: Path) -> Path:
+    """The bundles of the tiny plan, to be changed."""
+    return Path(shutil.copytree(project / "bundles" / TASK, tmp_path / "bundles" / TASK))
 
 
-def start(*words: str) -> "subprocess.Popen[str]":
-    """The command line as a process."""
-    command = [sys.executable, "-c", UP_TO_TRAINING, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def job_of(task: Path, fold: int = 0, configuration: str = "2d", **settings: str) -> Job:
+    [job] = jobs.jobs_of([task / configuration], [fold], settings=settings)
+    return job
 
 
-def test_all_jobs_then_nothing_then_what_is_missing(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    words = ["train", TASK, "--configurations", "2d,3d_fullres", "--folds", "0,1", "--jobs", "2"]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    jobs = [f"{c} {f}" for c in ("2d", "3d_fullres") for f in (0, 1)]
-    started = [name for name, _ in stub.notes("start")]
-    assert started[0] == "caching 2d -"
-    assert sorted(started[1:]) == sorted(f"{step} {job}" for step in ("training", "evaluating") for job in jobs)
-    assert "3d_fullres     1     done" in out
-    assert "2d fold 0: done" in out
-    assert stub.alive() == []
-
-    assert main(words) == 0
-    assert len(stub.notes("start")) == len(started), "nothing is run twice"
-
-    scores = stub.task / "2d" / "models" / "fold_1" / "validation" / "dice.json"
-    (before := scores.read_text(), scores.unlink())
-    assert main(words) == 0
-    assert [name for name, _ in stub.notes("start")][len(started) :] == ["evaluating 2d 1"]
-    assert scores.read_text() == before
-
-    assert main([*words, "--max_epochs", "3"]) == 0
-    assert (stub.task / "2d" / "models" / "fold_0" / "last.pt").read_text() == "3"
-    assert not list(stub.task.glob("*/models/*/.*"))
-    assert not list(stub.task.rglob(lease.NAME))
+MODEL = hashlib.sha256(b"weights").hexdigest()[:16]
 
 
-def test_settings_reach_both_commands(stub: Stub) -> None:
-    settings = ["--num_workers", "0", "--patch_size", "[16,16]", "--amp", "False", "--cache_dir", "2024_01"]
-    settings += ["--max_epochs", "1"]
-    assert main(["train", TASK, "--folds", "0", "--configurations", "2d", "--quick", *settings]) == 0
-    log = (stub.task / "2d" / "models" / "fold_0" / "train.log").read_text()
-    command = next(line for line in log.splitlines() if line.startswith(failures.START))
-    for words in ("--num_workers 0", "--patch_size [16,16]", "--amp False", f"--cache_dir {stub.folder / '2024_01'}"):
-        assert words in command
-    assert "quick.json" in command
+def finish(job: Job, epochs: int = 1000, **more: object) -> None:
+    """Leaves what a training leaves; with `schedule` also its recipe, as versions before have not recorded it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "model.pt").write_text("weights")
+    found = {"epochs": epochs, "stopped": False, "model": MODEL, **more}
+    if "schedule" in more:
+        found = {"max_epochs": epochs, **found}
+    (job.folder / "finished.json").write_text(json.dumps(found))
 
 
-def test_a_failure_is_explained_and_others_go_on(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    stub.fail("2d", 0, NAN)
-    stub.fail("2d", 1, "ValueError: There is no such thing.")
-    stub.fail("2d", 2, *["kill"] * 3)
-    stub.fail("2d", 3, "kill", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.")
-    assert main(["train", TASK, "--configurations", "2d", "--jobs", "3"]) == 1
-    starts = Counter(name for name, _ in stub.notes("start"))
-    assert [starts[f"training 2d {fold}"] for fold in range(5)] == [1, 1, 3, 3, 1]
-    out, err = capsys.readouterr()
-    assert "2d fold 0: failed: the training loss is nan in epoch 1, iteration 2, cases case_1." in out
-    assert "2d fold 1: failed: ValueError: There is no such thing." in out
-    assert "2d fold 2: failed: killed by the system, most likely for lack of memory" in out
-    assert "2d fold 3: done" in out
-    states = [line.split()[2] for line in out.splitlines()[-5:]]
-    assert states == ["failed", "failed", "failed", "done", "done"]
-    assert "2 of 5 jobs are done, 3 failed." in err
-    assert "Traceback" not in err
-    for fold in range(3):
-        assert str(stub.task / "2d" / "models" / f"fold_{fold}" / "train.log") in err
-    assert main(["train", TASK, "--configurations", "2d"]) == 0, "the same command does the rest"
+def score(job: Job, model: str | None = MODEL, cases: tuple[str, ...] | None = None) -> None:
+    """Leaves what an evaluation leaves."""
+    (job.folder / "validation").mkdir(exist_ok=True)
+    found: dict[str, object] = {"mean_foreground_dice": 0.75, "cases": dict.fromkeys(cases or (f"case_{job.fold}",))}
+    found |= {"settings": dict.fromkeys(results.PREDICTION_SETTINGS)} | ({} if model is None else {"model": model})
+    (job.folder / "validation" / "dice.json").write_text(json.dumps(found))
+    probabilities = job.folder / "validation" / "probabilities"
+    probabilities.mkdir(exist_ok=True)
+    (probabilities / f"case_{job.fold}.npz").write_text("probabilities")
 
 
-def test_stage_2_does_not_start_when_stage_1_failed(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    stub.fail(jobs.LOWRES, 1, NAN)
-    words = ["train", TASK, "--configurations", f"{jobs.LOWRES},{jobs.CASCADE}", "--jobs", "4"]
-    assert main(words) == 1
-    out, err = capsys.readouterr()
-    assert "4 of 10 jobs are done, 1 failed." in err
-    assert out.count("waits for 3d_lowres fold 1") == 5
-    assert not [name for name, _ in stub.notes("start") if name.startswith(f"training {jobs.CASCADE}")]
-    assert main(words) == 0
-    names = [name for name, _ in stub.notes("start") if not name.startswith("caching")]
-    last_of_first = max(i for i, name in enumerate(names) if jobs.LOWRES in name)
-    assert last_of_first < min(i for i, name in enumerate(names) if jobs.CASCADE in name)
+def test_all_jobs(task: Path) -> None:
+    found = jobs.jobs_of(jobs.find_bundles(task))
+    assert [(j.configuration, j.fold) for j in found] == [(c, f) for c in jobs.CONFIGURATIONS for f in range(5)]
+    assert all(Path(j.bundle).is_absolute() for j in found)
 
 
-def test_what_a_fold_of_the_cascade_needs_is_run_too(stub: Stub, capsys: pytest.CaptureFixture) -> None:
-    words = ["train", TASK, "--configurations", jobs.CASCADE, "--quick", "--max_epochs", "1"]
-    assert main([*words, "--folds", "0", "--patch_size", "[16,16,16]", "--lowres_patch_size", "[8,8,8]"]) == 0
-    out = capsys.readouterr().out
-    assert out.count(" done ") == 6
-    log = (stub.task / jobs.LOWRES / "models" / "fold_3" / "train.log").read_text()
-    assert "--patch_size [8,8,8]" in log
-    assert "lowres_patch_size" not in log
-    before = len(stub.notes("start"))
-    assert main(["train", TASK, "--configurations", jobs.CASCADE, "--folds", "1"]) == 0
-    started = [name for name, _ in stub.notes("start")][before:]
-    assert started == [f"{step} {jobs.CASCADE} 1" for step in ("training", "evaluating")]
+def test_some_jobs(task: Path) -> None:
+    found = jobs.jobs_of(jobs.find_bundles(task, ["3d_fullres"]), [1, 3])
+    assert [j.name for j in found] == ["3d_fullres fold 1", "3d_fullres fold 3"]
 
 
-def test_a_fold_of_every_configuration(stub: Stub) -> None:
-    assert main(["train", TASK, "--folds", "0", "--max_epochs", "1"]) == 0
-    trained = [name for name, _ in stub.notes("start") if name.startswith("training")]
-    expected = [f"{c} 0" for c in ("2d", "3d_fullres", jobs.CASCADE)]
-    expected += [f"{jobs.LOWRES} {fold}" for fold in range(5)]
-    assert sorted(trained) == sorted(f"training {name}" for name in expected)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["Task99_None"], "Plan first: python -m autoplan Task99_None", id="no bundles"),
+        pytest.param([TASK, "--configurations", "4d"], "There are 2d, 3d_fullres,", id="no such configuration"),
+        pytest.param([TASK, "--folds", "5"], "there are 5, counted from 0", id="no such fold"),
+        pytest.param([TASK, "--folds", "one"], "--folds takes numbers such as 0,1", id="fold in words"),
+        pytest.param([TASK, "--max_epoch", "3"], "there is no flag --max_epoch.", id="misspelt setting"),
+        pytest.param([TASK, "--fold", "3"], "--fold cannot be set here", id="set by the job"),
+        pytest.param([TASK, "--jobs", "0"], "--jobs takes", id="no jobs at a time"),
+        pytest.param([TASK, "more"], "one argument too many", id="argument"),
+        pytest.param([TASK, "--quick=maybe"], "--quick takes no value", id="switch"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "status"])
+def test_refused(task: Path, command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    if command == "status" and "--jobs" in arguments:
+        said = "there is no flag --jobs"
+    assert main([command, *arguments, "--bundles", str(task.parent)]) == 1
+    assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("first", "then"), [(["--quick"], []), ([], ["--quick"])], ids=["short first", "short later"])
-def test_another_recipe_is_not_run_over_a_finished_one(
-    stub: Stub, capsys: pytest.CaptureFixture, first: list[str], then: list[str]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--misspelt", "1"], "there is no flag --misspelt. The settings of a training are "),
+        (["--fold", "1"], "--fold cannot be set here"),
+        (["--folds", "one"], "--folds takes numbers such as 0,1"),
+        (["--jobs", "0"], "--jobs takes"),
+        (["--device", "cuda:1"], "put CUDA_VISIBLE_DEVICES=1 before"),
+    ],
+)
+def test_run_refuses_flags_of_the_trainings_before_it_plans(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["train", TASK, "--configurations", "2d", "--folds", "0"]
-    assert main([*words, *first]) == 0
-    before = len(stub.notes("start"))
-    capsys.readouterr()
-    assert main([*words, *then]) == 1
-    folder = stub.task / "2d" / "models" / "fold_0"
-    out = capsys.readouterr().out
-    assert "2d fold 0: failed: this fold was begun with another recipe (quick.json, or another --max_epochs" in out
-    assert f"Go on with that one, or remove {folder} to start anew." in out
-    assert len(stub.notes("start")) == before
-    assert main(["status", TASK, "--configurations", "2d", "--folds", "0"]) == 0
-    assert " done " in capsys.readouterr().out
+    monkeypatch.setattr(command_line, "plan", lambda *_, **__: pytest.fail("it plans"))
+    assert main(["run", TASK, *arguments]) == 1
+    assert said in capsys.readouterr().err
 
 
-def test_nothing_outlives_a_command_that_is_killed(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.2")
-    words = ("train", TASK, "--configurations", "2d", "--jobs", "2", "--folds", "0,1", "--max_epochs", "10")
-    process = start(*words)
-    wait_until(lambda: len(stub.notes("helper")) == 2)
-    process.kill()
-    process.wait()
-    again = start(*words)
-    assert again.wait(60) == 0, again.stdout.read()
-    assert stub.alive() == []
-    assert not stub.notes("clash")
-    assert len(list(stub.task.glob("2d/models/*/finished.json"))) == 2
+def test_a_training_sees_one_gpu(task: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", TASK, "--device", "cuda:1", "--bundles", str(task.parent)]) == 1
+    assert "put CUDA_VISIBLE_DEVICES=1 before the command" in capsys.readouterr().err
 
 
-def test_ctrl_c_saves_and_says_so(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.2")
-    process = start("train", TASK, "--configurations", "2d", "--folds", "0", "--max_epochs", "100")
-    last = stub.task / "2d" / "models" / "fold_0" / "last.pt"
-    wait_until(last.is_file)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert "Interrupted" in process.stdout.read()
-    assert stub.alive() == []
-    assert failures.last_status((last.parent / "train.log").read_text()) == 143
-    assert not list(stub.task.rglob(lease.NAME))
+def test_the_settings_of_all_bundles_are_known_before_there_are_any(task: Path) -> None:
+    for bundle in jobs.find_bundles(task):
+        config = read_object(bundle / "configs" / "train.json")
+        jobs.check_settings(flags_of_training(config), command_line.known_settings()[0])
 
 
-def test_a_training_dies_with_its_supervisor(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.2")
-    process = start("train", TASK, "--configurations", "2d", "--folds", "0", "--max_epochs", "8")
-    wait_until(lambda: stub.notes("helper"))
-    [(_, training)] = stub.notes("start")
-    held = lease.holder(stub.task / "2d" / "models" / "fold_0")
-    os.kill(held["pid"], signal.SIGKILL)
-    wait_until(lambda: training not in stub.alive(), 5)
-    assert process.wait(60) == 0, process.stdout.read()
-    assert not stub.notes("clash")
-    os.kill(stub.notes("helper")[0][1], signal.SIGKILL)  # of a real training it looks for its parent itself
+@pytest.mark.parametrize(
+    ("configuration", "flag", "value", "said"),
+    [
+        pytest.param("3d_fullres", "patch_size", "[4,4,2]", "the smallest patch is [8, 4, 2]", id="one voxel is left"),
+        pytest.param("3d_fullres", "patch_size", "[18,16,8]", "must be a multiple of [4, 4, 2]", id="no multiple"),
+        pytest.param("3d_fullres", "patch_size", "[16,16]", "must be a multiple of [4, 4, 2]", id="too few axes"),
+        pytest.param("3d_fullres", "patch_size", "16", "takes a list of whole numbers", id="one number"),
+        pytest.param("3d_fullres", "patch_size", "abc", "takes a list of whole numbers", id="a word"),
+        pytest.param("3d_fullres", "patch_size", '["a",1,2]', "takes a list of whole numbers", id="words"),
+        pytest.param("3d_cascade_fullres", "lowres_patch_size", "[4,4,2]", "--lowres_patch_size", id="the first stage"),
+        pytest.param("3d_fullres", "strides", "[[2,2,2],[2,2,2],[2,2,2],[2,2,2]]", "smallest patch", id="deeper"),
+    ],
+)
+def test_patches_that_the_network_cannot_take(task: Path, configuration: str, flag: str, value: str, said: str) -> None:
+    with pytest.raises(TrainingError, match=re.escape(said)):
+        jobs.jobs_of([task / configuration], [0], settings={flag: value})
 
 
-def test_another_process_keeps_a_job_off(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(backends, "HELD_SECONDS", 0.5)
-    held = lease.acquire(stub.task / "2d" / "models" / "fold_0")
-    words = ["train", TASK, "--configurations", "2d", "--folds", "0"]
-    assert main(words) == 1
-    assert f"process {os.getpid()} on " in capsys.readouterr().out
-    assert not stub.notes("start")
+def test_the_smallest_patch_works(task: Path) -> None:
+    assert jobs.jobs_of([task / "3d_fullres"], [0], settings={"patch_size": "[8,4,2]"})
+    assert jobs.jobs_of([task / "3d_fullres"], [0], settings={"patch_size": "$[16, 16, 8]"})
+
+
+def test_mirroring_is_a_setting_of_the_evaluation_alone(task: Path) -> None:
+    [job] = jobs.jobs_of([task / "2d"], [0], settings={"mirror": "False"})
+    words = {step: jobs.command(job, step) for step in ("caching", "training", "evaluating")}
+    assert {step: "--mirror" in w for step, w in words.items()} == {
+        "caching": False, "training": False, "evaluating": True,
+    }  # fmt: skip
+
+
+def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / TASK).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "data" / TASK)
+    assert main(["status", ".", "--bundles", str(task.parent)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "quick", "names"),
+    [
+        ("training", False, ["train"]),
+        ("training", True, ["train", "quick"]),
+        ("evaluating", False, ["train", "evaluate"]),
+        ("evaluating", True, ["train", "evaluate", "quick"]),
+    ],
+)
+def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
+    [job] = jobs.jobs_of([task / "2d"], [3], quick=quick, settings={"num_workers": "0"})
+    command = jobs.command(job, step)
+    configs = [str(task / "2d" / "configs" / f"{name}.json") for name in names]
+    assert command[:6] == [sys.executable, "-m", "monai.bundle", "run", step, "--config_file"]
+    assert command[6] == (configs[0] if len(configs) == 1 else str(configs))
+    assert command[7:] == ["--num_workers", "0", "--fold", "3"]
+
+
+def test_max_epochs(task: Path) -> None:
+    assert jobs.max_epochs(job_of(task)) == 1000
+    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True)
+    assert jobs.max_epochs(quick) == 17
+    assert jobs.max_epochs(job_of(task, max_epochs="3")) == 3
+    assert jobs.max_epochs(job_of(task, max_epochs="$1 + 1")) == 0
+
+
+def _nothing(job: Job) -> None:
+    pass
+
+
+def _half(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    (job.folder / "last.pt").write_text("")
+
+
+def _without_model(job: Job) -> None:
+    finish(job)
+    (job.folder / "model.pt").unlink()
+
+
+def _scored(**options: object) -> Callable[[Job], None]:
+    def leave(job: Job) -> None:
+        finish(job)
+        score(job, **options)
+
+    return leave
+
+
+def _incomplete(job: Job) -> None:
+    finish(job)
+    score(job)
+    (job.folder / "validation" / "probabilities" / f"case_{job.fold}.npz").unlink()
+
+
+def _broken(job: Job) -> None:
+    finish(job)
+    score(job)
+    (job.folder / "validation" / "dice.json").write_text('{"cases": ')
+
+
+@pytest.mark.parametrize(
+    ("leave", "missing", "state"),
+    [
+        pytest.param(_nothing, ["training", "evaluating"], "waiting", id="nothing"),
+        pytest.param(_half, ["training", "evaluating"], "stopped", id="checkpoint only"),
+        pytest.param(_without_model, ["training", "evaluating"], "waiting", id="no network"),
+        pytest.param(lambda job: finish(job, 10), ["training", "evaluating"], "waiting", id="fewer epochs than asked"),
+        pytest.param(lambda job: finish(job, 10, stopped=True), ["evaluating"], "trained", id="ended by the rule"),
+        pytest.param(finish, ["evaluating"], "trained", id="not scored"),
+        pytest.param(_scored(model=None), ["evaluating"], "trained", id="scores of an unnamed network"),
+        pytest.param(_scored(model="1" * 16), ["evaluating"], "trained", id="scores of another network"),
+        pytest.param(_scored(cases=("case_1",)), ["evaluating"], "trained", id="scores of other cases"),
+        pytest.param(_broken, ["evaluating"], "trained", id="scores cut short"),
+        pytest.param(_incomplete, ["evaluating"], "trained", id="probabilities are missing"),
+        pytest.param(_scored(), [], "done", id="done"),
+    ],
+)
+def test_what_is_missing(task: Path, leave: Callable[[Job], None], missing: list[str], state: str) -> None:
+    job = job_of(task)
+    leave(job)
+    assert jobs.missing_steps(job) == missing
+    assert jobs.row(job).state == state
+
+
+def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> None:
+    finish(job_of(task), 5)
+    assert jobs.is_trained(job_of(task, max_epochs="5"))
+    assert not jobs.is_trained(job_of(task, max_epochs="6"))
+    finish(job_of(task), 5, stopped=True)
+    assert jobs.is_trained(job_of(task, max_epochs="6"))
+
+
+def quick_of(job: Job, **settings: str) -> Job:
+    return replace(job, quick=True, settings=tuple(settings.items()))
+
+
+def test_a_finished_training_has_one_recipe(task: Path) -> None:
+    job = job_of(task)
+    finish(job, 17, schedule=True)
+    assert jobs.is_trained(quick_of(job))
+    for other in (job, quick_of(job, max_epochs="40"), job_of(task, max_epochs="17")):
+        assert not jobs.is_trained(other)
+        assert jobs.state(other, is_held=False) == ("failed", jobs.other_recipe(other))
+    assert jobs.other_recipe(job) == (
+        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
+        f"Go on with that one, or remove {job.folder} to start anew."
+    )
+    finish(job, 30, schedule=False, stopped=True)
+    assert jobs.is_trained(job)
+    assert jobs.other_recipe(quick_of(job))
+    assert not jobs.other_recipe(job_of(task, max_epochs="2000"))
+
+
+def test_the_recipe_of_a_finished_training_is_read_from_its_mark(task: Path) -> None:
+    job = job_of(task)
+    assert jobs.as_trained(job) == job
+    finish(job, 17, schedule=True)
+    score(job)
+    assert jobs.as_trained(job) == quick_of(job)
+    assert jobs.row(jobs.as_last_started(job)).state == "done"
+    job.log.write_text(f"{failures.START} training: monai.bundle --max_epochs 3\n")
+    assert jobs.as_last_started(job) == quick_of(job)
+    finish(job, 4, schedule=True)
+    assert jobs.as_trained(job) == quick_of(job, max_epochs="4")
+    finish(job, 1000, schedule=False)
+    assert jobs.as_trained(quick_of(job, max_epochs="4")) == job
+
+
+def test_flags_by_which_folds_were_trained(task: Path) -> None:
+    bundle = task / "2d"
+    assert jobs.flags_of_recipe(bundle, 3) == ""
+    finish(job_of(task, 1), 17, schedule=True)
+    assert jobs.flags_of_recipe(bundle, 3) == " --quick"
+    finish(job_of(task, 3), 4, schedule=True)
+    assert jobs.flags_of_recipe(bundle, 3) == " --quick --max_epochs 4"
+    finish(job_of(task, 3), 1000, schedule=False)
+    assert jobs.flags_of_recipe(bundle, 3) == ""
+
+
+@pytest.fixture
+def cascade(task: Path) -> list[Job]:
+    """Jobs of a task with both stages of the cascade."""
+    return jobs.jobs_of(jobs.find_bundles(task))
+
+
+def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
+    first = [j for j in cascade if j.configuration == jobs.LOWRES]
+    second = [j for j in cascade if j.configuration == jobs.CASCADE]
+    prerequisites = {job: jobs.needs(job) for job in cascade}
+    assert all(prerequisites[job] == first for job in second)
+    free = [job for job in cascade if job not in second]
+    assert jobs.ready(cascade, prerequisites, done=(), begun=()) == free
+    assert jobs.ready(second, prerequisites, done=first[:-1], begun=()) == []
+    assert jobs.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
+
+
+def test_stage_1_has_its_own_settings(task: Path) -> None:
+    given = {"patch_size": "A", "lowres_patch_size": "B", "strides": "C", "lowres_features": "D", "max_epochs": "3"}
+    given |= {"lowres_spacing": "[2,2,2]"}
+    job = quick_of(job_of(task, configuration=jobs.CASCADE), **given)
+    expected = {"patch_size": "B", "features": "D", "max_epochs": "3", "lowres_spacing": "[2,2,2]"}
+    needed = jobs.needs(job)
+    assert [dict(other.settings) for other in needed] == [expected] * 5
+    assert all(other.quick for other in needed)
+    jobs.check_settings(expected, read_object(task / jobs.LOWRES / "configs" / "train.json"))
+
+
+def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
+    [second] = jobs.jobs_of([task / jobs.CASCADE], [0])
+    first = jobs.needs(second)
+    for job in first:
+        finish(job, 17, schedule=True)
+        score(job)
+    todo, prerequisites = backends._with_prerequisites([second], fill=False)
+    assert (todo, prerequisites[second]) == ([second], [])
+    (first[2].folder / "validation" / "dice.json").unlink()
+    todo, prerequisites = backends._with_prerequisites([second], fill=False)
+    assert todo == [quick_of(first[2]), second]
+    assert prerequisites[second] == [quick_of(first[2])]
+    assert jobs.missing_steps(todo[0]) == ["evaluating"]
+    assert jobs.row(second).reason == "waits for 3d_lowres fold 2"
+
+
+def test_stage_1_that_is_asked_for_is_run_as_it_is_asked_for(cascade: list[Job]) -> None:
+    todo, prerequisites = backends._with_prerequisites(cascade, fill=False)
+    assert sorted(j.name for j in todo) == sorted(j.name for j in cascade)
+    first = [j for j in cascade if j.configuration == jobs.LOWRES]
+    assert prerequisites[cascade[-1]] == first
+
+
+def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
+    names = {job.configuration: filler.configuration for job, filler in jobs.caching_jobs(cascade).items()}
+    assert names == {"2d": "2d", "3d_fullres": "2d", "3d_lowres": "3d_lowres", "3d_cascade_fullres": "2d"}
+    train = Path(cascade[0].bundle) / "configs" / "train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), "target_spacing": [9.0, 9.0, 9.0]}))
+    fillers = jobs.caching_jobs(cascade)
+    assert len(set(fillers.values())) == 3
+    assert fillers[cascade[0]].configuration == "2d"
+    assert jobs.missing_steps(fillers[cascade[0]]) == ["caching"]
+
+
+NAN = (
+    "FloatingPointError: the training loss is nan in epoch 3, iteration 12, cases case_1, case_2. Try a lower learning "
+    "rate, or --amp False."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "tail", "reason", "retry"),
+    [
+        (137, "", "killed by the system, most likely for lack of memory (SIGKILL)", True),
+        (-9, "", "killed by the system, most likely for lack of memory (SIGKILL)", True),
+        (143, "Stopped. The same command goes on from here.", "stopped by a signal; everything is saved", True),
+        (139, "", "crashed with SIGSEGV", True),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", "out of memory on the GPU", True),
+        (1, "OSError: [Errno 28] No space left on device", "the disk is full", False),
+        (1, "OSError: [Errno 122] Disk quota exceeded: 'x'", "the disk is full", False),
+        (1, "OSError: [Errno 5] Input/output error: 'x'", "OSError: [Errno 5] Input/output error: 'x'", True),
+        (1, NAN, "the training loss is nan in epoch 3, iteration 12, cases case_1, case_2.", False),
+        (
+            1,
+            "RuntimeError: DataLoader worker (pid(s) 12) exited unexpectedly\n"
+            "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed. ",
+            "a loading process was killed",
+            True,
+        ),
+        (
+            1,
+            "RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+            "workers are out of shared memory.",
+            "the shared memory of the machine (/dev/shm) is full",
+            True,
+        ),
+        (1, "RuntimeError: CUDA error: unspecified launch failure", "RuntimeError: CUDA error: unspecified", True),
+        (1, "  File x, line 3\nValueError: There is no fold 9: there are 5.", "ValueError: There is no fold 9", False),
+        (1, "monai.x.OwnError: no\nmore of it", "monai.x.OwnError: no", False),
+        (
+            1,
+            "ValueError: told\nRuntimeError: applying transform <x>\nRuntimeError: Failed to evaluate y:\n'z'",
+            "ValueError: told",
+            False,
+        ),
+        (
+            1,
+            "RuntimeError: x\nValueError: this fold was begun with another recipe (x). Go on, or remove /y.\nz",
+            "this fold was begun with another recipe (x). Go on, or remove /y.",
+            False,
+        ),
+        (2, "usage: nothing", "usage: nothing", False),
+        (3, "", "exit status 3, nothing printed", False),
+        (0, "all well", "ended well, but its result files are not there or do not fit", False),
+    ],
+)
+def test_explanations(status: int, tail: str, reason: str, retry: bool) -> None:
+    failure = failures.explain(status, f"{failures.START} training\n{tail}\n{failures.END} {status}\n")
+    assert failure.reason.startswith(reason)
+    assert "\n" not in failure.reason
+    assert failure.retry == retry
+    assert failure.remedy
+
+
+def test_memory_that_the_system_counts_is_named_for_sure() -> None:
+    assert "most likely" not in failures.explain(137, "", out_of_memory=True).reason
+
+
+def test_only_the_last_start_is_explained(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(f"{failures.START} training\n{NAN}\n{failures.END} 1\n{failures.START} training\nepoch 1\n")
+    assert "nan" not in failures.log_tail(log)
+    assert failures.last_status(failures.log_tail(log)) == 0
+    assert failures.log_tail(tmp_path / "none") == ""
+
+
+def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
+    done, running, failed, stopped = (job_of(task, fold) for fold in range(4))
+    finish(done)
+    score(done)
+    running.folder.mkdir(parents=True)
+    rows = "epoch,train_average,val_average,seconds\n1,0.5,0.6,60\n2,0.25,0.5,120\n"
+    (running.folder / "curve.csv").write_text(rows)
+    held = lease.acquire(running.folder, max_epochs=10)
+    failed.folder.mkdir()
+    failed.log.write_text(f"{failures.START} training\nValueError: no\n{failures.END} 1\n")
+    stopped.folder.mkdir()
+    stopped.log.write_text(f"{failures.START} training\n{failures.END} 143\n")
+    (stopped.folder / "last.pt").write_text("")
+    words = ["status", TASK, "--bundles", str(task.parent), "--configurations", "2d"]
+    assert main(words) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "configuration  fold  state     epoch  train  validation  Dice   time left",
+        "2d             0     done      -      -      -           0.750  -",
+        "2d             1     training  2/10   0.250  0.500       -      12 min",
+        "2d             2     failed    -      -      -           -      -          ValueError: no",
+        "2d             3     stopped   -      -      -           -      -",
+        "2d             4     waiting   -      -      -           -      -",
+    ]
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["state"] for r in rows] == ["done", "training", "failed", "stopped", "waiting"]
+    assert rows[1]["seconds_left"] == 720
+    assert held is not None
     held.release()
-    assert main(words) == 0
+    assert jobs.row(running).state == "waiting"
 
 
-def test_two_commands_at_once_share_the_work(stub: Stub) -> None:
-    words = ("train", TASK, "--configurations", "2d", "--folds", "0,1")
-    first, second = start(*words), start(*words)
-    assert [first.wait(60), second.wait(60)] == [0, 0]
-    assert not stub.notes("clash")
-    assert sorted(Counter(name for name, _ in stub.notes("start")).values()) == [1, 1, 1, 1]
+def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
+    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
+    quick.folder.mkdir(parents=True)
+    lines = [f"{failures.START} {step}, now: {' '.join(jobs.command(quick, step))}" for step in ("training", "x")]
+    quick.log.write_text("\n".join(lines) + "x" * 2 * failures.TAIL_BYTES)
+    found = jobs.as_last_started(job_of(task))
+    assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
+    assert jobs.as_last_started(job_of(task, 1)) == job_of(task, 1)
 
 
-def test_a_lost_lease_ends_the_training(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A supervisor that stood still for long, as in a suspended machine, finds that another has taken over."""
-    monkeypatch.setenv("STUB_SECONDS", "0.5")
-    [job] = jobs.jobs_of([stub.task / "2d"], [0], settings={"max_epochs": "100"})
-    code = "import sys; from autoplan import lease, supervisor; lease.HEARTBEAT_SECONDS = 0; "
-    code += "exit(supervisor.main(sys.argv[1]))"
-    argument = json.dumps({"bundle": job.bundle, "configuration": "2d", "fold": 0, "quick": False, "settings": []})
-    process = subprocess.Popen([sys.executable, "-c", code, argument], stdin=subprocess.PIPE)
-    wait_until(lambda: stub.notes("helper"))
-    path = job.folder / lease.NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), "id": "another"}))
-    assert process.wait(30) == supervisor.LOST
-    assert stub.alive() == []
-    assert json.loads(path.read_text())["id"] == "another"
-    process.stdin.close()
+def test_the_end_of_the_command_tells_what_is_not_done(task: Path) -> None:
+    job = job_of(task)
+    finish(job)
+    with pytest.raises(TrainingError, match=r"0 of 1 jobs are done, 1 failed\.\n.*train\.log"):
+        jobs.check_all_done([jobs.row(job)], [job])
+    score(job)
+    jobs.check_all_done([jobs.row(job)], [])
 
 
-@pytest.mark.slow
-def test_a_real_training_with_loading_processes_that_is_killed(project: Path, tmp_path: Path) -> None:
-    """With MONAI: the command is killed in the middle, all of its processes end, and it goes on."""
-    bundles = shutil.copytree(project, tmp_path / "project") / "bundles"
-    some = ("--configurations", "2d", "--folds", "0", "--max_epochs", "3", "--epoch_length", "20")
-    words = ("train", TASK, "--bundles", str(bundles), *some, "--val_batches", "1", "--num_workers", "1")
-    process = start(*words)
-    folder = bundles / TASK / "2d" / "models" / "fold_0"
-    wait_until((folder / "last.pt").is_file)
-    family = descendants(process.pid)
-    assert len(family) >= 4, "supervisor, training, a process that loads for training and one for validation"
-    process.kill()
-    process.wait()
-    wait_until(lambda: not any(map(is_alive, family)))
-    again = start(*words)
-    out, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, out
-    assert "2d fold 0: done" in out
-    assert [line.split(",")[0] for line in (folder / "curve.csv").read_text().splitlines()] == ["epoch", "1", "2", "3"]
+def test_gpus() -> None:
+    plain = "GPU 0: NVIDIA A100 (UUID: GPU-1)\nGPU 1: NVIDIA A100 (UUID: GPU-2)\n"
+    parts = "GPU 0: NVIDIA A100 (UUID: GPU-1)\n  MIG 1g.5gb Device 0: (UUID: MIG-a)\n  MIG 1g Device 1: (UUID: MIG-b)\n"
+    assert backends.gpus_listed(plain) == ["0", "1"]
+    assert backends.gpus_listed(parts) == ["MIG-a", "MIG-b"]
+    assert backends.gpus_listed("") == []
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert backends.gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that a process has started, and those that they have."""
-    found = [int(c) for path in Path(f"/proc/{pid}/task").glob("*/children") for c in path.read_text().split()]
-    return found + [grandchild for child in found for grandchild in descendants(child)]
-
-
-def table_of(text: str) -> list[str]:
-    """The last table that a command printed."""
-    lines = text.splitlines()
-    return lines[max(i for i, line in enumerate(lines) if line.startswith("configuration  fold")) :]
-
-
-def test_run_killed_five_times_ends_like_an_undisturbed_one(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("select", "predict"):
-        monkeypatch.setattr(command_line, name, lambda *_, **__: None)
-    for name in ("undisturbed", "killed"):
-        write_tiny(tmp_path / name / "data" / "Task90_Tiny")
-    words = ("run", TASK, "--quick", "--max_epochs", "4", "--jobs", "2", "--folds", "0,1,2")
-    os.chdir(tmp_path / "undisturbed")
-    assert main(list(words)) == 0
-    undisturbed = table_of(capsys.readouterr().out)
-    assert len(undisturbed) == 7
-    assert all(" done " in line for line in undisturbed[1:])
-    os.chdir(tmp_path / "killed")
-    moments = random.Random(0)
-    for _ in range(5):
-        process = start(*words)
-        time.sleep(moments.uniform(0.3, 2.0))
-        process.kill()
-        process.communicate()
-    process = start(*words)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
-    assert table_of(out) == undisturbed
-    assert not stub.notes("clash")
-    assert stub.alive() == []
-
-
-def test_run_goes_on_with_the_choice_and_the_prediction(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    for name in ("plan", "select", "predict"):
-        monkeypatch.setattr(command_line, name, lambda dataset, n=name, **_: called.append((n, dataset)))
-    assert main(["run", TASK, "--configurations", "2d", "--folds", "0"]) == 0
-    assert called == [("plan", TASK), ("select", TASK), ("predict", TASK)]
+def test_jobs_share_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(backends, "threads", lambda jobs: 16 // jobs)
+    machine = backends.Machine(4, devices=["0", "1"])
+    found = [machine._free.get() for _ in range(4)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "0", "1"]
+    assert {e["OMP_NUM_THREADS"] for e in found} == {"4"}
+    assert backends.Machine(devices=["0", "1", "2"]).places == 3
+    assert backends.Machine(devices=[]).places == 1

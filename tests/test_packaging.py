@@ -20,6 +20,8 @@ from packaging.requirements import Requirement  # noqa: E402
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATES = PROJECT / "templates"
 README = (PROJECT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *PROJECT.glob("docs/**/*.md"))}
+"""What people read, by file."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -103,8 +105,8 @@ def test_the_wheel_holds_package_and_templates(tmp_path) -> None:
 
 
 def _commands() -> Iterator[str]:
-    """Lines of the README's indented blocks that are commands."""
-    for line in README.splitlines():
+    """Lines of indented blocks that are commands."""
+    for line in (line for text in PAGES.values() for line in text.splitlines()):
         match = re.match(r" {4}(?:\$ )?((?:make|python|pip|\.venv/bin/\w+|autoplan|bash) .*)", line)
         if match:
             yield match[1].split("  #")[0].strip()
@@ -121,7 +123,7 @@ def test_the_readme_has_the_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_exists(command) -> None:
+def test_a_command_that_is_shown_exists(command) -> None:
     words = shlex.split(command)
     if words[0] == "make":
         targets = re.findall(r"^([a-z]\w*):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
@@ -136,7 +138,7 @@ def test_a_command_of_the_readme_exists(command) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "monai.bundle run" in c])
-def test_a_bundle_command_of_the_readme_names_what_is_there(command) -> None:
+def test_a_bundle_command_that_is_shown_names_what_is_there(command) -> None:
     words = shlex.split(command)
     names = re.findall(r"configs/(\w+\.json)", words[words.index("--config_file") + 1])
     merged: dict[str, object] = {}
@@ -147,20 +149,29 @@ def test_a_bundle_command_of_the_readme_names_what_is_there(command) -> None:
     assert set(keys) <= set(merged)
 
 
-def test_override_keys_of_the_readme_exist() -> None:
-    section = README.split("### Settings", 1)[1].split("\n#", 1)[0]
-    keys = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    promised = "dataset_dir fold patch_size batch_size target_spacing epoch_length max_epochs num_workers device amp"
-    assert {*promised.split(), "cache_dir", "ckpt_dir", "output_dir"} <= set(keys)
-    assert set(keys) <= set(json.loads((TEMPLATES / "configs" / "train.json").read_text()))
+def test_settings_that_are_shown_exist() -> None:
+    known = set(json.loads((TEMPLATES / "docs" / "settings.json").read_text()))
+    shown = set(re.findall(r"^\| `(\w+)` \|", PAGES[PROJECT / "docs" / "how-to" / "train.md"], re.MULTILINE))
+    assert shown
+    assert shown <= known
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    for path in set(re.findall(r"`((?:autoplan|templates|tests|benchmarks|tools)/[\w./]+\w)`", README)):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_files_that_a_page_names_exist(page) -> None:
+    for path in set(re.findall(r"`((?:autoplan|templates|tests|benchmarks|tools)/[\w./]+\w)`", PAGES[page])):
         assert (PROJECT / path).exists(), path
-    for target in set(re.findall(r"\]\(([\w./-]+)\)", README)):
-        assert (PROJECT / target).exists(), target
+    for target in set(re.findall(r"\]\(([\w./-]+)\)", PAGES[page])):
+        assert (page.parent / target).exists(), target
 
 
-def test_changes_stand_last() -> None:
-    assert re.findall(r"^## (.*)", README, re.MULTILINE)[-1] == "Changes"
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it to the end."""
+    assert len(README.splitlines()) <= 100
+
+
+def test_the_changelog_has_this_version() -> None:
+    from autoplan import __version__
+
+    headings = re.findall(r"^## \[(.+?)\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert __version__ in headings

@@ -134,7 +134,7 @@ def evaluated(request, project, parse, tmp_path):
 def test_the_segmentation_can_be_made_again(evaluated, monkeypatch) -> None:
     """The bundle's own postprocessing without its first step, which saves probabilities, and its last, which writes."""
     parser, folder = evaluated
-    postprocessing = parser.get_parsed_content("validate#postprocessing")
+    postprocessing = parser.get_parsed_content("validate#postprocessing").flatten()
     first, *between, last = postprocessing.transforms
     assert isinstance(first, probabilities.SaveProbabilitiesd)
     assert type(last).__name__ == "SaveImaged"
@@ -157,7 +157,7 @@ def test_quantized_probabilities_give_the_very_same_segmentation(project, parse,
     foreground = (smooth(data["image"].shape[1:])[1:] * 255).round() / 255
     pred = torch.cat([(1 - foreground.sum(0, keepdim=True)).clamp(min=0), foreground])
     data["pred"] = MetaTensor(pred).copy_meta_from(data["image"], copy_attr=False)
-    postprocessing = parser.get_parsed_content("validate#postprocessing")
+    postprocessing = parser.get_parsed_content("validate#postprocessing").flatten()
     postprocessing(data)
     between = postprocessing.transforms[1:-1]
     found = Compose(between)(probabilities.load(tmp_path / "probabilities" / "test_1.npz"))["pred"]

@@ -16,6 +16,7 @@ from test_bundle import BLOCKER, SEVERAL_COMMANDS
 from autoplan import sharing
 from autoplan.choice import Candidate, CaseDice, Setting, choose
 from autoplan.errors import TemplateError
+from autoplan.files import file_digest
 
 TASK = TINY_PLAN.name
 FOLDS = {"2d": (0, 2), "3d_fullres": (0, 1), "3d_lowres": (0, 1, 2, 3, 4), "3d_cascade_fullres": (1,)}
@@ -54,7 +55,7 @@ def trained(tmp_path_factory, parse):
             folder = bundle / "models" / f"fold_{k}"
             (folder / "validation" / "probabilities").mkdir(parents=True)
             torch.save(network.state_dict(), folder / "model.pt")
-            model = f"{name} {k}"
+            model = file_digest(folder / "model.pt")
             (folder / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
             (folder / "validation" / "dice.json").write_text(
                 json.dumps({"model": model, "settings": settings, "cases": {f"case_{k}": {}}})
@@ -98,7 +99,13 @@ def test_its_metadata_fit_its_network(members, trained, parse) -> None:
     assert list(pred.shape[2:]) == metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"]
     torch.testing.assert_close(pred.sum(1), torch.ones(1, *shape))
     assert metadata["eval_metrics"]["mean_dice"] == {"mean foreground": 0.75, "ball": 0.75, "box": None}
-    assert metadata["autoplan"]["networks"] == {m: {f"fold_{k}": f"{m} {k}" for k in FOLDS[m]} for m in members}
+    assert metadata["autoplan"]["networks"] == {
+        m: {
+            f"fold_{k}": file_digest(trained / "bundles" / TASK / m / "models" / f"fold_{k}" / "model.pt")
+            for k in FOLDS[m]
+        }
+        for m in members
+    }
     for path in (best / "configs").glob("*.json"):
         assert "case_" not in path.read_text(), "no data of patients, not even their names"
 

@@ -65,7 +65,7 @@ class LowresSegmentations:
     def _is_outdated(folder: Path) -> bool:
         """Whether the fold's training has ended with another network than that of the predictions."""
         files = (folder / "finished.json", folder / "validation" / "dice.json")
-        models = {json.loads(file.read_text(encoding="utf-8"))["model"] for file in files if file.is_file()}
+        models = {_model(file) for file in files} - {None}
         return len(models) > 1
 
     def fill(self, items: Sequence[Mapping[str, str]]) -> list[Path]:
@@ -94,6 +94,15 @@ class LowresSegmentations:
         """The segmentation in a file that `fill` gave: uint8 (1, *spatial), memory-mapped."""
         [labels] = read_arrays(Path(path))
         return np.moveaxis(labels, 0, self.cache.slice_axis)[None]
+
+
+def _model(path: Path) -> str | None:
+    """The network that finished.json or dice.json names; None where it names none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found.get("model") if isinstance(found, dict) and isinstance(found.get("model"), str) else None
 
 
 class AppendOneHotd(Transform):

@@ -55,7 +55,14 @@ def train() -> None:
         replace(FOLDER / "curve.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
         replace(last, str(epoch))
         replace(FOLDER / "model.pt", f"{BUNDLE.name} {FOLD} {epoch}")
-    found = {"epochs": EPOCHS, "stopped": False, "model": digest(), "max_epochs": EPOCHS, "schedule": QUICK}
+    found = {
+        "epochs": EPOCHS,
+        "stopped": False,
+        "model": digest(),
+        "max_epochs": EPOCHS,
+        "schedule": QUICK,
+        "settings": {},
+    }
     replace(FOLDER / "finished.json", json.dumps(found))
 
 
