@@ -20,7 +20,10 @@ from packaging.requirements import Requirement  # noqa: E402
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATES = PROJECT / "templates"
 README = (PROJECT / "README.md").read_text()
-PAGES = {path: path.read_text() for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *PROJECT.glob("docs/**/*.md"))}
+PAGES = {
+    path: path.read_text()
+    for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *PROJECT.glob("docs/**/*.md"))
+}
 """What people read, by file."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -140,12 +143,12 @@ def test_a_command_that_is_shown_exists(command) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "monai.bundle run" in c])
 def test_a_bundle_command_that_is_shown_names_what_is_there(command) -> None:
     words = shlex.split(command)
-    names = re.findall(r"configs/(\w+\.json)", words[words.index("--config_file") + 1])
+    names = re.findall(r"(\w+\.json)", words[words.index("--config_file") + 1])
     merged: dict[str, object] = {}
     for name in names:
         merged.update(json.loads((TEMPLATES / "configs" / name).read_text()))
     assert words[words.index("run") + 1] in merged
-    keys = [w.removeprefix("--") for w in words if w.startswith("--") and w != "--config_file"]
+    keys = [w.removeprefix("--").partition("#")[0] for w in words if w.startswith("--") and w != "--config_file"]
     assert set(keys) <= set(merged)
 
 

@@ -80,8 +80,8 @@ LACKS = [
 def test_what_a_fold_lacks(
     fold: Path, tmp_path: Path, damage: Callable[[Path], Any], lacks: str, in_a_bundle: str | None
 ) -> None:
-    """By autoplan, and by the second stage of a cascade, which asks less: it takes predictions unless something says that
-    they are of another network than the fold's."""
+    """By autoplan, and by the second stage of a cascade, which asks less: it takes predictions unless something says
+    that they are of another network than the fold's."""
     damage(fold)
     found = results.read(fold, CASES)
     assert isinstance(found, str)

@@ -127,7 +127,7 @@ def read_case(path: str | Path, slice_axis: int) -> CachedCase:
     )
 
 
-def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
+def byte_runs(box: Any) -> list[tuple[int, int]]:
     """Runs of bytes that hold a box (C, *spatial) of an array: of each the first, counted from the start of the mapped
     memory, and the length. A run for each channel and each index along the axis that is slowest in memory."""
     if not box.size:
@@ -144,16 +144,17 @@ def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
     ]
 
 
-def prefetch(box: np.ndarray) -> None:
+def prefetch(box: Any) -> None:
     """Have the system read a box (C, *spatial) of a memory-mapped array, and no more than its pages, before it is
     indexed.
 
     Without it every page that is missing makes the system read far ahead, mostly of what no patch needs.
     """
     if isinstance(box, np.memmap) and hasattr(mmap, "MADV_WILLNEED"):
+        mapped: Any = box
         for start, length in byte_runs(box):
             into_page = start % mmap.PAGESIZE
-            box._mmap.madvise(mmap.MADV_WILLNEED, start - into_page, length + into_page)
+            mapped._mmap.madvise(mmap.MADV_WILLNEED, start - into_page, length + into_page)
 
 
 def describe(value: Any) -> Any:
@@ -222,7 +223,7 @@ class CaseCache:
     def __init__(
         self,
         folder: str | Path,
-        preprocessing: Callable[[dict], dict],
+        preprocessing: Callable[[dict[str, Any]], dict[str, Any]],
         slice_axis: int,
         num_classes: int,
         max_locations: int = 10000,
@@ -299,7 +300,7 @@ class CaseCache:
                     left.unlink()
 
 
-class _Jobs(torch.utils.data.Dataset):
+class _Jobs(torch.utils.data.Dataset[str]):
     def __init__(self, cache: CaseCache, items: Sequence[Mapping[str, str]]) -> None:
         self.cache, self.items = cache, items
 

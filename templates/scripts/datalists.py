@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 NIFTI = (".nii.gz", ".nii")
 
@@ -15,14 +16,16 @@ def case_name(path: str | Path) -> str:
     return next((name[: -len(ending)] for ending in NIFTI if name.endswith(ending)), name)
 
 
-def _read(dataset_dir: str | Path) -> dict:
+def _read(dataset_dir: str | Path) -> dict[str, Any]:
     path = Path(dataset_dir) / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()} does not exist. Name the folder of the dataset: --dataset_dir DIR")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def fold_cases(dataset_dir: str | Path, folds_file: str | Path, fold: int) -> tuple[list[dict], list[dict]]:
+def fold_cases(
+    dataset_dir: str | Path, folds_file: str | Path, fold: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Image and label paths of the training and of the validation cases of a fold.
 
     Args:

@@ -75,7 +75,8 @@ class DiceReport:
             "model": self.model,
             "settings": self.settings,
         }
-        lines = [["case", *self.classes], *([n, *r] for n, r in self.rows.items()), ["mean", *means]]
+        rows: list[list[object]] = [[name, *row] for name, row in self.rows.items()]
+        lines: list[list[object]] = [["case", *self.classes], *rows, ["mean", *means]]
 
         def write_csv(path: Path) -> None:
             with path.open("w", newline="", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -62,6 +63,7 @@ class MirroredWindowInferer(SlidingWindowInferer):
         num_classes: int = 0,
     ) -> None:
         super().__init__(roi_size=tuple(patch_size), sw_batch_size=sw_batch_size, overlap=overlap, mode="gaussian")
+        self.patch_size, self.shared = [int(n) for n in patch_size], float(overlap)
         self.slice_axis = slice_axis if len(patch_size) == 2 else None
         self.mirror = checked_switch("mirror", mirror)
         self.amp = checked_switch("amp", amp)
@@ -90,12 +92,12 @@ class MirroredWindowInferer(SlidingWindowInferer):
 
     def _windows(self, inputs: torch.Tensor, networks: Networks, lowres: torch.Tensor | None) -> torch.Tensor:
         size = list(inputs.shape[2:])
-        patch = window_size(size, list(self.roi_size))
+        patch = window_size(size, self.patch_size)
         inputs = padded_to(inputs, patch, [1] * len(patch))
         lowres = None if lowres is None else padded_to(lowres, patch, [1] * len(patch))
         shape = inputs.shape[2:]
-        steps = [max(1, int(p * (1 - self.overlap))) if n > p else p for n, p in zip(shape, patch, strict=True)]
-        importance = compute_importance_map(patch, mode="gaussian", device=inputs.device, dtype=torch.float32)
+        steps = [max(1, int(p * (1 - self.shared))) if n > p else p for n, p in zip(shape, patch, strict=True)]
+        importance = compute_importance_map(tuple(patch), mode="gaussian", device=inputs.device, dtype=torch.float32)
         sums = _Sums(len(inputs), shape, importance)
         # All windows that begin in one row, then those of the next: the rows before are finished.
         for row, windows in itertools.groupby(dense_patch_slices(shape, patch, steps), key=lambda w: w[0].start):
@@ -123,7 +125,7 @@ class MirroredWindowInferer(SlidingWindowInferer):
         passes = [(network, flip) for flip in flips for network in networks]
 
         def summed(some: Sequence[Pass]) -> torch.Tensor:
-            total: torch.Tensor | float = 0.0
+            total: Any = 0.0
             # Around all passes: what autocast makes of the weights is kept until it is left.
             with torch.autocast(window.device.type, enabled=self.amp):
                 for network, flip in some:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import one_hot, pad
@@ -80,7 +80,7 @@ class Composite(torch.nn.Module):
         self.slices_patch, self.slices_divisor = _sizes(slices)
         self.lowres_patch, self.lowres_divisor = _sizes(lowres)
         self.patch, _ = _sizes(cascade)
-        self.num_classes = 0 if cascade is None else int(cascade.network.out_channels)
+        self.num_classes = 0 if cascade is None else int(cascade.network.out_channels)  # type: ignore[arg-type]  # MONAI's own
         low = resampled_shape(self.patch, spacing, lowres_spacing)
         # Not persistent: the state dict holds weights alone.
         for axis in range(3):
@@ -129,7 +129,10 @@ class Composite(torch.nn.Module):
         for first in self.lowres:
             total = total + first(padded).softmax(1)
         segmentation = cropped_to(total, size).argmax(1, keepdim=True)
-        return segmentation[:, :, self.up_0][:, :, :, self.up_1][:, :, :, :, self.up_2]
+        # Buffers, which mypy takes for modules as well.
+        rows = segmentation[:, :, self.up_0]  # type: ignore[index]
+        columns = rows[:, :, :, self.up_1]  # type: ignore[index]
+        return columns[:, :, :, :, self.up_2]  # type: ignore[index]
 
 
 def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
@@ -200,5 +203,6 @@ def _sizes(folds: Folds | None) -> tuple[list[int], list[int]]:
     """Patch of the networks, and what each axis must be a multiple of."""
     if folds is None:
         return [1, 1, 1], [1, 1, 1]  # TorchScript cannot tell the type of an empty list
-    steps = zip(*folds.network.strides, strict=True)
+    strides: Any = folds.network.strides
+    steps = zip(*strides, strict=True)
     return [int(n) for n in folds.patch_size], [math.prod(s) for s in steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.config import KeysCollection
@@ -59,7 +60,8 @@ class NormalizeChannelsd(MapTransform):
             if len(image) != len(self.channels):
                 raise ValueError(f"the image has {len(image)} channels, the bundle is made for {len(self.channels)}")
             d[key] = image.clone() if image is d[key] else image
-            values = d[key].as_tensor() if hasattr(d[key], "as_tensor") else d[key]
+            values: Any = d[key]
+            values = values.as_tensor() if hasattr(values, "as_tensor") else values
             for channel, statistics in zip(values, self.channels, strict=True):
                 self._normalize(channel, statistics, inside)
         return d
@@ -68,6 +70,8 @@ class NormalizeChannelsd(MapTransform):
     def _normalize(channel: torch.Tensor, statistics: Mapping[str, float] | None, inside: torch.Tensor | None) -> None:
         if statistics is None:
             voxels = channel if inside is None or not inside.any() else channel[inside]
+            mean: Any
+            std: Any
             std, mean = torch.std_mean(voxels, correction=0)
             std = torch.where(std > 0, std, torch.ones_like(std))
         else:

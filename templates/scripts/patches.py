@@ -27,7 +27,7 @@ class Request(NamedTuple):
     seed: int
 
 
-class PatchDataset(torch.utils.data.Dataset):
+class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Patches of preprocessed cases, cut where a :class:`Request` says.
 
     A forced patch is centred on a random voxel of a random foreground class of the case, any other on a voxel drawn
@@ -51,7 +51,7 @@ class PatchDataset(torch.utils.data.Dataset):
         data: Sequence[Mapping[str, str]],
         cache: CaseCache,
         patch_size: Sequence[int],
-        transform: Callable[[dict], dict],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
         num_workers: int = 0,
         lowres: LowresSegmentations | None = None,
     ) -> None:
@@ -103,7 +103,7 @@ class PatchDataset(torch.utils.data.Dataset):
         return [int(rng.integers(size)) for size in case.label.shape[1:]]
 
 
-class ForegroundBatchSampler(torch.utils.data.Sampler):
+class ForegroundBatchSampler(torch.utils.data.Sampler[list[Request]]):
     """Batches of which more than a third of the samples are forced to hold a foreground class.
 
     Iteration i of a run asks for the same patches in every process, whatever came before: a run that is resumed at an
@@ -169,7 +169,7 @@ class ForegroundBatchSampler(torch.utils.data.Sampler):
             yield self.batch(iteration)[self.rank :: self.num_ranks]
 
 
-class PatchLoader(torch.utils.data.DataLoader):
+class PatchLoader(torch.utils.data.DataLoader[dict[str, Any]]):
     """Loads the batches that a sampler asks for; the worker processes stay alive between epochs.
 
     Args:

@@ -53,7 +53,9 @@ class ImageDataset(Dataset):
         transform: the preprocessing.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, str]], transform: Callable[[dict], dict]) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, str]], transform: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
         super().__init__(data, transform)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

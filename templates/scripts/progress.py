@@ -28,7 +28,7 @@ class PatchDice(Metric):
 
     def reset(self) -> None:
         """Forget all patches."""
-        self._counts: torch.Tensor | None = None
+        self._counts: Any = None
 
     def update(self, output: Sequence[torch.Tensor]) -> None:
         """Take in a batch."""

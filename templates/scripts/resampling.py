@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def _nearest(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
             options = [pair if is_tied else pair[:1] for pair, is_tied in zip(pairs, axes, strict=True)]
             chosen = [[option[s] for option in of_axis] for of_axis, s in zip(options, block, strict=True)]
             candidates = [_selected(image, combination) for combination in itertools.product(*chosen)]
-            where = torch.meshgrid(*(s.to(image.device) for s in block), indexing="ij")
+            where: Any = torch.meshgrid(*(s.to(image.device) for s in block), indexing="ij")
             out[(slice(None), *where)] = _most_frequent(candidates)
     return out
 
