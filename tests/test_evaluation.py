@@ -164,3 +164,15 @@ def test_the_table_is_aligned() -> None:
         "a_long_name       -",
         "mean         1.0000",
     ]
+
+
+def test_a_case_that_cannot_be_predicted_is_named() -> None:
+    """In `evaluating`, where a network that gives no numbers would otherwise end in an error without a name."""
+    engine = Engine(lambda *_: None)
+    engine.state.batch = {
+        "image": MetaTensor(torch.zeros(1, 1, 2, 2, 2), meta={"filename_or_obj": ["x/case_7.nii.gz"]})
+    }
+    with pytest.raises(RuntimeError, match=r"case_7 cannot be predicted: NaN"):
+        evaluation.DiceReport._fail(engine, ValueError("NaN"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.DiceReport._fail(engine, KeyboardInterrupt())

@@ -20,7 +20,7 @@ from autoplan import dataset, fingerprint, plan, saved
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
-from autoplan.render import OVERLAYS, relative_path, render, render_all
+from autoplan.render import OVERLAYS, relative_path, render, render_all, write
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -608,17 +608,20 @@ def test_force_rewrites_all_but_models(tmp_path) -> None:
 
 
 def test_the_example_is_what_would_be_rendered_now(request) -> None:
-    """`pytest tests/test_render.py --rewrite-example` renders it anew from its fingerprint."""
-    planned = plan.plan(saved.load_fingerprint(EXAMPLE / "fingerprint.json"))
+    """One configuration: all bundles have the same scripts. `--rewrite-example` renders it from its fingerprint."""
+    facts = saved.load_fingerprint(EXAMPLE / "fingerprint.json")
+    planned = plan.plan(facts)
+    folder = EXAMPLE / "3d_fullres"
+    files = render(planned, planned.configuration(folder.name), f"../../../data/{EXAMPLE.name}")
     if request.config.getoption("--rewrite-example"):
-        render_all(planned, PROJECT / "data" / EXAMPLE.name, EXAMPLE.parent, force=True)
-    for name in (c.name for c in planned.configurations):
-        files = render(planned, planned.configuration(name), f"../../../data/{EXAMPLE.name}")
-        for path, content in files.items():
-            assert (EXAMPLE / name / path).read_text() == content.decode(), f"{name}/{path}"
-        parts = [EXAMPLE / name / part for part in ("configs", "scripts", "docs")]
-        there = {p.relative_to(EXAMPLE / name).as_posix() for part in parts for p in part.iterdir() if p.is_file()}
-        assert there == set(files) - {"LICENSE"}
+        write(folder, files)
+        saved.save_plan(planned, EXAMPLE, fingerprint_key=facts.key)
+    assert saved.load_plan(EXAMPLE) == planned
+    for path, content in files.items():
+        assert (folder / path).read_text() == content.decode(), path
+    parts = [folder / part for part in ("configs", "scripts", "docs")]
+    there = {p.relative_to(folder).as_posix() for part in parts for p in part.iterdir() if p.is_file()}
+    assert there == set(files) - {"LICENSE"}
 
 
 def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:

@@ -51,10 +51,21 @@ class DiceReport:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, _: Engine) -> None:
         self.rows.clear()
         self.model = file_digest(self.model_file)
+
+    @staticmethod
+    def _fail(engine: Engine, error: BaseException) -> None:
+        """Name the case that cannot be predicted."""
+        image = engine.state.batch["image"] if isinstance(engine.state.batch, dict) else None
+        names = getattr(image, "meta", {}).get("filename_or_obj")
+        if names is None or not isinstance(error, Exception):
+            raise error
+        name = case_name(names if isinstance(names, str) else names[0])
+        raise RuntimeError(f"{name} cannot be predicted: {error}") from error
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):

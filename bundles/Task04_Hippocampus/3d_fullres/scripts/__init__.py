@@ -4,11 +4,12 @@ MONAI, torch, ignite, numpy, scipy and tqdm."""
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.normalization import nonzero
 
-__all__ = ["has_tensorboard", "nonzero", "root"]
+__all__ = ["has_tensorboard", "is_counting", "label_dtype", "nonzero", "root"]
 
 
 def root(name: str) -> str:
@@ -34,6 +35,16 @@ def root(name: str) -> str:
             "Start from another working directory: the folder of the bundle itself, or one that holds no `scripts`."
         )
     return str(here)
+
+
+def is_counting(label_values: Sequence[int]) -> bool:
+    """Whether label values are class numbers: 0, 1, 2, …"""
+    return list(label_values) == list(range(len(label_values)))
+
+
+def label_dtype(label_values: Sequence[int]) -> str:
+    """Type that holds all label values."""
+    return "uint8" if max(label_values) < 256 else "uint16"
 
 
 def has_tensorboard() -> bool:

@@ -151,7 +151,7 @@ class RandCropWarpd(Randomizable, MapTransform):
             d[key] = self._sample(read_box(d[key], box_start, box_size), points)
         return d
 
-    def _sample(self, box: NDArray, points: torch.Tensor) -> torch.Tensor:
+    def _sample(self, box: NDArray[Any], points: torch.Tensor) -> torch.Tensor:
         """The patch of one array from the box (C, *box_size) that was read for it."""
         channels = box.shape[0]
         if self.slice_axis is not None:
@@ -245,7 +245,7 @@ def patch_start(center: Sequence[int], patch_size: Sequence[int], shape: Sequenc
     )
 
 
-def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray:
+def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
     """Copy (C, *size) in C order of the box at `start`, 0 outside the array; float32, or uint8 of a label map.
 
     Reads the part of the box that lies inside the array, in one indexing.
@@ -255,7 +255,7 @@ def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray:
     high = [min(max(s + b, 0), n) for s, b, n in zip(start, size, shape, strict=True)]
     inside = np.asarray(array[(slice(None), *map(slice, low, high))])
     if inside.dtype.kind == "f":
-        dtype = np.float32
+        dtype: type[np.generic] = np.float32
     elif inside.dtype in (np.uint8, np.bool_):
         dtype = np.uint8
     else:
@@ -270,13 +270,13 @@ def read_box(array: Any, start: Sequence[int], size: Sequence[int]) -> NDArray:
 class Warp(NamedTuple):
     """Map from the voxels of a patch to points, as splines on a coarse grid of control points."""
 
-    control: NDArray
+    control: NDArray[Any]
     """(d, *num_control) source points of the control points, relative to the patch's centre."""
-    bases: tuple[NDArray, ...]
+    bases: tuple[NDArray[Any], ...]
     """One (patch_size[i], num_control[i]) for each axis: the weights of the control points for each voxel."""
 
 
-def affine_warp(size: Sequence[int], matrix: NDArray) -> Warp:
+def affine_warp(size: Sequence[int], matrix: NDArray[Any]) -> Warp:
     """Warp of a patch of `size` by a (d, d) matrix about its centre: linear splines between its corners."""
     ramps = [np.arange(n) / max(n - 1, 1) for n in size]
     corners = np.meshgrid(*([-(n - 1) / 2, (n - 1) / 2] for n in size), indexing="ij")
@@ -284,7 +284,7 @@ def affine_warp(size: Sequence[int], matrix: NDArray) -> Warp:
 
 
 def elastic_warp(
-    size: Sequence[int], matrix: NDArray, alpha: float, sigma: float, random: np.random.RandomState
+    size: Sequence[int], matrix: NDArray[Any], alpha: float, sigma: float, random: np.random.RandomState
 ) -> Warp:
     """Warp of a patch of `size`: an elastic deformation, then a (d, d) matrix about the patch's centre.
 
@@ -317,7 +317,7 @@ def elastic_std(alpha: float, sigma: float, dims: int) -> float:
     return alpha / sqrt(3) * (4 * pi * sigma**2) ** (-dims / 4)
 
 
-def rotation_matrix(degrees: Sequence[float]) -> NDArray:
+def rotation_matrix(degrees: Sequence[float]) -> NDArray[Any]:
     """(3, 3) rotation about axis 2, then 1, then 0 from three angles, or (2, 2) from one.
 
     A patch is sampled at the turned points, so its content appears turned the other way round.
@@ -334,7 +334,7 @@ def rotation_matrix(degrees: Sequence[float]) -> NDArray:
     return matrix
 
 
-def warp_points(warp: Warp) -> tuple[torch.Tensor, NDArray, NDArray]:
+def warp_points(warp: Warp) -> tuple[torch.Tensor, NDArray[Any], NDArray[Any]]:
     """Points of a warp for every voxel, with their smallest and largest coordinate on each axis.
 
     The points (P, d, N) lie in P planes along the first axis for a volume; a plane has P = 1.
@@ -431,7 +431,7 @@ def _sample_planes(planes: torch.Tensor, row: torch.Tensor, column: torch.Tensor
     return grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, 0]
 
 
-def _cell_labels(flat: NDArray, strides: Sequence[int]) -> NDArray:
+def _cell_labels(flat: NDArray[Any], strides: Sequence[int]) -> NDArray[Any]:
     """Label of the grid cell that begins at each voxel of flat maps (M, V), MIXED where its corners differ.
 
     Cells that would begin in the last layer of an axis hold nonsense; no point lies in them.
@@ -446,7 +446,7 @@ def _cell_labels(flat: NDArray, strides: Sequence[int]) -> NDArray:
 
 def _cell_index(coordinates: Sequence[torch.Tensor], shape: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
     """Flat index (int32) of the grid cells in which points lie."""
-    index = None
+    index: Any = None
     for x, n, stride in zip(coordinates, shape, strides, strict=True):
         layer = x.floor().clamp_(0, n - 2).to(torch.int32).mul_(stride)
         index = layer if index is None else index.add_(layer)
@@ -454,7 +454,7 @@ def _cell_index(coordinates: Sequence[torch.Tensor], shape: Sequence[int], strid
 
 
 def _settle_mixed_cells(
-    out: NDArray, flat: NDArray, shape: Sequence[int], strides: Sequence[int], points: NDArray
+    out: NDArray[Any], flat: NDArray[Any], shape: Sequence[int], strides: Sequence[int], points: NDArray[Any]
 ) -> None:
     """Replaces every MIXED in out (M, P * N) by the label of largest weight among the corners of its cell."""
     labels = out.reshape(-1)
@@ -469,8 +469,12 @@ def _settle_mixed_cells(
 
 
 def _heaviest_corner(
-    flat: NDArray, maps: NDArray, coordinates: Sequence[NDArray], shape: Sequence[int], strides: Sequence[int]
-) -> NDArray:
+    flat: NDArray[Any],
+    maps: NDArray[Any],
+    coordinates: Sequence[NDArray[Any]],
+    shape: Sequence[int],
+    strides: Sequence[int],
+) -> NDArray[Any]:
     """(F,) labels at F points of the maps with these numbers, of the flat maps (M, V)."""
     index = maps * flat.shape[1]
     weights, offsets = np.ones((1, len(maps)), np.float32), np.zeros((1, 1), np.int64)
@@ -489,13 +493,13 @@ def _heaviest_corner(
     return heaviest
 
 
-def _cubic_spline(voxels: NDArray, knots: NDArray) -> NDArray:
+def _cubic_spline(voxels: NDArray[Any], knots: NDArray[Any]) -> NDArray[Any]:
     """(num voxels, num knots) weights of uniform cubic B-splines; both positions in steps of the knots."""
     r = np.abs(voxels[:, None] - knots)
     return np.where(r < 1, 2 / 3 - r**2 + r**3 / 2, np.clip(2 - r, 0, None) ** 3 / 6).astype(np.float32)
 
 
-def _transformed(matrix: NDArray, positions: Sequence[NDArray]) -> NDArray:
+def _transformed(matrix: NDArray[Any], positions: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """(d, *grid) float32: a (d, d) matrix applied to every point of a grid."""
     return np.tensordot(matrix, np.stack(positions), 1).astype(np.float32)
 

@@ -2,10 +2,11 @@
 
 One file a case holds four arrays in NumPy's own format, one after the other: the image, float32, and the label, uint8,
 both with the slice axis first, so that a slice is one run of bytes and a 3D patch touches only the slices it spans;
-the number of foreground voxels of each class that were kept; and their voxel indices, sorted by class.
+the number of foreground voxels of each class that were kept; and their voxel indices, sorted by class. A checksum ends
+the file.
 
-A file is written under a temporary name and renamed, so a file that exists is whole: two trainings may fill the same
-folder at once, and either may be killed.
+A file is written under a temporary name and renamed: two trainings may fill the same folder at once, and either may be
+killed. A disk may damage a file later, so the checksums are verified when a training starts.
 """
 
 from __future__ import annotations
@@ -13,24 +14,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import mmap
 import os
 import random
+import struct
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import TEMPORARY, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+CHECKSUM = struct.Struct("<4sI")
+"""End of a file: a mark, and the CRC-32 of all before."""
+MARK = b"CRC:"
 STALE_SECONDS = 3600
+logger = logging.getLogger(__name__)
 _RANDOM_STATE = ("R", "_do_transform")
 
 
@@ -54,7 +64,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
     """The arrays of a file, memory-mapped."""
     arrays = []
     with path.open("rb") as file:
-        while file.tell() < os.fstat(file.fileno()).st_size:
+        while file.tell() < os.fstat(file.fileno()).st_size - CHECKSUM.size:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
@@ -66,15 +76,37 @@ def read_arrays(path: Path) -> list[np.ndarray]:
 
 
 def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Write a file of arrays, under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
-    try:
+    """Write a file of arrays, atomically, with its checksum."""
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for array in arrays:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with temporary.open("rb") as file:
+            checksum = _checksum(file, os.fstat(file.fileno()).st_size)
+        with temporary.open("ab") as file:
+            file.write(CHECKSUM.pack(MARK, checksum))
+
+    write_atomically(path, write)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and is what `write_arrays` wrote: its checksum is right."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - CHECKSUM.size
+            return size > 0 and CHECKSUM.pack(MARK, _checksum(file, size)) == file.read()
+    except FileNotFoundError:
+        return False
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    """CRC-32 of the next `size` bytes of a file."""
+    checksum = 0
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        checksum = zlib.crc32(block, checksum)
+        size -= len(block)
+    return checksum
 
 
 def read_case(path: str | Path, slice_axis: int) -> CachedCase:
@@ -95,7 +127,7 @@ def read_case(path: str | Path, slice_axis: int) -> CachedCase:
     )
 
 
-def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
+def byte_runs(box: Any) -> list[tuple[int, int]]:
     """Runs of bytes that hold a box (C, *spatial) of an array: of each the first, counted from the start of the mapped
     memory, and the length. A run for each channel and each index along the axis that is slowest in memory."""
     if not box.size:
@@ -112,16 +144,17 @@ def byte_runs(box: np.memmap) -> list[tuple[int, int]]:
     ]
 
 
-def ask_for(box: np.ndarray) -> None:
+def prefetch(box: Any) -> None:
     """Have the system read a box (C, *spatial) of a memory-mapped array, and no more than its pages, before it is
     indexed.
 
     Without it every page that is missing makes the system read far ahead, mostly of what no patch needs.
     """
     if isinstance(box, np.memmap) and hasattr(mmap, "MADV_WILLNEED"):
+        mapped: Any = box
         for start, length in byte_runs(box):
             into_page = start % mmap.PAGESIZE
-            box._mmap.madvise(mmap.MADV_WILLNEED, start - into_page, length + into_page)
+            mapped._mmap.madvise(mmap.MADV_WILLNEED, start - into_page, length + into_page)
 
 
 def describe(value: Any) -> Any:
@@ -150,9 +183,25 @@ def _describe_code(code: CodeType) -> list[Any]:
     return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
 
 
-def digest(value: Any, length: int) -> str:
+def settings_digest(value: Any, length: int) -> str:
     """Some hexadecimal digits that tell nested plain values apart."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
+
+
+def remove_damaged(paths: Sequence[Path], num_workers: int = 0) -> None:
+    """Remove those of the files that are not whole, with a warning, so that they are made anew.
+
+    Args:
+        paths: files of arrays; those that do not exist do not count.
+        num_workers: threads that read at the same time.
+    """
+    there = [path for path in paths if path.exists()]
+    with ThreadPoolExecutor(max(1, int(num_workers))) as readers:
+        checked = tqdm(readers.map(is_whole, there), total=len(there), desc="checking", unit="case", disable=None)
+        for path, whole in zip(there, checked, strict=True):
+            if not whole:
+                logger.warning("%s is damaged; it is made anew.", path)
+                path.unlink(missing_ok=True)
 
 
 class CaseCache:
@@ -174,7 +223,7 @@ class CaseCache:
     def __init__(
         self,
         folder: str | Path,
-        preprocessing: Callable[[dict], dict],
+        preprocessing: Callable[[dict[str, Any]], dict[str, Any]],
         slice_axis: int,
         num_classes: int,
         max_locations: int = 10000,
@@ -184,22 +233,25 @@ class CaseCache:
         self.num_classes = int(num_classes)
         self.max_locations = int(max_locations)
         what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
-        self.folder = Path(folder) / digest(what, 12)
+        self.folder = Path(folder) / settings_digest(what, 12)
 
     def path(self, item: Mapping[str, str]) -> Path:
         """File of a case, which may not exist yet."""
         stats = [os.stat(item[key]) for key in ("image", "label")]
-        stamp = digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
+        stamp = settings_digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
         return self.folder / f"{case_name(item['image'])}-{stamp}.npys"
 
     def write(self, item: Mapping[str, str]) -> Path:
         """Preprocess one case unless its file exists, and give the file."""
         path = self.path(item)
         if not path.exists():
-            data = self.preprocessing(dict(item))
+            try:
+                data = self.preprocessing(dict(item))
+            except Exception as error:
+                raise RuntimeError(f"{case_name(item['image'])} cannot be preprocessed: {error}") from error
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
-            locations = self._locations(label, np.random.default_rng(int(digest(path.name, 8), 16)))
+            locations = self._locations(label, np.random.default_rng(int(settings_digest(path.name, 8), 16)))
             counts = np.array([len(found) for found in locations], np.int64)
             indices = np.concatenate([np.empty((0, label.ndim), np.int32), *locations])
             write_arrays(path, [image, np.moveaxis(label, self.slice_axis, 0), counts, indices])
@@ -223,6 +275,7 @@ class CaseCache:
             num_workers: processes that preprocess at the same time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_damaged([self.path(item) for item in items], num_workers)
         missing = [item for item in items if not self.path(item).exists()]
         if missing:
             self._remove_stale()
@@ -240,14 +293,14 @@ class CaseCache:
         return [self.path(item) for item in items]
 
     def _remove_stale(self) -> None:
-        for left in self.folder.glob(".*.tmp"):
+        for left in self.folder.glob(TEMPORARY):
             # Its writer may finish and rename it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > STALE_SECONDS:
                     left.unlink()
 
 
-class _Jobs(torch.utils.data.Dataset):
+class _Jobs(torch.utils.data.Dataset[str]):
     def __init__(self, cache: CaseCache, items: Sequence[Mapping[str, str]]) -> None:
         self.cache, self.items = cache, items
 

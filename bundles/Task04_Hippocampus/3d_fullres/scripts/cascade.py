@@ -18,13 +18,13 @@ from monai.transforms import Transform
 from tqdm import tqdm
 
 from scripts import probabilities
-from scripts.cache import CaseCache, digest, read_arrays, read_case, write_arrays
-from scripts.data import case_name
+from scripts.cache import CaseCache, read_arrays, read_case, remove_damaged, settings_digest, write_arrays
+from scripts.datalists import case_name
 from scripts.networks import append_one_hot
 from scripts.resampling import resample
 
 
-class PreviousStage:
+class LowresSegmentations:
     """Segmentations of the first stage on the grid of the preprocessed cases, in files of which a patch is read without
     reading the case.
 
@@ -65,7 +65,7 @@ class PreviousStage:
     def _is_outdated(folder: Path) -> bool:
         """Whether the fold's training has ended with another network than that of the predictions."""
         files = (folder / "finished.json", folder / "validation" / "dice.json")
-        models = {json.loads(file.read_text(encoding="utf-8"))["model"] for file in files if file.is_file()}
+        models = {_model(file) for file in files} - {None}
         return len(models) > 1
 
     def fill(self, items: Sequence[Mapping[str, str]]) -> list[Path]:
@@ -77,9 +77,9 @@ class PreviousStage:
         sources = [self.source(case_name(item["image"])) for item in items]
         cases = self.cache.fill(items)
         targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]
+        remove_damaged(targets)
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
         for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
-            target.parent.mkdir(parents=True, exist_ok=True)
             shape = read_case(case, self.cache.slice_axis).label.shape[1:]
             labels = resample(probabilities.segmentation(source), shape, "nearest")
             write_arrays(target, [np.moveaxis(labels[0].numpy(), self.cache.slice_axis, 0)])
@@ -87,13 +87,22 @@ class PreviousStage:
 
     def _target(self, case: Path, source: Path) -> Path:
         stat = source.stat()
-        stamp = digest([stat.st_size, stat.st_mtime_ns], 8)
-        return case.parent / "first_stage" / f"{case.stem}-{stamp}.npys"
+        stamp = settings_digest([stat.st_size, stat.st_mtime_ns], 8)
+        return case.parent / "lowres" / f"{case.stem}-{stamp}.npys"
 
     def read(self, path: str | Path) -> np.ndarray:
         """The segmentation in a file that `fill` gave: uint8 (1, *spatial), memory-mapped."""
         [labels] = read_arrays(Path(path))
         return np.moveaxis(labels, 0, self.cache.slice_axis)[None]
+
+
+def _model(path: Path) -> str | None:
+    """The network that finished.json or dice.json names; None where it names none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found.get("model") if isinstance(found, dict) and isinstance(found.get("model"), str) else None
 
 
 class AppendOneHotd(Transform):
@@ -103,15 +112,15 @@ class AppendOneHotd(Transform):
     Args:
         num_classes: classes, background included.
         image_key: the image.
-        previous_key: the segmentation, class numbers.
+        lowres_key: the segmentation, class numbers.
     """
 
-    def __init__(self, num_classes: int, image_key: Hashable = "image", previous_key: Hashable = "previous") -> None:
+    def __init__(self, num_classes: int, image_key: Hashable = "image", lowres_key: Hashable = "lowres") -> None:
         self.num_classes = int(num_classes)
-        self.image_key, self.previous_key = image_key, previous_key
+        self.image_key, self.lowres_key = image_key, lowres_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        previous: torch.Tensor = d.pop(self.previous_key)
-        d[self.image_key] = append_one_hot(d[self.image_key][None], previous[None], self.num_classes)[0]
+        lowres: torch.Tensor = d.pop(self.lowres_key)
+        d[self.image_key] = append_one_hot(d[self.image_key][None], lowres[None], self.num_classes)[0]
         return d

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import pickle
 import signal
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,57 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
-from scripts.rules import OtherRecipeError
+from scripts.files import file_digest, link_atomically, write_atomically, write_text_atomically
+from scripts.stopping import OtherRecipeError
 
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
+RECORD = "model.json"
+"""File beside a model.pt with the settings that its network was trained with."""
+_UNREADABLE = (
+    RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, NotImplementedError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """`torch.save` under a temporary name, then rename: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    """`torch.save`, atomically."""
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a name instead would become a part of the file
             torch.save(value, file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, save)
 
 
-def digest(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a file: which network it holds."""
-    found = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return found.hexdigest()[:16]
+def load_checked(path: Path) -> Any:
+    """What `save_atomically` wrote, after a check of every byte: `torch.load` does not look at the checksums that
+    `torch.save` writes.
+
+    Raises:
+        zipfile.BadZipFile, RuntimeError, ...: the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
+    """Where a training leaves the network that the bundle's inference uses: models/model.pt for fold 0 in the bundle
+    itself, None for others."""
+    return f"{bundle_root}/models/model.pt" if fold == 0 and str(ckpt_dir).startswith(bundle_root) else None
+
+
+def was_mirrored(model_file: str | Path) -> bool:
+    """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions. True
+    where nothing is recorded beside it."""
+    try:
+        settings = json.loads(Path(model_file).with_name(RECORD).read_text(encoding="utf-8"))
+        return float(settings["mirror_prob"]) > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 class Checkpoint:
@@ -52,8 +77,8 @@ class Checkpoint:
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
-    rule), "model", the digest of model.pt, and the recipe: "max_epochs", and whether the learning rate had a
-    "schedule". Only rank 0 writes.
+    rule), "model", the digest of model.pt, and the recipe: "max_epochs", whether the learning rate had a
+    "schedule", and the other "settings". `model.json`, beside model.pt, repeats the settings. Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -61,6 +86,7 @@ class Checkpoint:
         objects: whatever else has `state_dict` and `load_state_dict`.
         model_file: where to leave a copy of model.pt, the network that the bundle's inference uses; None for no copy.
         interval: epochs between two savings.
+        settings: of the training, to be recorded in finished.json and beside every model.pt.
     """
 
     def __init__(
@@ -70,8 +96,10 @@ class Checkpoint:
         objects: Mapping[str, Any],
         model_file: str | Path | None = None,
         interval: int = 1,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.ckpt_dir, self.network, self.objects = Path(ckpt_dir), network, dict(objects)
+        self.settings = dict(settings or {})
         self.model_file = None if model_file is None else Path(model_file)
         self.interval = int(interval)
         self.signal: int | None = None
@@ -127,14 +155,17 @@ class Checkpoint:
         return any(getattr(thing, "schedule", None) is not None for thing in self.objects.values())
 
     def _read(self) -> dict[str, Any] | None:
-        for name in ("last.pt", "previous.pt"):
-            path = self.ckpt_dir / name
-            if not path.is_file():
-                continue
+        there = [path for path in (self.ckpt_dir / name for name in ("last.pt", "previous.pt")) if path.is_file()]
+        for path in there:
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
-                logger.warning("%s cannot be read (%s); trying the checkpoint before it.", path, _first_line(error))
+                return load_checked(path)
+            except _UNREADABLE as error:  # noqa: PERF203 (two files)
+                logger.warning("%s cannot be read (%s).", path, _first_line(error))
+        if there:
+            raise ValueError(
+                f"No checkpoint of this training can be read: {', '.join(map(str, there))}. Bring one back from a "
+                f"copy, or remove {self.ckpt_dir} to start anew."
+            )
         return None
 
     def save(self, engine: Engine) -> None:
@@ -155,21 +186,24 @@ class Checkpoint:
             last = self.ckpt_dir / "last.pt"
             if last.is_file():
                 # A second name for the same file, so that there is no moment without last.pt.
-                _replace_by_link(last, self.ckpt_dir / "previous.pt")
+                link_atomically(last, self.ckpt_dir / "previous.pt")
             save_atomically(state, last)
             self._save_model(network)
 
     def _save_model(self, network: Mapping[str, Any]) -> None:
+        record = json.dumps(self.settings) + "\n"
+        write_text_atomically(self.ckpt_dir / RECORD, record)
         save_atomically(network, self.ckpt_dir / "model.pt")
         if self.model_file is not None:
-            _replace_by_link(self.ckpt_dir / "model.pt", self.model_file)
+            write_text_atomically(self.model_file.with_name(RECORD), record)
+            link_atomically(self.ckpt_dir / "model.pt", self.model_file)
 
     def _restore_model(self) -> None:
         """Write the model.pt of a finished training where it is not the one that finished.json names: the process was
         killed between last.pt and it, or somebody took it away."""
         if idist.get_rank() == 0:
             model = self.ckpt_dir / "model.pt"
-            if not model.is_file() or self._marked().get("model") != digest(model):
+            if not model.is_file() or self._marked().get("model") != file_digest(model):
                 self._save_model(self.network.state_dict())
 
     def _marked(self) -> dict[str, Any]:
@@ -181,19 +215,18 @@ class Checkpoint:
     def _mark(self, engine: Engine) -> None:
         """Write finished.json, unless it says the same already or something else has ended the training."""
         if idist.get_rank() == 0 and (self._stopped() or engine.state.epoch >= engine.state.max_epochs):
-            model = digest(self.ckpt_dir / "model.pt")
+            model = file_digest(self.ckpt_dir / "model.pt")
             found = {
                 "epochs": engine.state.epoch,
                 "stopped": self._stopped(),
                 "model": model,
                 "max_epochs": engine.state.max_epochs,
                 "schedule": self._has_schedule(),
+                "settings": self.settings,
             }
             # Another maximum changes nothing in a training that is finished.
-            if {**self._marked(), "max_epochs": found["max_epochs"]} != found:
-                temporary = self.ckpt_dir / f".{FINISHED}.{os.getpid()}.tmp"
-                temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
-                temporary.replace(self.ckpt_dir / FINISHED)
+            if {**self._marked(), "max_epochs": found["max_epochs"], "settings": self.settings} != found:
+                write_text_atomically(self.ckpt_dir / FINISHED, json.dumps(found) + "\n")
 
     def _unmark(self) -> None:
         if idist.get_rank() == 0:
@@ -245,17 +278,6 @@ class Checkpoint:
     def _restore_signals(self) -> None:
         while self._old_handlers:
             signal.signal(*self._old_handlers.popitem())
-
-
-def _replace_by_link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
 
 
 def _random_state() -> dict[str, Any]:

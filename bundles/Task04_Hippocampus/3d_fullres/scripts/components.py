@@ -42,6 +42,11 @@ class KeepLargestComponentd(MapTransform):
         return d
 
 
+def class_indices(values: Sequence[int], label_values: Sequence[int]) -> list[int]:
+    """Class numbers of some label values."""
+    return [list(label_values).index(value) for value in values]
+
+
 def keep_largest(volume: np.ndarray, label: int) -> None:
     """Set all voxels of a class to 0 that are not in its largest component, the first of equals."""
     mask = volume == label
@@ -53,7 +58,7 @@ def keep_largest(volume: np.ndarray, label: int) -> None:
     count = ndimage.label(mask, np.ones((3,) * mask.ndim), components)
     if count > 1:
         # Slice by slice, for numpy would count, and compare, in new arrays of 64 bits a voxel.
-        sizes = sum(np.bincount(part.reshape(-1), minlength=count + 1) for part in components)
+        sizes: Any = sum(np.bincount(part.reshape(-1), minlength=count + 1) for part in components)
         largest = 1 + sizes[1:].argmax()
         for labels, part in zip(volume[box], components, strict=True):
             labels[(part > 0) & (part != largest)] = 0

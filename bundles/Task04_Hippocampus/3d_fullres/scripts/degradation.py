@@ -126,7 +126,7 @@ class RandDegradeSegmentationd(Randomizable, MapTransform):
                 d[key] = torch.from_numpy(self._degraded(given[0])[None])
         return d
 
-    def _degraded(self, label_map: NDArray) -> NDArray:
+    def _degraded(self, label_map: NDArray[Any]) -> NDArray[Any]:
         """A copy of a label map (X, Y, Z) with the mistakes that were drawn."""
         label_map = np.array(label_map, order="C")
         for label, operator, radius in self._changes:
@@ -140,18 +140,18 @@ class RandDegradeSegmentationd(Randomizable, MapTransform):
         return label_map
 
 
-def labels_present(label_map: NDArray) -> list[int]:
+def labels_present(label_map: NDArray[Any]) -> list[int]:
     """Foreground labels of a label map that occur in it, ascending."""
     return [label for label in range(1, int(label_map.max(initial=0)) + 1) if (label_map == label).any()]
 
 
-def replace_class(label_map: NDArray, label: int, before: NDArray, after: NDArray) -> None:
+def replace_class(label_map: NDArray[Any], label: int, before: NDArray[Any], after: NDArray[Any]) -> None:
     """Moves a class of a label map, in place, from the mask `before` to `after`; what it loses becomes background."""
     label_map *= after | ~before
     np.copyto(label_map, np.uint8(label), where=after)
 
 
-def remove_component(label_map: NDArray, label: int, choice: float, largest: float) -> None:
+def remove_component(label_map: NDArray[Any], label: int, choice: float, largest: float) -> None:
     """Sets one component of a class to background, in place: of those smaller than `largest` voxels the one at
     `choice` in [0, 1) of their list. Nothing happens where there is none."""
     box = bounding_box(label_map == label)
@@ -162,7 +162,7 @@ def remove_component(label_map: NDArray, label: int, choice: float, largest: flo
         label_map[box] *= components != small[int(choice * len(small))]
 
 
-def bounding_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
+def bounding_box(mask: NDArray[Any], margin: int = 0) -> tuple[slice, ...]:
     """Slices of the smallest box that holds all that is True in a mask (X, Y, Z), with a margin of voxels on each side
     where the mask has so many. An empty box where nothing is True."""
     others = ((1, 2), (0, 2), (0, 1))
@@ -170,7 +170,7 @@ def bounding_box(mask: NDArray, margin: int = 0) -> tuple[slice, ...]:
     return tuple(slice(max(int(f[0]) - margin, 0), int(f[-1]) + 1 + margin) if len(f) else slice(0) for f in filled)
 
 
-def morphology(mask: NDArray, operator: Operator, radius: int) -> NDArray:
+def morphology(mask: NDArray[Any], operator: Operator, radius: int) -> NDArray[Any]:
     """A mask (X, Y, Z) of bools eroded, dilated, opened or closed by the ball of a radius, see the head of the module.
 
     The result is exact. Voxels are worked on as bits, 64 at a time: a radius of 8 takes some milliseconds for 128³.
@@ -182,7 +182,7 @@ def morphology(mask: NDArray, operator: Operator, radius: int) -> NDArray:
     return _unpacked(bits, mask.shape)
 
 
-def _packed(mask: NDArray, radius: int) -> NDArray:
+def _packed(mask: NDArray[Any], radius: int) -> NDArray[Any]:
     """Bits (X, Y + radius, words) of a mask (X, Y, Z).
 
     At least `radius` zeros follow every row and every plane, so that shifting all bits as one long number moves
@@ -196,13 +196,13 @@ def _packed(mask: NDArray, radius: int) -> NDArray:
     return out.view("<u8")
 
 
-def _unpacked(bits: NDArray, shape: Sequence[int]) -> NDArray:
+def _unpacked(bits: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     """The mask (X, Y, Z) of bools that bits stand for."""
     rows = np.asarray(bits[:, : shape[1]], "<u8", order="C").view(np.uint8)
     return np.unpackbits(rows, axis=-1, count=shape[2], bitorder="little").view(bool)
 
 
-def _spread(bits: NDArray, radius: int) -> NDArray:
+def _spread(bits: NDArray[Any], radius: int) -> NDArray[Any]:
     """Every 1 spread over its ball. The zeros between rows and planes are spread into as well.
 
     The ball is cut into discs along x and a disc into rows along y. Rows of every half-width are made once.
@@ -220,7 +220,7 @@ def _spread(bits: NDArray, radius: int) -> NDArray:
     return ball.reshape(bits.shape)
 
 
-def _wider(words: NDArray) -> NDArray:
+def _wider(words: NDArray[Any]) -> NDArray[Any]:
     """Every 1 spread over its neighbours before and after, in words (N,) that are one long number."""
     out = words | words << 1 | words >> 1
     out[1:] |= words[:-1] >> (WORD_BITS - 1)
@@ -228,7 +228,7 @@ def _wider(words: NDArray) -> NDArray:
     return out
 
 
-def _add_shifted(out: NDArray, words: NDArray, offset: int) -> None:
+def _add_shifted(out: NDArray[Any], words: NDArray[Any], offset: int) -> None:
     """Adds words (N,), shifted by an offset to both sides, to the ones in `out`."""
     num = max(len(out) - offset, 0)
     out[offset:] |= words[:num]

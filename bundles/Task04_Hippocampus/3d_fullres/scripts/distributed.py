@@ -31,6 +31,12 @@ def start(device: str | torch.device) -> None:
         logging.disable(logging.WARNING)
 
 
+def parallel(network: torch.nn.Module, device: str | torch.device) -> torch.nn.parallel.DistributedDataParallel:
+    """The network of this process, whose gradients are averaged over all processes."""
+    device = torch.device(device)
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
 class SharedDiceCELoss(DiceCELoss):
     """Dice and cross-entropy of a batch that is divided over the ranks.
 

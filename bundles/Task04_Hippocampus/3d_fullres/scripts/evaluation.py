@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.checkpoint import digest
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import file_digest, write_atomically, write_text_atomically
 
 
 class DiceReport:
@@ -51,10 +51,21 @@ class DiceReport:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, _: Engine) -> None:
         self.rows.clear()
-        self.model = digest(self.model_file)
+        self.model = file_digest(self.model_file)
+
+    @staticmethod
+    def _fail(engine: Engine, error: BaseException) -> None:
+        """Name the case that cannot be predicted."""
+        image = engine.state.batch["image"] if isinstance(engine.state.batch, dict) else None
+        names = getattr(image, "meta", {}).get("filename_or_obj")
+        if names is None or not isinstance(error, Exception):
+            raise error
+        name = case_name(names if isinstance(names, str) else names[0])
+        raise RuntimeError(f"{name} cannot be predicted: {error}") from error
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -68,7 +79,6 @@ class DiceReport:
         means = [float(s[c].mean()) if c.any() else None for s, c in zip(scores.T, counted.T, strict=True)]
         present = [m for m in means if m is not None]
         foreground = sum(present) / len(present) if present else None
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         summary = {
             "mean_foreground_dice": foreground,
             "mean_dice": dict(zip(self.classes, means, strict=True)),
@@ -76,12 +86,16 @@ class DiceReport:
             "model": self.model,
             "settings": self.settings,
         }
-        lines = [["case", *self.classes], *([n, *r] for n, r in self.rows.items()), ["mean", *means]]
-        with (self.output_dir / ".dice.csv.tmp").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["" if v is None else v for v in line] for line in lines])
-        (self.output_dir / ".dice.csv.tmp").replace(self.output_dir / "dice.csv")
+        rows: list[list[object]] = [[name, *row] for name, row in self.rows.items()]
+        lines: list[list[object]] = [["case", *self.classes], *rows, ["mean", *means]]
+
+        def write_csv(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([["" if v is None else v for v in line] for line in lines])
+
+        write_atomically(self.output_dir / "dice.csv", write_csv)
         # The last file: where it is, all others are.
-        _replace(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
+        write_text_atomically(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
         logging.getLogger(__name__).info("Dice\n%s", table(lines))
         logging.getLogger(__name__).info("mean foreground Dice: %s", _cell(foreground))
 
@@ -114,9 +128,3 @@ def table(lines: Sequence[Sequence[object]]) -> str:
     first, *others = widths
     rows = [[name.ljust(first), *map(str.rjust, rest, others)] for name, *rest in cells]
     return "\n".join(map("  ".join, rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

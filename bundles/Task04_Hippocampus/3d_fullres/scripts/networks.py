@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import one_hot, pad
@@ -47,7 +47,7 @@ class Folds(NamedTuple):
 class Composite(torch.nn.Module):
     """Networks in named lists, one network a fold, in one module with one flat state dict.
 
-    The inferers of :mod:`scripts.inference` call the networks in the lists. `forward` is for programs that know nothing
+    The inferers of :mod:`scripts.inferers` call the networks in the lists. `forward` is for programs that know nothing
     but a network and a patch (export, checks): the class probabilities that the inferers give for an image that is one
     patch, without mirroring. An exported module is therefore not the whole prediction.
 
@@ -57,7 +57,7 @@ class Composite(torch.nn.Module):
         lowres: networks for a volume of low resolution, or None: the first stage of `cascade`, or alone.
         cascade: networks for a volume and the segmentation of the first stage, or None.
         slice_axis: spatial axis along which slices run.
-        lowres_factor: voxel size of the first stage divided by that of `cascade`, for each axis.
+        spacing, lowres_spacing: mm, of what `cascade` and its first stage see.
 
     Source: arXiv:1809.10486, sections 2.1 (cascade), 2.4 (folds) and 2.6 (ensembles).
     """
@@ -69,7 +69,8 @@ class Composite(torch.nn.Module):
         lowres: Folds | None = None,
         cascade: Folds | None = None,
         slice_axis: int = 2,
-        lowres_factor: Sequence[float] = (1.0, 1.0, 1.0),
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        lowres_spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         self.slices, self.fullres = _copies(slices), _copies(fullres)
@@ -79,8 +80,8 @@ class Composite(torch.nn.Module):
         self.slices_patch, self.slices_divisor = _sizes(slices)
         self.lowres_patch, self.lowres_divisor = _sizes(lowres)
         self.patch, _ = _sizes(cascade)
-        self.num_classes = 0 if cascade is None else int(cascade.network.out_channels)
-        low = resampled_shape(self.patch, [1.0] * len(self.patch), lowres_factor)
+        self.num_classes = 0 if cascade is None else int(cascade.network.out_channels)  # type: ignore[arg-type]  # MONAI's own
+        low = resampled_shape(self.patch, spacing, lowres_spacing)
         # Not persistent: the state dict holds weights alone.
         for axis in range(3):
             matrix, index = torch.empty(0), torch.empty(0, dtype=torch.long)
@@ -128,13 +129,37 @@ class Composite(torch.nn.Module):
         for first in self.lowres:
             total = total + first(padded).softmax(1)
         segmentation = cropped_to(total, size).argmax(1, keepdim=True)
-        return segmentation[:, :, self.up_0][:, :, :, self.up_1][:, :, :, :, self.up_2]
+        # Buffers, which mypy takes for modules as well.
+        rows = segmentation[:, :, self.up_0]  # type: ignore[index]
+        columns = rows[:, :, :, self.up_1]  # type: ignore[index]
+        return columns[:, :, :, :, self.up_2]  # type: ignore[index]
 
 
 def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
     """Every list of networks counts alike, however many folds it has."""
     if len(folds) > 0:
         found.append(torch.stack(folds).mean(0))
+
+
+def check_patch_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuse patches that the network cannot take: each axis must be a multiple of its strides, and the deepest level
+    needs more than one voxel for its instance norm.
+
+    Args:
+        patch_size: voxels.
+        strides: of each stage, for each axis.
+
+    Raises:
+        ValueError: with sizes that work.
+    """
+    steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    fits = len(patch_size) == len(steps) and all(n >= s and n % s == 0 for n, s in zip(patch_size, steps, strict=True))
+    if fits and math.prod(n // s for n, s in zip(patch_size, steps, strict=True)) > 1:
+        return
+    raise ValueError(
+        f"patch_size {list(patch_size)} does not fit the network: each axis must be a multiple of {steps}, and one of "
+        f"them at least twice that. The smallest that works is {[2 * steps[0], *steps[1:]]}."
+    )
 
 
 def window_size(size: list[int], patch: list[int]) -> list[int]:
@@ -178,5 +203,6 @@ def _sizes(folds: Folds | None) -> tuple[list[int], list[int]]:
     """Patch of the networks, and what each axis must be a multiple of."""
     if folds is None:
         return [1, 1, 1], [1, 1, 1]  # TorchScript cannot tell the type of an empty list
-    steps = zip(*folds.network.strides, strict=True)
+    strides: Any = folds.network.strides
+    steps = zip(*strides, strict=True)
     return [int(n) for n in folds.patch_size], [math.prod(s) for s in steps]

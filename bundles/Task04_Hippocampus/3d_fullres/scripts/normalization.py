@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.config import KeysCollection
@@ -13,13 +14,16 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
     """Mask of the nonzero voxels, the region that images are cropped to.
 
     Raises:
-        ValueError: every voxel is zero (MONAI would crop to an empty image).
+        ValueError: a voxel is NaN or infinite, or every voxel is zero (MONAI would crop to an empty image).
 
     Source: arXiv:1809.10486, section 2.2, "Cropping".
     """
+    name = getattr(image, "meta", {}).get("filename_or_obj", "the image")
+    # The sum is not finite where a voxel is not: one pass, and no mask of the whole image.
+    if image.is_floating_point() and not image.sum(dtype=torch.float64).isfinite():
+        raise ValueError(f"{name}: has values that are NaN or infinite. Replace them, by 0 where there is no tissue.")
     mask = image != 0
     if not mask.any():
-        name = getattr(image, "meta", {}).get("filename_or_obj", "the image")
         raise ValueError(f"{name}: every voxel is zero, so there is nothing to segment. Leave the image out.")
     return mask
 
@@ -56,7 +60,8 @@ class NormalizeChannelsd(MapTransform):
             if len(image) != len(self.channels):
                 raise ValueError(f"the image has {len(image)} channels, the bundle is made for {len(self.channels)}")
             d[key] = image.clone() if image is d[key] else image
-            values = d[key].as_tensor() if hasattr(d[key], "as_tensor") else d[key]
+            values: Any = d[key]
+            values = values.as_tensor() if hasattr(values, "as_tensor") else values
             for channel, statistics in zip(values, self.channels, strict=True):
                 self._normalize(channel, statistics, inside)
         return d
@@ -65,6 +70,8 @@ class NormalizeChannelsd(MapTransform):
     def _normalize(channel: torch.Tensor, statistics: Mapping[str, float] | None, inside: torch.Tensor | None) -> None:
         if statistics is None:
             voxels = channel if inside is None or not inside.any() else channel[inside]
+            mean: Any
+            std: Any
             std, mean = torch.std_mean(voxels, correction=0)
             std = torch.where(std > 0, std, torch.ones_like(std))
         else:

@@ -15,8 +15,8 @@ from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
 from scripts.augmentation import patch_start
-from scripts.cache import CachedCase, CaseCache, ask_for, read_case
-from scripts.cascade import PreviousStage
+from scripts.cache import CachedCase, CaseCache, prefetch, read_case
+from scripts.cascade import LowresSegmentations
 
 
 class Request(NamedTuple):
@@ -27,7 +27,7 @@ class Request(NamedTuple):
     seed: int
 
 
-class PatchDataset(torch.utils.data.Dataset):
+class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Patches of preprocessed cases, cut where a :class:`Request` says.
 
     A forced patch is centred on a random voxel of a random foreground class of the case, any other on a voxel drawn
@@ -40,8 +40,8 @@ class PatchDataset(torch.utils.data.Dataset):
         transform: makes the patch from {"image": (C, *spatial), "label": (1, *spatial), "center": voxel index}, whose
             arrays are memory-mapped: what it does not index is not read. When it is randomizable it is seeded before.
         num_workers: processes that preprocess at the same time.
-        previous: for the second stage of a cascade, the segmentations by the first; the transform finds them as
-            "previous", (1, *spatial).
+        lowres: for the second stage of a cascade, the segmentations by the first; the transform finds them as
+            "lowres", (1, *spatial).
 
     Source: arXiv:1809.10486, section 2.3, "Patch Sampling".
     """
@@ -51,13 +51,13 @@ class PatchDataset(torch.utils.data.Dataset):
         data: Sequence[Mapping[str, str]],
         cache: CaseCache,
         patch_size: Sequence[int],
-        transform: Callable[[dict], dict],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
         num_workers: int = 0,
-        previous: PreviousStage | None = None,
+        lowres: LowresSegmentations | None = None,
     ) -> None:
         self.paths = cache.fill(data, num_workers)
-        self.previous = previous
-        self.previous_paths = [] if previous is None else previous.fill(data)
+        self.lowres = lowres
+        self.lowres_paths = [] if lowres is None else lowres.fill(data)
         self.slice_axis = cache.slice_axis
         self.patch_size = tuple(int(p) for p in patch_size)
         self.transform = transform
@@ -78,8 +78,8 @@ class PatchDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng(request.seed)
         center = self._center(case, request.foreground, rng)
         arrays = {"image": case.image, "label": case.label}
-        if self.previous is not None:
-            arrays["previous"] = self.previous.read(self.previous_paths[request.case])
+        if self.lowres is not None:
+            arrays["lowres"] = self.lowres.read(self.lowres_paths[request.case])
         if len(self.patch_size) == case.image.ndim - 2:
             # An index and not np.take, which copies the whole of an array that is not contiguous.
             where = (slice(None),) * (self.slice_axis + 1) + (center.pop(self.slice_axis),)
@@ -88,7 +88,7 @@ class PatchDataset(torch.utils.data.Dataset):
             start = patch_start(center, self.patch_size, case.label.shape[1:])
             inside = tuple(slice(max(s, 0), s + n) for s, n in zip(start, self.patch_size, strict=True))
             for array in arrays.values():
-                ask_for(array[(slice(None), *inside)])
+                prefetch(array[(slice(None), *inside)])
         data = {**arrays, "center": tuple(center), "case": case.name}
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))
@@ -103,7 +103,7 @@ class PatchDataset(torch.utils.data.Dataset):
         return [int(rng.integers(size)) for size in case.label.shape[1:]]
 
 
-class ForegroundBatchSampler(torch.utils.data.Sampler):
+class ForegroundBatchSampler(torch.utils.data.Sampler[list[Request]]):
     """Batches of which more than a third of the samples are forced to hold a foreground class.
 
     Iteration i of a run asks for the same patches in every process, whatever came before: a run that is resumed at an
@@ -169,7 +169,7 @@ class ForegroundBatchSampler(torch.utils.data.Sampler):
             yield self.batch(iteration)[self.rank :: self.num_ranks]
 
 
-class PatchLoader(torch.utils.data.DataLoader):
+class PatchLoader(torch.utils.data.DataLoader[dict[str, Any]]):
     """Loads the batches that a sampler asks for; the worker processes stay alive between epochs.
 
     Args:

@@ -22,6 +22,16 @@ def default_amp(device: str | torch.device) -> bool:
     return kind == "cuda" or (kind == "cpu" and has_fast_bfloat16())
 
 
+def default_device() -> torch.device:
+    """The first CUDA device, or else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def trainer_amp(amp: bool, device: str | torch.device) -> bool:
+    """Whether MONAI's engines use mixed precision: on CUDA only, see `AutocastInferer`."""
+    return amp and torch.device(device).type == "cuda"
+
+
 def checked_switch(name: str, value: bool) -> bool:
     """The value, if it is True or False. On the command line `--amp false` would be the text "false", which is true."""
     if not isinstance(value, bool):

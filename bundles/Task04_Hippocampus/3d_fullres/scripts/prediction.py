@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import Dataset, NibabelWriter
+from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import write_atomically
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
+AFFINE_TOLERANCE_MM = 0.1
+"""Distance in mm that a corner of an image may have under two affines that count as equal; as in planning."""
 
 
 class WholeFileWriter(NibabelWriter):
-    """Writer for `SaveImaged` that writes under a temporary name and renames: a file that exists is whole.
+    """Writer for `SaveImaged` that writes atomically: a file that exists is whole.
 
     It never resamples. MONAI 1.6.1 goes through its resampling even where that is switched off, and fails there on an
     image whose axes are stored in another order than right, anterior, superior.
@@ -31,15 +35,14 @@ class WholeFileWriter(NibabelWriter):
         """The array and its affine as they are."""
         return data_array, affine
 
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
+        """Take the segmentation (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
+        self.data_obj = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set."""
-        path = Path(filename)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            super().write(temporary, verbose, **kwargs)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write = super().write
+        write_atomically(filename, lambda temporary: write(temporary, verbose, **kwargs))
 
 
 class ImageDataset(Dataset):
@@ -50,14 +53,37 @@ class ImageDataset(Dataset):
         transform: the preprocessing.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, str]], transform: Callable[[dict], dict]) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, str]], transform: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
         super().__init__(data, transform)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            return super().__getitem__(index)
+            item = super().__getitem__(index)
+            if isinstance(item["image"], MetaTensor):
+                check_geometry(item["image"].meta)
+            return item
         except Exception as error:
             return {FAULT: _cause(error), "image": self.data[index]["image"]}
+
+
+def check_geometry(meta: Mapping[str, Any]) -> None:
+    """Check that a segmentation of an image will lie on it in other programs: MONAI 1.6.1 replaces the affine of a
+    header whose voxel sizes do not fit it, other programs do not.
+
+    Raises:
+        ValueError: they put a corner of the image at different places.
+    """
+    image: Any = nibabel.load(meta["filename_or_obj"])
+    difference = (image.affine - np.asarray(meta["original_affine"]))[:3]
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*(np.array(image.shape[:3]) - 1), 1)
+    distance = np.linalg.norm(difference @ corners.T, axis=0).max()
+    if not distance <= AFFINE_TOLERANCE_MM:
+        raise ValueError(
+            f"its header contradicts itself: sform, qform and voxel sizes (pixdim) put a corner up to {distance:.3g} "
+            "mm apart; write the header anew with one geometry"
+        )
 
 
 class ImageEvaluator(SupervisedEvaluator):

@@ -7,7 +7,6 @@ background's are what is missing to 1), and the geometry: what an inversion of t
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,23 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import write_atomically
 
 LEVELS = 255
 
 
 def save(path: str | Path, probabilities: torch.Tensor, image: MetaTensor) -> None:
-    """Write the probabilities (classes, X, Y, Z) of a case with the geometry of its preprocessed image.
-
-    The file is written under a temporary name and renamed: a file that exists is whole.
-    """
+    """Write the probabilities (classes, X, Y, Z) of a case with the geometry of its preprocessed image, atomically."""
     foreground = probabilities[1:].float().mul(LEVELS).round_().to(torch.uint8).cpu().numpy()
     geometry = io.BytesIO()
     torch.save({"affine": _plain(image.affine), "applied_operations": _plain(image.applied_operations)}, geometry)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def load(path: str | Path) -> dict[str, torch.Tensor]:

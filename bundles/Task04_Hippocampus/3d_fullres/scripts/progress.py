@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from tqdm import tqdm
 
-from scripts.data import case_name
+from scripts.datalists import case_name
+from scripts.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class PatchDice(Metric):
 
     def reset(self) -> None:
         """Forget all patches."""
-        self._counts: torch.Tensor | None = None
+        self._counts: Any = None
 
     def update(self, output: Sequence[torch.Tensor]) -> None:
         """Take in a batch."""
@@ -45,8 +47,8 @@ class PatchDice(Metric):
 class EpochLog:
     """Handler for a trainer: shows and writes down every epoch.
 
-    It must come after :class:`scripts.rules.LossRules`, whose averages it shows, and before the checkpoint, which saves
-    its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
+    It must come after :class:`scripts.stopping.LossRules`, whose averages it shows, and before the checkpoint, which
+    saves its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
 
     Args:
         output_dir: folder of curve.csv and progress.png.
@@ -123,13 +125,13 @@ class EpochLog:
         draw_curve(self.history, self.classes, self.output_dir / "progress.png")
 
     def _write_curve(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self.output_dir / ".curve.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
-        temporary.replace(self.output_dir / "curve.csv")
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(self.history[0]))
+                writer.writeheader()
+                writer.writerows(self.history)
+
+        write_atomically(self.output_dir / "curve.csv", write)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of curve.csv."""
@@ -186,8 +188,10 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         losses.plot(epochs, [row[f"{name}_loss"] for row in history], color=color, alpha=0.35, label=f"{name} loss")
         losses.plot(epochs, [row[f"{name}_average"] for row in history], color=color, label=f"{name} average")
     for name in classes:
-        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=name)
-    rate.plot(epochs, [row["lr"] for row in history], color="black")
+        # matplotlib leaves out names that start with an underscore.
+        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=f" {name}" if name[0] == "_" else name)
+    # A schedule may end at 0, which a logarithm does not have.
+    rate.plot(epochs, [row["lr"] or math.nan for row in history], color="black")
     rate.set_yscale("log")
     losses.set_ylabel("loss")
     dice.set_ylabel("Dice, estimated on patches")
@@ -195,12 +199,11 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
     for axes in (losses, dice):
-        axes.legend(fontsize="small")
+        for text in axes.legend(fontsize="small").get_texts():
+            text.set_parse_math(False)  # a name may hold dollar signs
     for axes in (losses, dice, rate):
         axes.grid(alpha=0.3)
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
 
 
 def _duration(seconds: float) -> str:

@@ -8,9 +8,11 @@ the outer edges of first and last voxel stay where they are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,11 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
+from scripts.cpu import memory_bytes
+
 MODES = ("spline", "linear", "nearest")
+SLAB = 16
+"""Planes whose equally near voxels are compared at a time."""
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]) -> tuple[int, ...]:
@@ -37,9 +43,16 @@ def spline_matrix(num_in: int, num_out: int) -> torch.Tensor:
 
 
 def nearest_indices(num_in: int, num_out: int) -> torch.Tensor:
-    """For each of `num_out` samples the nearest of `num_in`, int64 of shape (num_out,)."""
-    centers = (torch.arange(num_out, dtype=torch.float64) + 0.5) * (num_in / num_out)
-    return centers.long().clamp_(max=num_in - 1)
+    """For each of `num_out` samples the nearest of `num_in`, the lower of two equally near ones; int64, (num_out,)."""
+    return _neighbors(num_in, num_out)[0]
+
+
+def _neighbors(num_in: int, num_out: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of `num_out` samples the nearest of `num_in`, twice: they differ where two are equally near."""
+    # In whole numbers, so that a tie is one: the centre of sample i lies at (2 i + 1) num_in / (2 num_out) voxel edges.
+    centers = (2 * torch.arange(num_out) + 1) * num_in
+    upper = centers // (2 * num_out)
+    return torch.where(centers % (2 * num_out) == 0, upper - 1, upper), upper
 
 
 def _spline(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -59,11 +72,47 @@ def _spline(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _nearest(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    for axis, num_out in enumerate(shape, start=1):
-        num_in = image.shape[axis]
-        if num_in != num_out:
-            image = image.index_select(axis, nearest_indices(num_in, num_out).to(image.device))
+    """Nearest voxels; among equally near ones the most frequent value, and the highest of equally frequent ones.
+
+    A tie that always goes the same way in space would shift all labels by half a voxel, at a factor of 2 for example.
+    The highest value means foreground before background, so that thin structures do not vanish.
+    """
+    pairs = [_neighbors(num_in, num_out) for num_in, num_out in zip(image.shape[1:], shape, strict=True)]
+    out = _selected(image, [lower for lower, _ in pairs])
+    tied = [torch.nonzero(lower != upper).flatten() for lower, upper in pairs]
+    sure = [torch.nonzero(lower == upper).flatten() for lower, upper in pairs]
+    for axes in itertools.product((False, True), repeat=len(pairs)):
+        samples = [t if is_tied else s for t, s, is_tied in zip(tied, sure, axes, strict=True)]
+        if not any(axes) or not all(len(chosen) for chosen in samples):
+            continue
+        # Some planes at a time: all candidates of a large image would need a multiple of its memory.
+        for first in samples[0].split(SLAB):
+            block = [first, *samples[1:]]
+            options = [pair if is_tied else pair[:1] for pair, is_tied in zip(pairs, axes, strict=True)]
+            chosen = [[option[s] for option in of_axis] for of_axis, s in zip(options, block, strict=True)]
+            candidates = [_selected(image, combination) for combination in itertools.product(*chosen)]
+            where: Any = torch.meshgrid(*(s.to(image.device) for s in block), indexing="ij")
+            out[(slice(None), *where)] = _most_frequent(candidates)
+    return out
+
+
+def _selected(image: torch.Tensor, indices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The voxels at some indices of each axis."""
+    for axis, index in enumerate(indices, start=1):
+        image = image.index_select(axis, index.to(image.device))
     return image
+
+
+def _most_frequent(candidates: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The most frequent value at each place, the highest of equally frequent ones."""
+    best, most = candidates[0], torch.zeros_like(candidates[0], dtype=torch.uint8)
+    for candidate in candidates:
+        count = torch.zeros_like(most)
+        for other in candidates:
+            count += other == candidate
+        better = (count > most) | ((count == most) & (candidate > best))
+        best, most = torch.where(better, candidate, best), torch.where(better, count, most)
+    return best
 
 
 def _linear(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -87,6 +136,7 @@ def resample(image: torch.Tensor, shape: Sequence[int], mode: str = "spline") ->
         Tensor of shape (C, *shape), float32; with "nearest", of the dtype of `image`.
 
     Source: arXiv:1809.10486, section 2.2, "Resampling": third-order spline for images, nearest neighbour for labels.
+    How a tie between neighbours is decided is our choice, see `_nearest`.
     """
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
@@ -128,7 +178,9 @@ class ResampleToSpacing(InvertibleTransform):
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         shape = tuple(image.shape[1:])
-        new_shape = resampled_shape(shape, self.spacing or image.pixdim.tolist(), self.target_spacing)
+        spacing = self.spacing or image.pixdim.tolist()
+        new_shape = resampled_shape(shape, spacing, self.target_spacing)
+        _check_memory(image, new_shape, spacing)
         out = _like(resample(image.as_tensor(), new_shape, self.mode), image)
         self.push_transform(out, orig_size=shape, extra_info={"affine": image.affine.clone()})
         out.affine = resampled_affine(image.affine, shape, new_shape)
@@ -142,6 +194,17 @@ class ResampleToSpacing(InvertibleTransform):
         out = _like(values if shape == tuple(values.shape[1:]) else resample(values, shape, mode), data)
         out.affine = applied["extra_info"]["affine"]
         return out
+
+
+def _check_memory(image: MetaTensor, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse an image that would not fit into memory, as one whose header has a wrong spacing."""
+    needed, there = 4 * len(image) * math.prod(shape), memory_bytes()
+    if 0 < there < needed:
+        raise ValueError(
+            f"{image.meta.get('filename_or_obj', 'the image')}: spacing {[round(s, 3) for s in spacing]} mm would make "
+            f"{' x '.join(map(str, shape))} voxels, {needed / 1e9:.0f} GB, of it; there are {there / 1e9:.0f} GB. "
+            "Check the spacing in its header."
+        )
 
 
 def _like(values: torch.Tensor, image: MetaTensor) -> MetaTensor:

@@ -1,0 +1,56 @@
+"""Files that are whole or not there, and digests that tell files apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY = ".????????.*"
+"""Pattern of the names that files have while they are written."""
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name that is then renamed. When the writing fails, nothing is left of it.
+
+    Args:
+        path: the file; its folder is made when it does not exist.
+        write: writes the path that it is given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name ends as the file's does, for some writers go by it. It is hidden, and no other process has the same.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, as `write_atomically` does."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def link_atomically(source: Path, target: str | Path) -> None:
+    """Make `target` a second name of the file `source`, or a copy where the file system has no hard links."""
+
+    def link(temporary: Path) -> None:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())
+
+    write_atomically(target, link)
+
+
+def file_digest(path: str | Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file: which network it holds."""
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            found.update(block)
+    return found.hexdigest()[:16]
