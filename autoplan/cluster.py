@@ -11,13 +11,14 @@ import shutil
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from autoplan import backends
 from autoplan.backends import Outcome
-from autoplan.errors import TrainingError
+from autoplan.errors import TrainingError, one_line
 from autoplan.failures import Failure
 from autoplan.jobs import Job
 
@@ -35,8 +36,35 @@ GPU = "GPU"
 CONNECT_SECONDS = 10
 LOST_SECONDS = 15.0
 """How long a scheduler may be out of reach before it counts as gone."""
-SLURM_KEYS = {"workers", "partition", "account", "time", "cpus", "memory", "gpus", "setup"}
-"""What a YAML file for Slurm may say."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\n" not in value
+
+
+def _is_text_or_absent(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+SLURM_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "workers": (_is_count, "It takes a number of workers, such as 4"),
+    "partition": (_is_text_or_absent, "It takes the name of a partition"),
+    "account": (_is_text_or_absent, "It takes the name of an account"),
+    "time": (_is_text, "It takes a time in quotes, such as '24:00:00'"),
+    "cpus": (_is_count, "It takes a number of processors, such as 8"),
+    "memory": (_is_text, "It takes a size, such as 32GB"),
+    "gpus": (lambda value: type(value) is int and value in (0, 1), "It takes 0 or 1: for more GPUs name more workers"),
+    "setup": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "It takes a list of shell commands"),
+}
+"""What a YAML file for Slurm may say: what is a value, and what to say of any other."""
+SLURM_KEYS = set(SLURM_VALUES)
+SLURM_DEFAULTS: dict[str, Any] = {
+    "workers": 1, "partition": None, "account": None, "cpus": 8, "memory": "32GB", "gpus": 1, "setup": [],
+}  # fmt: skip
 
 
 class Cluster:
@@ -115,7 +143,12 @@ def connect(address: str) -> Cluster:
     """
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except TypeError:  # there are no certificates
+        raise TrainingError(
+            f"{address}: TLS needs certificates. Name them in Dask's configuration, distributed.comm.tls: "
+            "docs/how-to/cluster.md has an example."
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
         said = f"no scheduler answers at {address} ({type(error).__name__}). Start one: dask scheduler"
         raise TrainingError(said) from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
@@ -152,28 +185,30 @@ def read_slurm(path: Path) -> dict[str, Any]:
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read: {one_line(error)}") from None
     known = ", ".join(sorted(SLURM_KEYS))
     if not isinstance(given, dict) or not set(given) <= SLURM_KEYS:
         unknown = ", ".join(map(str, sorted(set(given) - SLURM_KEYS))) if isinstance(given, dict) else "no mapping"
         raise TrainingError(f"{path}: {unknown}. It may name {known}.")
     if "time" not in given:
         raise TrainingError(f"{path}: no time. It says how long a worker may run, such as '24:00:00'.")
-    gpus = int(given.get("gpus", 1))
-    if gpus not in (0, 1):
-        raise TrainingError(f"{path}: gpus is {gpus}. A worker trains on one GPU, or on none; name more workers.")
+    found = {**SLURM_DEFAULTS, **given}
+    for key, value in found.items():
+        if not SLURM_VALUES[key][0](value):
+            raise TrainingError(f"{path}: {key} is {value!r}. {SLURM_VALUES[key][1]}.")
+    gpus = found["gpus"]
     return {
-        "workers": int(given.get("workers", 1)),
-        "queue": given.get("partition"),
-        "account": given.get("account"),
-        "walltime": str(given["time"]),
+        "workers": found["workers"],
+        "queue": found["partition"],
+        "account": found["account"],
+        "walltime": found["time"],
         "cores": 1,
         "processes": 1,
-        "job_cpu": int(given.get("cpus", 8)),
-        "memory": str(given.get("memory", "32GB")),
+        "job_cpu": found["cpus"],
+        "memory": found["memory"],
         "job_extra_directives": ["--gres=gpu:1"] if gpus else [],
-        "job_script_prologue": list(given.get("setup", [])),
+        "job_script_prologue": found["setup"],
         "worker_extra_args": ["--memory-limit", "0", *(["--resources", f"{GPU}=1"] if gpus else [])],
     }
 

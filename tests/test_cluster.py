@@ -26,10 +26,10 @@ WORDS = ("train", TASK, "--configurations", "2d,3d_fullres", "--folds", ",".join
 class Dask:
     """A scheduler and workers as processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
         self.folder, self.processes = folder, []
         self.file = folder / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.file)
+        self.scheduler = self._start("scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.file, *more)
         wait_until(self.file.is_file)
         self.address = json.loads(self.file.read_text())["address"]
 
@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_costs_nothing(stub: Stub, dask: Dask, monkeypat
 def test_a_scheduler_that_goes_away_is_named_and_trainings_end(
     stub: Stub, dask: Dask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.2")
+    monkeypatch.setenv("STUB_SECONDS", "0.6")
     dask.worker("--no-nanny")
     command = start(dask, "train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", "1000")
     last = stub.task / "2d" / "models" / "fold_0" / "last.pt"
@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_takes_its_trainings_along(
     """They save, and the same command goes on with them at once."""
     monkeypatch.setenv("STUB_SECONDS", "0.2")
     dask.worker("--no-nanny")
-    words = ("train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", "12")
+    words = ("train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", "8")
     first = start(dask, *words)
     wait_until((stub.task / "2d" / "models" / "fold_0" / "last.pt").is_file)
     first.send_signal(signal.SIGINT)
@@ -142,6 +142,38 @@ def test_no_scheduler(stub: Stub, capsys: pytest.CaptureFixture, monkeypatch: py
 SLURM = "partition: gpu\naccount: me\ntime: '24:00:00'\nworkers: 4\ncpus: 12\nmemory: 64GB\n"
 
 
+def test_a_scheduler_with_certificates(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scheduler, worker and client know each other by Dask's own configuration; without it there is one line."""
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made with openssl")
+    key, certificate, folder = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "dask"
+    folder.mkdir()
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    names = {"CA_FILE": certificate}
+    names |= {
+        f"{who}__{what}": path
+        for who in ("SCHEDULER", "WORKER", "CLIENT")
+        for what, path in (("CERT", certificate), ("KEY", key))
+    }
+    for name, path in names.items():
+        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(path))
+    dask = Dask(folder, "--protocol", "tls")
+    try:
+        assert dask.address.startswith("tls://")
+        dask.worker("--no-nanny")
+        first = start(dask, "train", TASK, "--configurations", "2d", "--folds", "0")
+        assert first.wait(60) == 0, first.stdout.read() + dask.logs()
+        for name in names:
+            monkeypatch.delenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}")
+        stranger = start(dask, "train", TASK, "--configurations", "2d", "--folds", "1")
+        assert stranger.wait(60) == 1
+        assert "TLS needs certificates" in stranger.stdout.read()
+    finally:
+        for process in reversed(dask.processes):
+            end(process)
+
+
 def test_slurm_options(tmp_path: Path) -> None:
     path = tmp_path / "slurm.yaml"
     path.write_text(SLURM)
@@ -156,6 +188,18 @@ def test_slurm_options(tmp_path: Path) -> None:
     assert "--memory-limit 0 --resources GPU=1" in script  # the last of two counts
 
 
+WRONG = {
+    "workers": ["x", "-1", "0", "2.5", "[4]", "", "true"],
+    "partition": ["[gpu]", "{a: b}", "7", "''"],
+    "account": ["[me]", "3.5"],
+    "cpus": ["x", "0", "-2", "{}", ""],
+    "memory": ["[32GB]", "32", ""],
+    "gpus": ["x", "-1", "2", "[1]", "", "true"],
+    "setup": ["module load x", "{a: b}", "[1]", "[[a]]", ""],
+}
+"""Values of keys of the file that are of another kind."""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -163,6 +207,13 @@ def test_slurm_options(tmp_path: Path) -> None:
         ("partition: gpu\n", "no time"),
         ("- gpu\n", "no mapping"),
         ("time: '1:00:00'\ngpus: 4\n", "name more workers"),
+        *(
+            (f"time: '1:00:00'\n{key}: {value}\n", f"{key} is .*It takes")
+            for key, values in WRONG.items()
+            for value in values
+        ),
+        ("time: 24:00:00\n", "time is .*in quotes"),
+        ("time:\n", "time is None"),
         ("time: [", "cannot be read"),
     ],
 )
