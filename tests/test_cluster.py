@@ -151,11 +151,8 @@ def test_a_scheduler_with_certificates(stub: Stub, tmp_path: Path, monkeypatch: 
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
     subprocess.run(command.split(), check=True, capture_output=True)
     names = {"CA_FILE": certificate}
-    names |= {
-        f"{who}__{what}": path
-        for who in ("SCHEDULER", "WORKER", "CLIENT")
-        for what, path in (("CERT", certificate), ("KEY", key))
-    }
+    for who in ("SCHEDULER", "WORKER", "CLIENT"):
+        names |= {f"{who}__CERT": certificate, f"{who}__KEY": key}
     for name, path in names.items():
         monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(path))
     dask = Dask(folder, "--protocol", "tls")

@@ -146,7 +146,8 @@ def test_the_settings_are_recorded_beside_every_network(train: Callable[..., Any
     """With the values that they had, whoever set them."""
     train(tmp_path, max_epochs=1, mirror_prob=0.0, learning_rate=0.002)
     recorded = finished(tmp_path)["settings"]
-    assert recorded == json.loads((tmp_path / "model.json").read_text())
+    model = file_digest(tmp_path / "model.pt")
+    assert json.loads((tmp_path / "model.json").read_text()) == {"model": model, "settings": recorded}
     expected = {"mirror_prob": 0.0, "learning_rate": 0.002, "max_epochs": 1, "epoch_length": LENGTH, "seed": 0}
     assert {name: recorded[name] for name in expected} == expected
     assert recorded["patch_size"] == [16, 16, 8]
@@ -170,6 +171,8 @@ def test_a_network_predicts_as_it_was_trained(
     ):
         assert parse(bundle, *names, **values).get_parsed_content("mirror") is mirrored
         assert parse(bundle, *names, **values, mirror=not mirrored).get_parsed_content("mirror") is not mirrored
+    (tmp_path / "model.pt").write_bytes(b"of another training")
+    assert parse(bundle, "inference", model_file=str(tmp_path / "model.pt")).get_parsed_content("mirror") is True
 
 
 def test_a_network_without_a_record_is_mirrored(parse: Callable[..., Any], project: Path, tmp_path: Path) -> None:
