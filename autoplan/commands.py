@@ -332,7 +332,7 @@ COMMANDS: dict[str, Command] = {
 def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
     """Refuses a flag's value, before anything is done."""
     if not holds:
-        raise AutoplanError(f"--{flag} takes {takes}, not {value!r}.")
+        raise AutoplanError(f"--{flag} takes {takes}, not {datasets.shortened(repr(value))}.")
 
 
 def _check_processes(number: object) -> None:
@@ -379,7 +379,7 @@ def _check_training(
 ) -> None:
     """Refuses flags of trainings whose values cannot be right, before anything is done."""
     _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
-    _check("folds", folds, holds=all(n.isdecimal() for n in _numbers(folds)), takes="numbers such as 0,1")
+    _check("folds", folds, holds=all(re.fullmatch(r"\d{1,9}", n) for n in _numbers(folds)), takes="numbers such as 0,1")
     _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
     _check("mirror", mirror, holds=mirror in ("", "True", "False"), takes="True or False")
     if found := re.search(r"cuda:0*([1-9]\d*)", device):

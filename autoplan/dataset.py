@@ -172,7 +172,7 @@ def _numbered(content: dict[str, Any], key: str, example: str) -> dict[int, str]
     remedy = f'Write it as "{key}": {example}.'
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f'"{key}" is missing or no object. {remedy}')
-    if not all(re.fullmatch(r"\d+", k) and isinstance(v, str) for k, v in entries.items()):
+    if not all(re.fullmatch(r"\d{1,9}", k) and isinstance(v, str) for k, v in entries.items()):
         raise ValueError(f'"{key}" must map numbers to names. {remedy}')
     if len({int(k) for k in entries}) < len(entries):
         raise ValueError(f'"{key}" has a number twice. {remedy}')
@@ -355,8 +355,8 @@ def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
     channels = image.array.shape[3]
     if channels != len(modalities):
         yield (
-            f"the image has {channels} channels, dataset.json {len(modalities)} modalities ({', '.join(modalities)}). "
-            "Correct either."
+            f"the image has {channels} channels, dataset.json {len(modalities)} modalities "
+            f"({shortened(', '.join(modalities))}). Correct either."
         )
     largest = images.largest_magnitude(image.array)
     if not np.isfinite(largest):

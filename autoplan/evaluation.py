@@ -199,7 +199,9 @@ def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str,
 def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
     """The NIfTI files of a folder by case, in alphabetical order."""
     if not os.path.isdir(folder):
-        faults.append(f"--{flag} {folder}: there is no such folder. Name one with NIfTI files.")
+        faults.append(
+            f"--{flag} {datasets.shortened(str(folder))}: there is no such folder. Name one with NIfTI files."
+        )
         return {}
     found: dict[str, Path] = {}
     for path in images.image_files(folder):

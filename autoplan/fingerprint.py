@@ -265,4 +265,6 @@ def reusable(path: Path, dataset: Dataset) -> Fingerprint | None:
         saved = load_fingerprint(path)
     except DatasetError:
         return None
-    return saved if (saved.key, saved.name) == (key(dataset), dataset.name) else None
+    described = (key(dataset), dataset.name, dataset.modalities, dataset.labels, len(dataset.modalities))
+    same = (saved.key, saved.name, saved.modalities, saved.labels, len(saved.intensities)) == described
+    return saved if same and [c.name for c in saved.cases] == [c.name for c in dataset.training] else None

@@ -134,8 +134,9 @@ def curve(folder: Path) -> list[dict[str, float]]:
     """The epochs of the fold in `folder`, numbers by the names of the columns; nothing where curve.csv is damaged."""
     try:
         with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
-            return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
+            rows = [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        return rows if all(math.isfinite(row["epoch"]) for row in rows) else []  # a loss may be NaN
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error):
         return []
 
 
@@ -155,4 +156,4 @@ def _is_count(value: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None

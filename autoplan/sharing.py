@@ -23,6 +23,9 @@ LARGE_FILE_BYTES = 25 * 2**20
 """What the Model Zoo keeps in a repository at most; larger files are listed with an address."""
 ADDRESS = "https://fill.in.the.address/model.pt"
 
+DEPTHS = {"target_spacing": 1, "patch_size": 1, "features": 1, "strides": 2}
+"""Settings of a prediction that are numbers in lists, and how deep."""
+
 
 def share(
     plan: Plan, choice: Choice, dataset_root: Path, bundles: Path, *, name: str | None, fingerprint_key: str
@@ -98,12 +101,31 @@ def check_name(name: str | None) -> None:
 def _settings(found: Mapping[str, Sequence[Mapping[str, Any]]], root: Path) -> dict[str, Mapping[str, Any]]:
     """The settings that the cases of a configuration were predicted with, which all its folds must share."""
     for name, settings in found.items():
+        if not all(_is_sound(s) for s in settings):
+            raise TemplateError(
+                f"{root / name}: a validation/dice.json holds settings that no prediction has. Remove it; "
+                f"python -m autoplan train {root.name} --configurations {name} then predicts the cases again."
+            )
         if any(s != settings[0] for s in settings):
             raise TemplateError(
                 f"{root / name}: the folds were predicted with different settings ({_difference(settings)}). Predict "
                 "them again with the same ones: run evaluating, by the bundle's docs/README.md."
             )
     return {name: settings[0] for name, settings in found.items()}
+
+
+def _is_sound(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a prediction have the types that they must have; a file may be damaged."""
+    shaped = {name: value for name, value in settings.items() if name.removeprefix("lowres_") in DEPTHS}
+    sound = all(_is_nested(value, DEPTHS[name.removeprefix("lowres_")]) for name, value in shaped.items())
+    return sound and isinstance(settings["mirror"], bool) and isinstance(settings["overlap"], (int, float))
+
+
+def _is_nested(value: object, depth: int) -> bool:
+    """Whether a value is numbers in lists, so deep."""
+    if depth == 0:
+        return type(value) in (int, float)
+    return isinstance(value, list) and bool(value) and all(_is_nested(v, depth - 1) for v in value)
 
 
 def _check_spacing(plan: Plan, settings: Mapping[str, Mapping[str, Any]], root: Path) -> None:
@@ -193,9 +215,12 @@ def _weights(path: Path) -> dict[str, Any]:
         raise TemplateError(
             f"{path}: is no file of weights ({type(error).__name__}). Remove the fold's folder and train it again."
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    named = isinstance(found, dict) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
+    )
+    if not named:
         raise TemplateError(f"{path}: holds no weights by name. Remove the fold's folder and train it again.")
-    return found
+    return dict(found)
 
 
 def _key(configuration: str, number: int, key: str) -> str:

@@ -1,0 +1,103 @@
+"""What every attack must show: one short message and exit status 0 or 1, soon, with nothing lost or left half-written.
+
+An attack is a row of a table with a name: a way to damage a folder, or the words of a command.
+"""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from autoplan.__main__ import main
+
+MAX_SECONDS = 20.0
+"""Far above what any of these commands takes on a busy machine; a hang takes longer."""
+MAX_LINES, MAX_CHARACTERS = 12, 4000
+"""Of a message."""
+HIDDEN = {".predicted_by.json", ".choice.partial.json"}
+"""Files that a command keeps and whose names start with a dot."""
+DAMAGED_JSON = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"\x00\xff\xfe garbage \x80", id="garbage"),
+    pytest.param(b"[]", id="list"),
+    pytest.param(b"null", id="null"),
+    pytest.param(b"7", id="number"),
+    pytest.param(b"1e999", id="infinite number"),
+    pytest.param(b"9" * 5000, id="number of 5,000 digits"),
+    pytest.param(b'"text"', id="text"),
+    pytest.param(b"{}", id="empty object"),
+    pytest.param(b'{"a": ', id="half an object"),
+    pytest.param(b"[" * 100_000 + b"]" * 100_000, id="nested 100,000 deep"),
+    pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="objects nested 100,000 deep"),
+    pytest.param(b'{"a": "\\ud800"}', id="half a character"),
+]
+"""What a JSON file may hold instead of what it should."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Kind and content of all files below a folder; pipes and devices are not opened."""
+    found = {}
+    for path in folder.rglob("*"):
+        state = path.lstat()
+        content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(folder))] = (state.st_mode, content)
+    return found
+
+
+def command(words: Sequence[str], capsys: pytest.CaptureFixture) -> Outcome:
+    """Runs a command; it must end soon, with exit status 0 or 1 and without a traceback."""
+    capsys.readouterr()
+    started = time.monotonic()
+    status = main(words)
+    seconds, written = time.monotonic() - started, capsys.readouterr()
+    assert status in (0, 1)
+    assert seconds < MAX_SECONDS
+    assert "Traceback" not in written.out + written.err
+    return Outcome(status, written.out, written.err)
+
+
+def refuse(
+    words: Sequence[str], capsys: pytest.CaptureFixture, *, names: str, folder: Path, may_write: str = "(?!)"
+) -> str:
+    """Runs a command that must refuse: one short message with a pattern in it, and `folder` stays as it was, except for
+    paths that begin with a pattern. Returns the message."""
+    before = tree(folder)
+    outcome = command(words, capsys)
+    assert outcome.status == 1, outcome.out
+    check_message(outcome.err, names=names)
+    check_unchanged(before, tree(folder), may_write=may_write)
+    return outcome.err
+
+
+def check_message(err: str, *, names: str) -> None:
+    """A message of few lines without control characters that names what is wrong."""
+    assert err.startswith("Error: ")
+    assert re.search(names, err), err
+    assert len(err.splitlines()) <= MAX_LINES, err
+    assert len(err) <= MAX_CHARACTERS
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", err)
+
+
+def check_unchanged(before: dict, after: dict, *, may_write: str = "(?!)") -> None:
+    """Nothing is lost, changed or new, except for paths that begin with a pattern."""
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert not {path for path in changed if not re.match(may_write, path)}
+
+
+def check_nothing_half_written(folder: Path) -> None:
+    """No temporary file is left."""
+    hidden = {path.name for path in folder.rglob("*") if path.name.startswith(".") or path.name.endswith(".tmp")}
+    assert hidden <= HIDDEN

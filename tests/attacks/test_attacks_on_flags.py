@@ -1,0 +1,167 @@
+"""Every command with wrong values, and folders that cannot be what they are asked to be."""
+
+import os
+from pathlib import Path
+
+import pytest
+from attack import check_nothing_half_written, command, refuse
+from conftest import Tiny, write_tiny
+
+TASK = "Task90_Tiny"
+LONG = "a" * 5000
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Tiny:
+    """A dataset of two cases in the working directory, with a file, a text that is no image, and links."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    return write_tiny(tmp_path / TASK, num_cases=2)
+
+
+FOLDERS = {
+    "a file": "file",
+    "below a file": "file/below",
+    "a pipe": "pipe",
+    "a loop": "loop",
+    "below a loop": "loop/below",
+    "a broken link": "broken",
+    "a device": "/dev/null",
+    "5,000 characters": LONG,
+    "5,000 characters in parts": "a/" * 2500,
+    "not UTF-8": "\udcff",
+    "NUL": "a\0b",
+}
+
+
+@pytest.mark.parametrize("value", FOLDERS.values(), ids=FOLDERS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", TASK, "--bundles"],
+        ["run", TASK, "--bundles"],
+        ["status", TASK, "--bundles"],
+        ["train", TASK, "--bundles"],
+        ["select", TASK, "--bundles"],
+        ["predict", TASK, "--bundles"],
+        ["predict", TASK, "--images"],
+        ["evaluate", "--labels", f"{TASK}/labelsTr", "--predictions"],
+        ["evaluate", "--predictions", f"{TASK}/labelsTr", "--labels"],
+        ["evaluate", "--predictions", f"{TASK}/labelsTr", "--labels", f"{TASK}/labelsTr", "--output"],
+        ["phantom"],
+        ["plan"],
+        ["train"],
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_folders_that_are_none(small, tmp_path, capsys, words, value) -> None:
+    refuse([*words, value], capsys, names="", folder=tmp_path)
+
+
+ODD = [
+    "with space",
+    "#hash",
+    "$dollar",
+    "@at",
+    "%percent",
+    "$import this",
+    "a::b",
+    "[1,2]",
+    "{a}",
+    "器官",
+    "-dash",
+    "~",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_folders_are_folders(small, tmp_path, capsys, name) -> None:
+    bundles = ["--bundles", f"./{name}"]
+    assert command(["plan", TASK, *bundles, "--num_processes", "1"], capsys).status == 0
+    assert (tmp_path / name / TASK / "plan.json").is_file()
+    assert command(["status", TASK, *bundles], capsys).status == 0
+    check_nothing_half_written(tmp_path)
+    labels = ["--labels", f"{TASK}/labelsTr", "--predictions", f"{TASK}/labelsTr", "--num_processes", "1"]
+    assert command(["evaluate", *labels, "--output", f"./{name}/scores"], capsys).status == 0
+    assert (tmp_path / name / "scores" / "scores.json").is_file()
+
+
+FLAGS = {
+    "plan": [
+        "--cascade x", "--cascade", "--num_processes 0", "--num_processes -1", "--num_processes 1.5",
+        "--num_processes 1e99", "--num_processes [1]", "--explain=7", "--force=no", "--epochs 5", "-x", "--", "again",
+        "--bundles a --bundles b", "--num_processes __import__('os')",
+    ],
+    "train": [
+        "--folds x", "--folds 9", "--folds -1", "--folds 0,,1", "--folds 1.5", "--folds ²", f"--folds {'9' * 5000}",
+        "--configurations 4d", "--configurations ..", "--configurations ,", "--configurations cache", "--jobs 0",
+        "--jobs x", "--jobs 1e9", "--mirror maybe", "--quick=7", "--device cuda:7", "--fold 3", "--bundle_root x",
+        "--slurm nowhere.yml", "--slurm file", "--slurm empty",
+        "--slurm pipe", "--scheduler tcp://127.0.0.1:1", "--scheduler x://y", "--scheduler $x",
+    ],
+    "status": ["--folds x", "--folds 9", "--configurations 4d", "--json=7", "--quick=7", "--jobs 2", "--nonsense 7"],
+    "select": [
+        "--name choice.json", "--name plan.json", "--name ..", "--name .", "--name a/b", "--name cache", "--name 2d",
+        "--name 3d_lowres", f"--name {LONG}", "--name $x", "--name -x", "--name=", "--num_processes 0", "--name a\nb",
+    ],
+    "predict": [
+        "--name nothing", "--name ..", "--name /", f"--name {LONG}", "--force=7", "--images nowhere", "--images empty",
+        "--images file", "--images pipe", "--device foo", "--name 2d",
+    ],
+    "run": ["--folds x", "--jobs 0", "--mirror maybe", "--cascade x", "--nonsense 7", "--device cuda:7", "--quick=7"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def planned(small, capsys) -> Tiny:
+    """The dataset and its bundles."""
+    assert command(["plan", TASK, "--num_processes", "1"], capsys).status == 0
+    return small
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_wrong_values(planned, tmp_path, capsys, name) -> None:
+    for flags in FLAGS[name]:
+        words = [name, TASK, *flags.split(" ")]
+        refuse(words, capsys, names="", folder=tmp_path)
+
+
+PHANTOM = ["--num_cases -1", "--num_cases 1.5", "--num_cases x", "--num_test -1", "--seed -1", "--seed x", "--seed 1e9"]
+EVALUATE = [
+    "--tolerance 0",
+    "--tolerance -1",
+    "--tolerance x",
+    "--tolerance 1e999",
+    "--tolerance nan",
+    "--tolerance True",
+]
+
+
+@pytest.mark.parametrize("flags", PHANTOM)
+def test_wrong_phantoms(small, tmp_path, capsys, flags) -> None:
+    refuse(["phantom", "new", *flags.split()], capsys, names="--num_|--seed", folder=tmp_path)
+
+
+@pytest.mark.parametrize("flags", EVALUATE)
+def test_wrong_scores(small, tmp_path, capsys, flags) -> None:
+    words = ["evaluate", "--labels", f"{TASK}/labelsTr", "--predictions", f"{TASK}/labelsTr", *flags.split()]
+    refuse(words, capsys, names="--tolerance", folder=tmp_path)
+
+
+@pytest.mark.parametrize("words", [["statsu"], ["trian", "x"], ["--nonsense"], ["-x"], [""], ["nowhere"], [LONG]])
+def test_unknown_commands(small, tmp_path, capsys, words) -> None:
+    refuse(words, capsys, names="", folder=tmp_path)
+
+
+SLURM = ["", "[]", "7", "cores: x", "cores: -1", "cores: [1]\nmemory: {}", "a: &a [*a]", "!!python/name:os.system",
+         "{", "\t", "cores: 1\nmemory: 7\njobs: none", "queue: [[[[]]]]", "- a\n- b", "\x00"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SLURM)
+def test_wrong_slurm_jobs(planned, tmp_path, capsys, text) -> None:
+    Path("slurm.yml").write_text(text)
+    refuse(["train", TASK, "--slurm", "slurm.yml"], capsys, names="slurm.yml|dask|Slurm", folder=tmp_path)
