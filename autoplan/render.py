@@ -172,15 +172,16 @@ def _text(name: str) -> str:
 
 def _inert(value: Any) -> Any:
     """Metadata in which MONAI's config parser finds nothing to run or to look up: it takes what starts with $ for code,
-    with @ or % for a reference, and @# or %# for a place, wherever they stand. Programs that read the metadata expect
-    text and no expression, so a space keeps these marks apart."""
+    with @ or % for a reference, @# or %# (or :: for #) for a place, wherever they stand, and a dictionary with the key
+    _target_ for a call. Programs that read the metadata expect text and no expression, so a space keeps these marks
+    apart."""
     if isinstance(value, dict):
-        return {key: _inert(item) for key, item in value.items()}
+        return {" _target_" if key == "_target_" else key: _inert(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_inert(item) for item in value]
     if not isinstance(value, str):
         return value
-    return re.sub(r"([@%])(?=#)", r"\1 ", " " + value if value.startswith(("$", "@", "%")) else value)
+    return re.sub(r"([@%])(?=#|::)", r"\1 ", " " + value if value.startswith(("$", "@", "%")) else value)
 
 
 def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
@@ -426,7 +427,7 @@ def _changes(folder: Path, files: dict[str, bytes]) -> list[str]:
             continue
         try:
             before, after = (dict(_leaves(json.loads(text))) for text in (old, content))
-        except ValueError:
+        except (ValueError, RecursionError):
             changes.append(f"{path}: {'differs' if old else 'is missing'}")
             continue
         keys = [*before, *(k for k in after if k not in before)]

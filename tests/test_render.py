@@ -20,7 +20,7 @@ from autoplan import dataset, fingerprint, plan, saved
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
-from autoplan.render import OVERLAYS, relative_path, render, render_all, write
+from autoplan.render import OVERLAYS, Performance, Trained, relative_path, render, render_all, render_shared, write
 
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
 OVERRIDES = (
@@ -379,7 +379,8 @@ def test_any_dataset_folder(name, tmp_path, parse) -> None:
 
 HOSTILE = (
     "$import this", "$import", "$__import__('os').system('touch hacked')", "@network", "%train.json::max_epochs", "a#b",
-    "x@#y", "x%#y", "::", "_target_", "it's \"x\"", r"back\slash", "größer als \u4e2d", r"$\frac{a}{b}$", "<b>", "a|b",
+    "x@#y", "x%#y", "::", "x%::y", "x@::::::::::::::::::y",
+    "_target_", "it's \"x\"", r"back\slash", "größer als \u4e2d", r"$\frac{a}{b}$", "<b>", "a|b",
 )  # fmt: skip
 
 
@@ -400,13 +401,29 @@ def test_nothing_of_a_dataset_is_evaluated(name, configuration, tmp_path, parse,
         described = parser.get_parsed_content("_meta_")
         image, pred = (described["network_data_format"][part] for part in ("inputs", "outputs"))
         # MONAI shows a number sign in metadata as the mark of its ids.
-        marked = name.replace("@#", "@ #").replace("%#", "% #").replace("#", "::")
+        marked = re.sub("([@%])(?=#|::)", r"\1 ", name).replace("#", "::")
         assert image["image"]["channel_def"]["0"].strip() == marked
         assert pred["pred"]["channel_def"]["1"].strip() == marked
         assert f"segments {marked}, b in" in described["description"]
     assert "this" not in sys.modules
     assert not (tmp_path / "hacked").exists()
     assert imported >= {module for module in sys.modules if module == "this"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_of_a_dataset_is_evaluated_in_the_bundle_to_share(name, tmp_path, parse, monkeypatch) -> None:
+    """There the scores stand in the metadata, too, by the names of the classes."""
+    monkeypatch.chdir(tmp_path)
+    hostile = dataclasses.replace(TINY_PLAN, labels=((0, "background"), (1, name), (2, "b")), modalities=(name, "CT"))
+    trained = [Trained(TINY_PLAN.configuration(n), (0,)) for n in ("2d", "3d_lowres", "3d_cascade_fullres")]
+    performance = Performance(5, (0,), (("mean foreground", 0.5), (name, 0.75), ("b", None)))
+    options = {"name": "shared", "mirror": True, "overlap": 0.5, "performance": performance, "provenance": {}}
+    write(tmp_path / "shared", render_shared(hostile, trained, "../data", **options))
+    parser = parse(tmp_path / "shared", "inference")
+    assert parser.get_parsed_content("class_names") == ["background", name, "b"]
+    assert list(parser.get_parsed_content("_meta_")["eval_metrics"]["mean_dice"].values()) == [0.5, 0.75, None]
+    assert "this" not in sys.modules
+    assert not (tmp_path / "hacked").exists()
 
 
 @pytest.mark.parametrize("name", ["<script>", "a|b"])
@@ -464,6 +481,27 @@ def test_planning_that_was_interrupted_goes_on(number, tmp_path, monkeypatch) ->
     if not complete:
         render_all(changed, tmp_path / "data", tmp_path / "bundles")
     render_all(changed if not complete else TINY_PLAN, tmp_path / "data", tmp_path / "bundles")
+
+
+def test_a_bundle_to_share_that_was_interrupted_is_none(tmp_path, monkeypatch) -> None:
+    """Its inference.json is gone before anything changes, and comes when all the rest is there."""
+    files = {"configs/inference.json": b"{}", "docs/README.md": b"old", "scripts/x.py": b"old"}
+    write(tmp_path, files)
+    for name in ("docs/README.md", "scripts/x.py", "configs/inference.json"):
+
+        def full_disk(path, write, name=name):
+            if path == tmp_path / name:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            write(path)
+
+        new = {file: name.encode() for file in files}
+        with monkeypatch.context() as patch:
+            patch.setattr("autoplan.render.write_atomically", full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                write(tmp_path, new)
+        assert not (tmp_path / "configs/inference.json").exists(), name
+        write(tmp_path, new)
+        assert {file: (tmp_path / file).read_bytes() for file in files} == new
 
 
 @pytest.mark.parametrize(
@@ -587,6 +625,14 @@ def test_what_a_user_changed_is_not_lost(file, said, tmp_path) -> None:
     with pytest.raises(TemplateError, match=rf"{file}: {said}"):
         render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
     assert (bundle / file).read_text() == "# mine\n"
+
+
+@pytest.mark.parametrize("file", ["train", "metadata", "folds"])
+def test_a_config_that_is_nested_too_deeply_differs(file, tmp_path) -> None:
+    path = write_project(tmp_path) / f"bundles/Task90_Tiny/2d/configs/{file}.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(TemplateError, match=rf"{file}.json: differs"):
+        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
 
 
 def test_force_rewrites_all_but_models(tmp_path) -> None:
