@@ -7,6 +7,7 @@ given to another; when a worker dies, the scheduler gives its job to another, wh
 
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -24,7 +25,8 @@ from autoplan.jobs import Job
 
 try:
     import yaml
-    from distributed import Client, KilledWorker, get_worker
+    from dask.utils import parse_bytes
+    from distributed import Client, KilledWorker, Security, get_worker
     from distributed.core import Status
 except ImportError as missing:
     raise TrainingError(f"a cluster needs {missing.name}: pip install autoplan[cluster]") from None
@@ -36,35 +38,6 @@ GPU = "GPU"
 CONNECT_SECONDS = 10
 LOST_SECONDS = 15.0
 """How long a scheduler may be out of reach before it counts as gone."""
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\n" not in value
-
-
-def _is_text_or_absent(value: Any) -> bool:
-    return value is None or _is_text(value)
-
-
-SLURM_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "workers": (_is_count, "It takes a number of workers, such as 4"),
-    "partition": (_is_text_or_absent, "It takes the name of a partition"),
-    "account": (_is_text_or_absent, "It takes the name of an account"),
-    "time": (_is_text, "It takes a time in quotes, such as '24:00:00'"),
-    "cpus": (_is_count, "It takes a number of processors, such as 8"),
-    "memory": (_is_text, "It takes a size, such as 32GB"),
-    "gpus": (lambda value: type(value) is int and value in (0, 1), "It takes 0 or 1: for more GPUs name more workers"),
-    "setup": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "It takes a list of shell commands"),
-}
-"""What a YAML file for Slurm may say: what is a value, and what to say of any other."""
-SLURM_KEYS = set(SLURM_VALUES)
-SLURM_DEFAULTS: dict[str, Any] = {
-    "workers": 1, "partition": None, "account": None, "cpus": 8, "memory": "32GB", "gpus": 1, "setup": [],
-}  # fmt: skip
 
 
 class Cluster:
@@ -136,24 +109,39 @@ class Cluster:
 
 
 def connect(address: str) -> Cluster:
-    """A cluster that runs.
+    """A cluster that runs. The certificates for a tls:// address are those of Dask's configuration.
 
     Raises:
-        TrainingError: no scheduler answers.
+        TrainingError: no scheduler answers, or it and this command do not agree on TLS.
     """
+    if address.startswith("tls://"):
+        _check_certificates(address)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except TypeError:  # there are no certificates
-        raise TrainingError(
-            f"{address}: TLS needs certificates. Name them in Dask's configuration, distributed.comm.tls: "
-            "docs/how-to/cluster.md has an example."
-        ) from None
     except (OSError, ValueError, RuntimeError) as error:
-        said = f"no scheduler answers at {address} ({type(error).__name__}). Start one: dask scheduler"
+        if "encryption required" in str(error):
+            said = f"Dask's configuration requires encryption, and {address} has none. Use an address with tls://"
+        else:
+            hint = "" if address.startswith("tls://") else ". If it uses TLS, its address starts with tls://"
+            said = f"no scheduler answers at {address} ({type(error).__name__}). Start one: dask scheduler{hint}"
         raise TrainingError(said) from None
     if not client.scheduler_info(n_workers=-1)["workers"]:
         logger.warning("%s has no workers yet: dask worker %s --nthreads 1 --memory-limit 0", address, address)
     return Cluster(client)
+
+
+def _check_certificates(address: str) -> None:
+    """Raises TrainingError when Dask's configuration names no certificates for a client, or none that can be read."""
+    names = "distributed.comm.tls: ca-file, client.cert and client.key"
+    try:
+        context = Security().get_connection_args("client")["ssl_context"]
+    except (OSError, ValueError, TypeError) as error:
+        said = (
+            f"the certificates for {address} cannot be read ({one_line(error)}). Check {names} in Dask's configuration"
+        )
+        raise TrainingError(said) from None
+    if context is None:
+        raise TrainingError(f"{address} needs certificates. Name them in Dask's configuration, {names}")
 
 
 def start(path: Path) -> Cluster:
@@ -177,40 +165,81 @@ def start(path: Path) -> Cluster:
         raise TrainingError(f"Slurm starts no workers: {error}") from None
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", value) is not None
+
+
+def _is_memory(value: object) -> bool:
+    try:
+        return isinstance(value, str) and _is_line(value) and parse_bytes(value) > 0
+    except (ValueError, OverflowError):
+        return False
+
+
+def _are_lines(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_line, value))
+
+
+SLURM_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "workers": (_is_count, "a whole number from 1"),
+    "partition": (_is_line, "a name"),
+    "account": (_is_line, "a name; put quotes around digits"),
+    "time": (_is_time, "how long a worker may run, in quotes, such as '24:00:00'"),
+    "cpus": (_is_count, "a whole number from 1"),
+    "memory": (_is_memory, "a size such as 32GB"),
+    "gpus": (lambda value: type(value) is int and value in (0, 1), "0 or 1: for more GPUs, name more workers"),
+    "setup": (_are_lines, "a list of shell commands, each a line of text"),
+}
+"""What a YAML file for Slurm may say: whether a value can be taken, and what to write instead."""
+
+
 def read_slurm(path: Path) -> dict[str, Any]:
     """Arguments for SLURMCluster, and the number of workers, from a YAML file.
 
     Raises:
-        TrainingError: the file cannot be read, lacks something or says what is not known.
+        TrainingError: the file cannot be read, lacks something or says what cannot be used.
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} cannot be read: {one_line(error)}") from None
-    known = ", ".join(sorted(SLURM_KEYS))
-    if not isinstance(given, dict) or not set(given) <= SLURM_KEYS:
-        unknown = ", ".join(map(str, sorted(set(given) - SLURM_KEYS))) if isinstance(given, dict) else "no mapping"
-        raise TrainingError(f"{path}: {unknown}. It may name {known}.")
-    if "time" not in given:
-        raise TrainingError(f"{path}: no time. It says how long a worker may run, such as '24:00:00'.")
-    found = {**SLURM_DEFAULTS, **given}
-    for key, value in found.items():
-        if not SLURM_VALUES[key][0](value):
-            raise TrainingError(f"{path}: {key} is {value!r}. {SLURM_VALUES[key][1]}.")
-    gpus = found["gpus"]
+    _check_slurm(path, given)
+    gpus = given.get("gpus", 1)
     return {
-        "workers": found["workers"],
-        "queue": found["partition"],
-        "account": found["account"],
-        "walltime": found["time"],
+        "workers": given.get("workers", 1),
+        "queue": given.get("partition"),
+        "account": given.get("account"),
+        "walltime": given["time"],
         "cores": 1,
         "processes": 1,
-        "job_cpu": found["cpus"],
-        "memory": found["memory"],
+        "job_cpu": given.get("cpus", 8),
+        "memory": given.get("memory", "32GB"),
         "job_extra_directives": ["--gres=gpu:1"] if gpus else [],
-        "job_script_prologue": found["setup"],
+        "job_script_prologue": given.get("setup", []),
         "worker_extra_args": ["--memory-limit", "0", *(["--resources", f"{GPU}=1"] if gpus else [])],
     }
+
+
+def _check_slurm(path: Path, given: object) -> None:
+    known = ", ".join(sorted(SLURM_KEYS))
+    if not isinstance(given, dict):
+        raise TrainingError(f"{path}: no mapping. It may name {known}.")
+    if unknown := [str(key) for key in given if key not in SLURM_KEYS]:
+        raise TrainingError(f"{path}: {', '.join(sorted(unknown))}. It may name {known}.")
+    if "time" not in given:
+        raise TrainingError(f"{path}: no time. It says how long a worker may run, such as '24:00:00'.")
+    for key, value in given.items():
+        fits, wanted = SLURM_KEYS[key]
+        if not fits(value):
+            raise TrainingError(f"{path}: {key} is {value!r}. It must be {wanted}.")
 
 
 def run_on_worker(job: Job, neighbours: dict[str, int]) -> Outcome:

@@ -121,12 +121,26 @@ def _import_scripts(bundle: Path) -> None:
     if imported is None:
         sys.path.insert(0, str(bundle))
         return
-    used = Path(str(imported.__file__)).parent
-    if used != bundle / "scripts" and _sources(used) != _sources(bundle / "scripts"):
-        raise TemplateError(
-            f"{bundle / 'scripts'} and {used} are of different versions of autoplan, so their predictions cannot be "
-            f"compared. Write the bundles anew, by python -m autoplan {bundle.parent.name} --force (models/ stays)."
-        )
+    check_same_code([bundle], Path(str(imported.__file__)).parent)
+
+
+def check_same_code(bundles: Sequence[Path], used: Path | None = None) -> None:
+    """Refuses bundles whose packages `scripts` differ, for those of one serve all of them.
+
+    Args:
+        bundles: their folders.
+        used: the package that serves; None: that of the first bundle.
+
+    Raises:
+        TemplateError: one has other code.
+    """
+    used = used or bundles[0] / "scripts"
+    for bundle in bundles:
+        if _sources(bundle / "scripts") != _sources(used):
+            raise TemplateError(
+                f"{bundle / 'scripts'} and {used} are of different versions of autoplan, so their predictions cannot "
+                f"be compared. Write the bundles anew, by {planning_command(bundle)} --force (models/ stays)."
+            )
 
 
 def _sources(folder: Path) -> dict[str, bytes]:
@@ -176,7 +190,7 @@ def select(
         progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
 
     Raises:
-        TemplateError: no finished fold at all, or bundles of another plan.
+        TemplateError: no finished fold at all, bundles of another plan, or bundles with other code than each other.
         DatasetError: a label or the probabilities of a case cannot be read, or do not fit.
     """
     folder = bundles / planned.name
@@ -184,6 +198,7 @@ def select(
     names, folds = comparable(found)
     if not names:
         raise TemplateError(_nothing(folder, missing))
+    check_same_code([folder / name for name in names])
     missing += _left_out(folder, found, names, folds)
     cases = {case: k for k in folds for case in planned.folds[k]}
     comparison = Comparison(names, cases, found, _key(planned, fingerprint_key))
@@ -449,7 +464,7 @@ def _saved(comparison: Comparison, folder: Path) -> Scores:
             if content and content["key"] == comparison.key:
                 for candidate, by_case in scores.items():
                     by_case.update(_valid(comparison, candidate, content))
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError):
             continue  # not what was written here
     return scores
 
@@ -458,7 +473,7 @@ def _valid(comparison: Comparison, candidate: Candidate, content: Mapping[str, A
     """A candidate's saved scores of compared cases whose networks and settings are still the same."""
     now, then = _networks(comparison), content["networks"]
     return {
-        case: CaseDice(tuple(entry["postprocessed"]), tuple(entry["plain"]))
+        case: CaseDice(_dice_values(entry["postprocessed"]), _dice_values(entry["plain"]))
         for case, entry in content["cases"].get(candidate.name, {}).items()
         if case in comparison.cases
         and all(
@@ -466,6 +481,15 @@ def _valid(comparison: Comparison, candidate: Candidate, content: Mapping[str, A
             for m in candidate.members
         )
     }
+
+
+def _dice_values(values: Any) -> tuple[float | None, ...]:
+    """Dice of each class, as it was written. Raises ValueError for something else."""
+    if not isinstance(values, list) or any(
+        v is not None and not (type(v) in (int, float) and 0 <= v <= 1) for v in values
+    ):
+        raise ValueError("no Dice")
+    return tuple(values)
 
 
 def _networks(comparison: Comparison) -> dict[str, dict[str, Any]]:

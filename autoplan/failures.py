@@ -41,10 +41,16 @@ def last_status(tail: str) -> int:
 
 NO_MEMORY = "fewer --num_workers or --jobs at a time, or a machine with more memory"
 OTHER_RECIPE = "the flags of the first time, such as --quick"
+SHARED_MEMORY = (
+    "the shared memory of the machine (/dev/shm) is full",
+    "--num_workers 0, or a larger /dev/shm (docker run --shm-size)",
+    True,
+)
 CAUSES = (
+    (r"</torch_\w+>|No space left on device.*/dev/shm", *SHARED_MEMORY),
     (
         # torch says only that a position in the file is not what it expects, numpy how many values were written.
-        r"No space left on device|Disk quota exceeded|PytorchStreamWriter|inline_container|requested and \d+ written",
+        r"No space left on device|Disk quota exceeded|PytorchStreamWriter|unexpected pos \d|requested and \d+ written",
         "the disk is full",
         "free space for the bundles and the cache, then the same command again",
         False,
@@ -62,12 +68,7 @@ CAUSES = (
         "a smaller --batch_size, or a GPU that no other program uses",
         True,
     ),
-    (
-        r"insufficient shared memory|Bus error",
-        "the shared memory of the machine (/dev/shm) is full",
-        "--num_workers 0, or a larger /dev/shm (docker run --shm-size)",
-        True,
-    ),
+    (r"insufficient shared memory|Bus error", *SHARED_MEMORY),
     (r"DataLoader worker \(pid.*?\) is killed by signal: Killed", "a loading process was killed", NO_MEMORY, True),
     (r"((?:torch\.)?\w*Error: CUDA error: .*)$", "{0}", "nvidia-smi and the log; another GPU", True),
     (

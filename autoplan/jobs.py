@@ -154,11 +154,14 @@ def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
         return
     name = f"--{prefix}patch_size {config[f'{prefix}patch_size']}"
     try:
+        if not all(type(n) is int and n > 0 for n in (*patch, *(n for axis in strides for n in axis))):
+            raise ValueError
         steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
         fits = len(patch) == len(steps) and all(n >= s and n % s == 0 for n, s in zip(patch, steps, strict=True))
         voxels = math.prod(n // s for n, s in zip(patch, steps, strict=True)) if fits else 0
     except (TypeError, ValueError):
-        raise TrainingError(f'{name}: takes a list of whole numbers, such as "[64,64,32]".') from None
+        said = 'takes a list of whole numbers, such as "[64,64,32]", and strides a list of such lists'
+        raise TrainingError(f"{name[:100]}: {said}.") from None
     if voxels < 2:
         raise TrainingError(
             f"{name}: does not fit the network. Each axis must be a multiple of {steps}, one of them at least twice "
@@ -167,13 +170,14 @@ def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def _parsed(value: Any) -> Any:
-    """A value of a config; one that was typed is read as JSON. None for an expression."""
+    """A value of a config; one that was typed is read as JSON, where it is some. None for an expression."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
         return None if value.startswith(("$", "@")) else value
+    return value if found is None else found
 
 
 def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:
@@ -236,9 +240,9 @@ def missing_steps(job: Job) -> list[str]:
 
 
 def max_epochs(job: Job) -> int:
-    """Epochs that the training has at most; 0 where that is an expression."""
+    """Epochs that the training has at most; 0 where that is an expression, or beyond all reason."""
     value = str(_setting(job, "max_epochs"))
-    return int(value) if value.isdecimal() else 0
+    return int(value) if value.isdecimal() and len(value) < 10 else 0
 
 
 def has_schedule(job: Job) -> bool:
@@ -288,17 +292,27 @@ def _with_epochs(job: Job, epochs: str) -> Job:
 
 
 def flags_of_recipe(bundle: Path, fold: int) -> str:
-    """Flags of `train`, with a space before each, by which a fold is trained as it was before, or as the first finished
-    fold of its configuration was: every setting that differs from what the configs say."""
+    """Flags of `train`, with a space before each, by which a fold is trained and predicted as it was before, or as the
+    first finished fold of its configuration was: every setting that differs from what the configs say."""
     for folder in (results.fold_folder(bundle, fold), *sorted((bundle / "models").glob("fold_*"))):
         trained = results.training(folder)
         if trained is not None and trained.schedule is not None:
             job = as_trained(Job(str(bundle), bundle.name, fold, quick=False))
             job = _with_epochs(replace(job, quick=trained.schedule), str(trained.max_epochs))
             told = dict(job.settings)
-            told |= {name: _typed(value) for name, value in trained.settings.items() if value != _setting(job, name)}
+            known = {name: _setting(job, name) for name in trained.settings}
+            known = {name: value for name, value in known.items() if value is not None}  # else no flag of this bundle
+            told |= {name: _typed(trained.settings[name]) for name in known if trained.settings[name] != known[name]}
+            told |= _said_of_mirroring(folder, {"mirror_prob": _setting(job, "mirror_prob"), **trained.settings})
             return " --quick" * job.quick + "".join(f" --{name} {shlex.quote(value)}" for name, value in told.items())
     return ""
+
+
+def _said_of_mirroring(folder: Path, training: Mapping[str, Any]) -> dict[str, str]:
+    """The flag --mirror, where the fold in `folder` was predicted in another way than it was trained."""
+    mirror, prob = results.prediction_settings(folder).get("mirror"), training["mirror_prob"]
+    known = isinstance(mirror, bool) and isinstance(prob, (int, float))
+    return {"mirror": str(mirror)} if known and mirror != (prob > 0) else {}
 
 
 def _typed(value: Any) -> str:
@@ -309,8 +323,8 @@ def _typed(value: Any) -> str:
 def is_trained(job: Job) -> bool:
     """Whether the training has ended, by the job's recipe, and would not go on if it were started again."""
     trained = results.training(job.folder)
-    if trained is None or other_recipe(job):
-        return False
+    if trained is None or other_recipe(job) or not results.has_network(job.folder, trained):
+        return False  # of a finished training that lacks its network, the next start writes it again
     return trained.stopped or trained.epochs >= max_epochs(job)
 
 
@@ -339,7 +353,7 @@ def row(job: Job) -> Row:
     curve = results.curve(job.folder)
     last = curve[-1] if curve else {}
     held = lease.holder(job.folder)
-    epochs = max_epochs(job) if held is None else held.max_epochs
+    epochs = max_epochs(job) if held is None or not 0 <= held.max_epochs < results.LARGEST else held.max_epochs
     name, reason = state(job, is_held=held is not None)
     seconds = [r["seconds"] for r in curve if "seconds" in r]
     left = (epochs - len(curve)) * sum(seconds) / len(seconds) if seconds and epochs and name == "training" else None

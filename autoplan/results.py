@@ -7,7 +7,6 @@ What is there may have been damaged: a value of a wrong type counts as absent.
 """
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,8 @@ from autoplan.files import file_digest, read_json, read_object
 FINISHED = "finished.json"
 PREDICTION_SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
 """What dice.json says of the prediction. One of an older bundle says less, and its fold has to be predicted again."""
+LARGEST = 1e12
+"""Counts, times and losses that are not below it come from a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,10 @@ def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
     trained, scores = training(folder), read_object(folder / "validation" / "dice.json")
     if trained is None:
         return "is not trained to its end"
-    if _digest(folder / "model.pt") != trained.model:
+    if not has_network(folder, trained):
         return f"has another network in model.pt than the one that {FINISHED} names"
-    settings, scored = scores.get("settings"), scores.get("cases")
-    if not isinstance(settings, dict) or not set(settings) >= PREDICTION_SETTINGS or not isinstance(scored, dict):
+    settings, scored = prediction_settings(folder), scores.get("cases")
+    if not set(settings) >= PREDICTION_SETTINGS or not isinstance(scored, dict):
         return "is trained, but its cases are not predicted"
     if scores.get("model") != trained.model:
         return "has predictions of another network than its own"
@@ -130,14 +131,28 @@ def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
     return FoldResult(trained.model, settings, trained.settings, _number(scores.get("mean_foreground_dice")))
 
 
+def has_network(folder: Path, trained: Training) -> bool:
+    """Whether model.pt in `folder` is the network that the training left, and no other file."""
+    return _digest(folder / "model.pt") == trained.model
+
+
+def prediction_settings(folder: Path) -> Mapping[str, Any]:
+    """Settings that the cases of the fold in `folder` were predicted with; empty where dice.json says none."""
+    settings = read_object(folder / "validation" / "dice.json").get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def curve(folder: Path) -> list[dict[str, float]]:
-    """The epochs of the fold in `folder`, numbers by the names of the columns; nothing where curve.csv is damaged."""
+    """The epochs of the fold in `folder`, numbers by the names of the columns. A value that is no finite number, as the
+    Dice of a class that never occurs, is left out, and so is an epoch without its number; nothing where curve.csv is
+    damaged."""
     try:
         with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
-        return rows if all(math.isfinite(row["epoch"]) for row in rows) else []  # a loss may be NaN
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error):
+            rows = [{name: _number(float(text)) for name, text in row.items()} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
         return []
+    found = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return [row for row in found if "epoch" in row]
 
 
 def _digest(path: Path) -> str:
@@ -152,8 +167,8 @@ def _digest_of(path: Path, _size: int, _time: int) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]

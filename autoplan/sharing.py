@@ -13,7 +13,7 @@ from typing import Any
 
 from autoplan import render, results
 from autoplan.choice import Choice
-from autoplan.errors import TemplateError
+from autoplan.errors import TemplateError, one_line
 from autoplan.facts import Configuration, Plan
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.results import FoldResult
@@ -152,13 +152,34 @@ def _trained(
     trained = []
     for name, ks in folds.items():
         if name == "3d_cascade_fullres":
-            trained.append(render.Trained(_as_trained(plan.configuration("3d_lowres"), settings[name], "lowres_"), ks))
-        trained.append(render.Trained(_as_trained(plan.configuration(name), settings[name]), ks))
+            trained.append(render.Trained(_network(plan, name, "3d_lowres", settings[name], "lowres_"), ks))
+        trained.append(render.Trained(_network(plan, name, name, settings[name]), ks))
     return trained
 
 
+def _network(plan: Plan, name: str, stage: str, settings: Mapping[str, Any], prefix: str = "") -> Configuration:
+    """A network of the configuration `name` as `_as_trained` has it.
+
+    Raises:
+        TemplateError: the settings make none.
+    """
+    try:
+        return _as_trained(plan.configuration(stage), settings, prefix)
+    except (KeyError, ValueError, IndexError) as error:
+        raise TemplateError(
+            f"{plan.name}/{name}: the settings in validation/dice.json of its folds make no network "
+            f"({one_line(error)}). Remove these files; train then predicts the cases again."
+        ) from None
+
+
 def _as_trained(configuration: Configuration, settings: Mapping[str, Any], prefix: str = "") -> Configuration:
-    """The configuration with the network that was trained, which may be smaller than the planned one."""
+    """The configuration with the network that was trained, which may be smaller than the planned one.
+
+    Raises:
+        KeyError, ValueError, IndexError: there is no such network.
+    """
+    if len(settings[f"{prefix}patch_size"]) != len(configuration.patch_size):
+        raise ValueError(f"patch {settings[f'{prefix}patch_size']} has other axes than the images")
     return dataclasses.replace(
         configuration,
         patch_size=tuple(settings[f"{prefix}patch_size"]),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from autoplan.saved import save_plan
 PROJECT = Path(__file__).resolve().parent.parent
 # More threads than that make the small arrays of these tests slower; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a script starts in the background ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The package `scripts` of a bundle, as the templates have it.
 sys.path.insert(0, str(PROJECT / "templates"))
 

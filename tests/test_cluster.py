@@ -14,6 +14,8 @@ from conftest import TINY_PLAN, Stub, is_alive, wait_until
 
 pytest.importorskip("distributed", reason="comes with autoplan[cluster]")
 
+from dask import config as dask_config
+
 from autoplan import cluster, failures, lease
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
@@ -26,10 +28,12 @@ WORDS = ("train", TASK, "--configurations", "2d,3d_fullres", "--folds", ",".join
 class Dask:
     """A scheduler and workers as processes."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
+    def __init__(self, folder: Path, *flags: object) -> None:
         self.folder, self.processes = folder, []
         self.file = folder / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.file, *more)
+        self.scheduler = self._start(
+            "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.file, *flags
+        )
         wait_until(self.file.is_file)
         self.address = json.loads(self.file.read_text())["address"]
 
@@ -100,7 +104,7 @@ def test_a_worker_that_is_killed_costs_nothing(stub: Stub, dask: Dask, monkeypat
 def test_a_scheduler_that_goes_away_is_named_and_trainings_end(
     stub: Stub, dask: Dask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STUB_SECONDS", "0.6")
+    monkeypatch.setenv("STUB_SECONDS", "0.2")
     dask.worker("--no-nanny")
     command = start(dask, "train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", "1000")
     last = stub.task / "2d" / "models" / "fold_0" / "last.pt"
@@ -122,12 +126,14 @@ def test_a_client_that_goes_away_takes_its_trainings_along(
     """They save, and the same command goes on with them at once."""
     monkeypatch.setenv("STUB_SECONDS", "0.2")
     dask.worker("--no-nanny")
-    words = ("train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs", "8")
-    first = start(dask, *words)
-    wait_until((stub.task / "2d" / "models" / "fold_0" / "last.pt").is_file)
+    words = ("train", TASK, "--folds", "0", "--configurations", "2d", "--max_epochs")
+    last = stub.task / "2d" / "models" / "fold_0" / "last.pt"
+    # More epochs than can end before the signal comes, however slow the machine is.
+    first = start(dask, *words, "1000")
+    wait_until(last.is_file)
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    second = start(dask, *words)
+    second = start(dask, *words, str(int(last.read_text()) + 10))
     assert second.wait(60) == 0, second.stdout.read() + dask.logs()
     assert not stub.notes("clash")
     assert [name for name, _ in stub.notes("end")] == ["training 2d 0", "evaluating 2d 0"]
@@ -140,35 +146,6 @@ def test_no_scheduler(stub: Stub, capsys: pytest.CaptureFixture, monkeypatch: py
 
 
 SLURM = "partition: gpu\naccount: me\ntime: '24:00:00'\nworkers: 4\ncpus: 12\nmemory: 64GB\n"
-
-
-def test_a_scheduler_with_certificates(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scheduler, worker and client know each other by Dask's own configuration; without it there is one line."""
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates are made with openssl")
-    key, certificate, folder = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "dask"
-    folder.mkdir()
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    names = {"CA_FILE": certificate}
-    for who in ("SCHEDULER", "WORKER", "CLIENT"):
-        names |= {f"{who}__CERT": certificate, f"{who}__KEY": key}
-    for name, path in names.items():
-        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(path))
-    dask = Dask(folder, "--protocol", "tls")
-    try:
-        assert dask.address.startswith("tls://")
-        dask.worker("--no-nanny")
-        first = start(dask, "train", TASK, "--configurations", "2d", "--folds", "0")
-        assert first.wait(60) == 0, first.stdout.read() + dask.logs()
-        for name in names:
-            monkeypatch.delenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}")
-        stranger = start(dask, "train", TASK, "--configurations", "2d", "--folds", "1")
-        assert stranger.wait(60) == 1
-        assert "TLS needs certificates" in stranger.stdout.read()
-    finally:
-        for process in reversed(dask.processes):
-            end(process)
 
 
 def test_slurm_options(tmp_path: Path) -> None:
@@ -185,32 +162,15 @@ def test_slurm_options(tmp_path: Path) -> None:
     assert "--memory-limit 0 --resources GPU=1" in script  # the last of two counts
 
 
-WRONG = {
-    "workers": ["x", "-1", "0", "2.5", "[4]", "", "true"],
-    "partition": ["[gpu]", "{a: b}", "7", "''"],
-    "account": ["[me]", "3.5"],
-    "cpus": ["x", "0", "-2", "{}", ""],
-    "memory": ["[32GB]", "32", ""],
-    "gpus": ["x", "-1", "2", "[1]", "", "true"],
-    "setup": ["module load x", "{a: b}", "[1]", "[[a]]", ""],
-}
-"""Values of keys of the file that are of another kind."""
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("partitoin: gpu\ntime: '1:00:00'\n", "partitoin. It may name account, cpus"),
         ("partition: gpu\n", "no time"),
         ("- gpu\n", "no mapping"),
+        ("1: a\nb: c\ntime: '1:00:00'\n", "1, b. It may name"),
         ("time: '1:00:00'\ngpus: 4\n", "name more workers"),
-        *(
-            (f"time: '1:00:00'\n{key}: {value}\n", f"{key} is .*It takes")
-            for key, values in WRONG.items()
-            for value in values
-        ),
-        ("time: 24:00:00\n", "time is .*in quotes"),
-        ("time:\n", "time is None"),
+        ("time: 24:00:00\n", "time is 86400. It must be how long a worker may run, in quotes"),
         ("time: [", "cannot be read"),
     ],
 )
@@ -219,6 +179,96 @@ def test_slurm_files_that_say_something_else(tmp_path: Path, text: str, said: st
     path.write_text(text)
     with pytest.raises(TrainingError, match=said.replace("[", r"\[")):
         cluster.read_slurm(path)
+
+
+WRONG = {
+    "workers": ("[2]", "{a: 1}", "null", "-1", "0", "two", "1.5", "true"),
+    "partition": ("[gpu]", "{a: 1}", "null", "-1", "''", '"gpu\\n#SBATCH x"'),
+    "account": ("[me]", "{a: 1}", "null", "-1", "''"),
+    "time": ("[1]", "{a: 1}", "null", "-1", "'-1'", "tomorrow", "60"),
+    "cpus": ("[2]", "{a: 1}", "null", "-1", "0", "many"),
+    "memory": ("[2]", "{a: 1}", "null", "-1", "'-1GB'", "much", "32"),
+    "gpus": ("[1]", "{a: 1}", "null", "-1", "one", "true"),
+    "setup": ("module load", "{a: 1}", "null", "-1", "[1]", "[[a]]"),
+}
+
+
+def test_wrong_values_cover_every_key() -> None:
+    assert set(WRONG) == set(cluster.SLURM_KEYS)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_wrong_value_for_slurm_is_one_line(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "slurm.yaml"
+    path.write_text(f"{key}: {value}\n" + ("" if key == "time" else "time: '1:00:00'\n"))
+    with pytest.raises(TrainingError, match=f"{key} is .* It must be ") as error:
+        cluster.read_slurm(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfa", b"time: [\n", b"[" * 5000], ids=["bytes", "open", "deep"])
+def test_a_slurm_file_that_is_no_yaml_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "slurm.yaml"
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match="cannot be read") as error:
+        cluster.read_slurm(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate that is its own authority, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl")
+    made, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=autoplan"
+    command = ["openssl", *words.split(), "-out", str(made), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    return made, key
+
+
+def tls(ca: Path, cert: Path, key: Path) -> dict[str, str]:
+    """Dask's configuration of a client with certificates."""
+    paths = {"ca-file": ca, "client.cert": cert, "client.key": key}
+    return {f"distributed.comm.tls.{name}": str(path) for name, path in paths.items()}
+
+
+def test_a_scheduler_with_tls(stub: Stub, tmp_path: Path, certificate: tuple[Path, Path], monkeypatch, capsys) -> None:
+    """It trains with certificates; without them, or with an address for no TLS, one line says what to do."""
+    cert, key = certificate
+    flags = ("--protocol", "tls", "--tls-ca-file", cert, "--tls-cert", cert, "--tls-key", key)
+    (tmp_path / "dask").mkdir()
+    started = Dask(tmp_path / "dask", *flags)
+    try:
+        assert started.address.startswith("tls://")
+        words = ["train", TASK, "--folds", "0", "--configurations", "2d", "--scheduler"]
+        monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+        assert main([*words, started.address]) == 1
+        assert "needs certificates" in capsys.readouterr().err
+        assert main([*words, started.address.replace("tls://", "tcp://")]) == 1
+        assert "If it uses TLS, its address starts with tls://" in capsys.readouterr().err
+        monkeypatch.setattr(cluster, "CONNECT_SECONDS", 10)
+        started.worker("--no-nanny", *map(str, flags))
+        with dask_config.set(tls(cert, cert, key)):
+            assert main([*words, started.address]) == 0, started.logs()
+        assert [name for name, _ in stub.notes("end")] == ["training 2d 0", "evaluating 2d 0"]
+    finally:
+        for process in reversed(started.processes):
+            end(process)
+
+
+def test_certificates_that_cannot_be_read(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    cert, key = certificate
+    for ca in (tmp_path / "missing.pem", key):
+        with dask_config.set(tls(ca, cert, key)), pytest.raises(TrainingError, match="cannot be read") as error:
+            cluster.connect("tls://127.0.0.1:9")
+        assert "\n" not in str(error.value)
+
+
+def test_encryption_that_is_required_refuses_plain_addresses() -> None:
+    required = {"distributed.comm.require-encryption": True}
+    with dask_config.set(required), pytest.raises(TrainingError, match="requires encryption"):
+        cluster.connect("tcp://127.0.0.1:9")
 
 
 def test_without_sbatch_it_is_an_error(

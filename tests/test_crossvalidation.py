@@ -282,7 +282,8 @@ def test_the_command_for_what_is_missing_has_the_recipe_of_the_other_folds(exper
     _, missing = cv.finished(experiment.plan, experiment.folder)
     commands = {m.configuration: (m.folds, m.command) for m in missing}
     where = f"--bundles {experiment.bundles.as_posix()}"
-    flags = "--quick --max_epochs 3 --patch_size '[8,16]' --epoch_length 5"
+    # quick.json trains without mirroring, but this fold was predicted with it.
+    flags = "--quick --max_epochs 3 --patch_size '[8,16]' --epoch_length 5 --mirror True"
     folds, command = commands["2d"]
     assert folds == (2, 3, 4)
     assert command.endswith(f" --configurations 2d --folds 2,3,4 {where} {flags}")
