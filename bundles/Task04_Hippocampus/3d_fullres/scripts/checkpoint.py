@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
 RECORD = "model.json"
-"""File beside a model.pt with the settings that its network was trained with."""
+"""File beside a model.pt: the digest of its network, and the settings that it was trained with."""
 _UNREADABLE = (
     RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, NotImplementedError, zlib.error,
     zipfile.BadZipFile,
@@ -61,12 +61,16 @@ def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
 
 def was_mirrored(model_file: str | Path) -> bool:
     """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions. True
-    where nothing is recorded beside it."""
+    where nothing is recorded beside it, or the record is of another network."""
+    record = Path(model_file).with_name(RECORD)
     try:
-        settings = json.loads(Path(model_file).with_name(RECORD).read_text(encoding="utf-8"))
-        return float(settings["mirror_prob"]) > 0
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found["model"] == file_digest(model_file):
+            return float(found["settings"]["mirror_prob"]) > 0
     except (OSError, ValueError, KeyError, TypeError):
         return True
+    logger.warning("%s is of another network than %s; predictions are mirrored.", record, model_file)
+    return True
 
 
 class Checkpoint:
@@ -78,7 +82,8 @@ class Checkpoint:
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
     rule), "model", the digest of model.pt, and the recipe: "max_epochs", whether the learning rate had a
-    "schedule", and the other "settings". `model.json`, beside model.pt, repeats the settings. Only rank 0 writes.
+    "schedule", and the other "settings". `model.json`, beside model.pt, has its digest and
+    the settings. Only rank 0 writes.
 
     Args:
         ckpt_dir: folder of the fold.
@@ -191,12 +196,13 @@ class Checkpoint:
             self._save_model(network)
 
     def _save_model(self, network: Mapping[str, Any]) -> None:
-        record = json.dumps(self.settings) + "\n"
+        model = self.ckpt_dir / "model.pt"
+        save_atomically(network, model)
+        record = json.dumps({"model": file_digest(model), "settings": self.settings}) + "\n"
         write_text_atomically(self.ckpt_dir / RECORD, record)
-        save_atomically(network, self.ckpt_dir / "model.pt")
         if self.model_file is not None:
+            link_atomically(model, self.model_file)
             write_text_atomically(self.model_file.with_name(RECORD), record)
-            link_atomically(self.ckpt_dir / "model.pt", self.model_file)
 
     def _restore_model(self) -> None:
         """Write the model.pt of a finished training where it is not the one that finished.json names: the process was
