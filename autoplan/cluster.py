@@ -207,6 +207,8 @@ def read_slurm(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file cannot be read, lacks something or says what cannot be used.
     """
+    if path.exists() and not path.is_file():
+        raise TrainingError(f"{path} is no file. Name a YAML file: --slurm FILE.yaml")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

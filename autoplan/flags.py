@@ -127,7 +127,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def closest(word: str, known: Collection[str]) -> str:
     """The known word that a mistyped one most likely means; empty if none is close."""
-    return next(iter(difflib.get_close_matches(word, known, n=1)), "")
+    return next(iter(difflib.get_close_matches(word.lower(), known, n=1)), "")
 
 
 # Help.

@@ -111,7 +111,7 @@ def jobs_of(
     """
     jobs = []
     for bundle in bundles:
-        config = read_object(bundle / "configs" / "train.json")
+        config = _config(bundle)
         check_settings(settings or {}, config)
         for prefix in ("", "lowres_"):
             check_patch_size({**config, **(settings or {})}, prefix)
@@ -122,6 +122,19 @@ def jobs_of(
             given = tuple(sorted((settings or {}).items()))
             jobs.append(Job(str(bundle.absolute()), bundle.name, fold, quick, given))
     return jobs
+
+
+def _config(bundle: Path) -> dict[str, Any]:
+    """The train.json of a bundle.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    path = bundle / "configs" / "train.json"
+    config = read_object(path)
+    if "strides" not in config or "patch_size" not in config:
+        raise TrainingError(f"{path} is damaged. Write the bundle anew: plan again with --force (models/ stays).")
+    return config
 
 
 def check_settings(names: Iterable[str], keys: Collection[str]) -> None:

@@ -113,8 +113,8 @@ def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, P
         if target in targets.values():
             raise DatasetError(f"{folder}: two images are called {case_name(image.name)}. Rename one of them.")
         targets[image] = target
-    sources = {image.resolve() for image in images}
-    if any(target.resolve() in sources for target in targets.values()):
+    sources = {os.path.realpath(image) for image in images}
+    if any(os.path.realpath(target) in sources for target in targets.values()):
         raise DatasetError(
             f"{output} holds the images themselves. Name another folder for the segmentations: --output DIR"
         )

@@ -505,3 +505,12 @@ def test_jobs_share_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None
     assert {e["OMP_NUM_THREADS"] for e in found} == {"4"}
     assert backends.Machine(devices=["0", "1", "2"]).places == 3
     assert backends.Machine(devices=[]).places == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "7", "[" * 100_000])
+def test_a_damaged_config_is_named(task: Path, text: str) -> None:
+    """And not the flags."""
+    path = task / "2d" / "configs" / "train.json"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=re.escape(f"{path} is damaged")):
+        jobs.jobs_of([task / "2d"], [0], settings={"max_epochs": "3"})

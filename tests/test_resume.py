@@ -1,6 +1,7 @@
 """A training that is interrupted goes on as if it had never stopped: section "Resume" of the bundle's README."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -275,14 +276,22 @@ def flipped(content: bytes) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "flipped", "of other things"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train: Callable[..., Any], undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     train(tmp_path, max_epochs=2)
     last = tmp_path / "last.pt"
     good = last.read_bytes()
-    content = {"empty": b"", "cut": good[:-1000], "garbage": b"x" * 5000, "flipped": flipped(good)}[damage]
+    other = io.BytesIO()
+    torch.save([1, {"network": 2}], other)
+    content = {
+        "of other things": other.getvalue(),
+        "empty": b"",
+        "cut": good[:-1000],
+        "garbage": b"x" * 5000,
+        "flipped": flipped(good),
+    }[damage]
     last.unlink()
     last.write_bytes(content)
     train(tmp_path)
