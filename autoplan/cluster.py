@@ -207,8 +207,10 @@ def read_slurm(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file cannot be read, lacks something or says what cannot be used.
     """
-    if path.exists() and not path.is_file():
-        raise TrainingError(f"{path} is no file. Name a YAML file: --slurm FILE.yaml")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise TrainingError(
+            f"{path} is no file but a folder, a pipe or a device. Name the YAML file with the Slurm job."
+        )
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

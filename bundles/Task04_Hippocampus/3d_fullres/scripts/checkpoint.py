@@ -50,7 +50,10 @@ def load_checked(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not {"network", "objects", "random", "epoch", "batches"} <= state.keys():
+        raise ValueError("it is no checkpoint of a training")
+    return state
 
 
 def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
