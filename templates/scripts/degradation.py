@@ -1,7 +1,7 @@
 """Random mistakes in the segmentation that the second network of a cascade is given.
 
 The second network trains on segmentations by first networks, which make mistakes that its own input will not repeat
-exactly. A network that may trust them copies them; one that has seen them spoilt looks at the image as well.
+exactly. A network that may trust them copies them; one that has seen mistakes looks at the image as well.
 
 Words used here:
 

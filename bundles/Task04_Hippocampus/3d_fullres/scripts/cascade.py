@@ -75,7 +75,8 @@ class LowresSegmentations:
             items: {"image": path, "label": path} of each case; preprocessed if they are not.
         """
         sources = [self.source(case_name(item["image"])) for item in items]
-        cases = self.cache.fill(items)
+        # Cases that are there were checked when the cache was filled.
+        cases = [self.cache.write(item) for item in items]
         targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]
         remove_damaged(targets)
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
