@@ -229,10 +229,32 @@ def _intervals(
     count = len(dice[0])
     if count < 2:
         return [None] * len(dice)
-    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=num_resamples)
-    weights = drawn.astype(np.float64)
+    weights = _resamples(count, num_resamples, seed)
     best, *others = (_weighted(values, weights)[1] for values in dice)
     return [None, *(_interval(best - other) for other in others)]
+
+
+def _resamples(count: int, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each case is drawn, (resamples, cases)."""
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=num_resamples)
+    return drawn.astype(np.float64)
+
+
+def mean_intervals(
+    rows: Sequence[Sequence[float | None]], *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
+) -> tuple[list[tuple[float, float] | None], tuple[float, float] | None]:
+    """Bootstrap intervals of the mean of each class and of the foreground mean; None where fewer than two cases say.
+
+    Args:
+        rows: Dice of each case, an entry for each class.
+        num_resamples, seed: of the bootstrap.
+    """
+    dice = _array(rows)
+    if len(dice) < 2:
+        return [None] * dice.shape[-1], None
+    classes, foreground = _weighted(dice, _resamples(len(dice), num_resamples, seed))
+    several = (~np.isnan(dice)).sum(axis=0) > 1
+    return [_interval(c) if s else None for c, s in zip(classes.T, several, strict=True)], _interval(foreground)
 
 
 def _interval(differences: NDArray[np.float64]) -> tuple[float, float] | None:

@@ -6,12 +6,15 @@ They read, call, write and print; they decide nothing.
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from json import dumps
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from autoplan import backends, saved, topology
+from autoplan import backends, layouts, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -19,7 +22,7 @@ from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
-from autoplan.errors import AutoplanError
+from autoplan.errors import AutoplanError, one_line
 from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
 from autoplan.files import check_writable
 from autoplan.flags import Command
@@ -48,35 +51,52 @@ def plan(
     force: bool = False,
     cascade: Cascade = "auto",
     num_processes: int | None = None,
+    images: str = "",
+    labels: str = "",
+    labels_are: str = "",
+    channels: str = "",
+    table: str = "",
+    group_by: str = "",
 ) -> None:
     """Plans a dataset and writes a bundle for each configuration.
 
     Args:
-        dataset: folder with a dataset.json, or the name of a task under root; a task of the Decathlon is downloaded.
+        dataset: folder of a dataset, or the name of a task under root; a task of the Decathlon is downloaded.
         root: folder of the datasets.
         bundles: folder that the bundles are written to, as bundles/TASK/CONFIGURATION.
         explain: also print the reason for each decision.
         force: rewrite bundles that hold another plan; their trained models stay.
         cascade: auto, never or always.
         num_processes: processes that read the images; one per processor if not given.
+        images: folder of the images inside the dataset's; several, such as t1,flair, are channels.
+        labels: folder of the labels inside the dataset's.
+        labels_are: names of the classes, such as background,nucleus, in the order of their values.
+        channels: names of the channels, such as CT; a name with ct makes the rules for CT apply.
+        table: csv file with the columns case, label, one a channel, and perhaps fold.
+        group_by: column of the table, or regular expression on the names: the cases of one, such as a patient,
+            stay in one fold.
     """
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
     _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check("cascade", cascade, holds=cascade in get_args(Cascade), takes="auto, never or always")
     _check_processes(num_processes)
     check_writable(Path(bundles), "--bundles")
-    loaded = datasets.load(datasets.locate(dataset, Path(root)))
+    given = layouts.Layout(images, labels, labels_are, channels, table, group_by)
+    loaded, layout = _load(dataset, root, bundles, given)
     task = Path(bundles) / loaded.name
+    for line in layouts.notes(loaded, layout):
+        print(line)
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes)
-    planned = plans.plan(facts, cascade=cascade)
+    planned = plans.plan(facts, cascade=cascade, **_divided(loaded))
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
-    written = _render(planned, loaded.root, Path(bundles), force=force)
+    written = _render(planned, loaded, Path(bundles), force=force)
     saved.save_plan(planned, task, fingerprint_key=facts.key)
+    layouts.save(layout, task)
     print(f"\n{summary(planned)}\n")
     cascade_decision = next(d for d in planned.decisions if d.name == "cascade")
     print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
-    for warning in plans.warnings(planned):
-        print(f"Warning: {warning.because}")
+    for text in filter(None, (*(w.because for w in plans.warnings(planned)), layouts.suspicion(loaded))):
+        print(f"Warning: {text}")
     if explain:
         print(f"{explanation(planned)}\n")
     for path in written:
@@ -106,25 +126,28 @@ def evaluate(
     predictions: str = "",
     output: str | None = None,
     tolerance: float = 1.0,
+    overlap: float = 0.5,
     num_processes: int | None = None,
 ) -> None:
-    """Scores predictions: Dice, surface Dice and Hausdorff distance (95th percentile).
+    """Scores predictions: Dice, surface Dice, Hausdorff distance (95 %), lesions.
 
     Args:
         labels: folder of the labels. A dataset.json in it or above it names the classes.
         predictions: folder of the predictions, files named as the labels are.
         output: folder for scores.csv and scores.json; nothing is written if not given.
         tolerance: of the surface Dice in mm; for a case with coarser voxels, their shortest edge.
+        overlap: intersection over union from which on two connected components are the same lesion.
         num_processes: processes that score; one per processor if not given.
     """
     _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
     _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
     _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
+    _check("overlap", overlap, holds=_is_length(overlap) and overlap <= 1, takes="a number above 0, at most 1")
     _check_processes(num_processes)
     if output is not None:
         check_writable(Path(output), "--output")
     scores = evaluations.evaluate(
-        Path(labels), Path(predictions), tolerance=float(tolerance), num_processes=num_processes
+        Path(labels), Path(predictions), tolerance=float(tolerance), overlap=float(overlap), num_processes=num_processes
     )
     written = () if output is None else evaluations.save(scores, Path(output))
     print(evaluations.report(scores))
@@ -152,7 +175,7 @@ def select(
         num_processes: processes that score; one per processor if not given.
     """
     _check_processes(num_processes)
-    loaded = datasets.load(datasets.locate(dataset, Path(root)))
+    loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
     _check_name(folder, name)
     key = fingerprints.key(loaded)
@@ -184,22 +207,22 @@ def predict(
         root: folder of the datasets.
         bundles: folder of the bundles.
         name: the bundle, a folder under bundles/TASK.
-        images: folder with NIfTI images, instead of the dataset's test images.
+        images: folder with images, instead of the dataset's test images.
         output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
         force: overwrite segmentations of other images, or of unknown origin, in the folder.
         device: cpu or cuda:0; the GPU, where there is one, if not given.
     """
     _check("force", force, holds=isinstance(force, bool), takes="no value")
     if images is None:
-        loaded = datasets.load(datasets.locate(dataset, Path(root)))
-        folder, paths = loaded.root, [loaded.root / case.image for case in loaded.test]
+        loaded, _ = _load(dataset, root, bundles)
+        folder, cases = loaded.root, list(loaded.test)
     else:
-        folder, paths = Path(images), predictions.images_in(Path(images))
+        folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
     settings = {} if device is None else {"device": device}
-    done = predictions.predict(bundle, folder, paths, results, force=force, settings=settings)
-    print(f"{results}: {len(paths)} segmentations, {done} of them new")
+    done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
+    print(f"{results}: {len(cases)} segmentations, {done} of them new")
 
 
 def train(
@@ -213,6 +236,8 @@ def train(
     scheduler: str = "",
     slurm: str = "",
     mirror: str = "",
+    from_: str = "",
+    root: str = "data",
     **settings: str,
 ) -> None:
     """Trains all folds of all configurations and scores their validation cases.
@@ -229,8 +254,12 @@ def train(
         scheduler: address of a Dask scheduler; its workers then train.
         slurm: YAML file with the Slurm job of a worker; workers then train.
         mirror: True or False: average the predictions of the validation cases over mirrored images.
+        from: a bundle to go on from: trainings start from its weights, with its topology, spacing and normalization.
+        root: folder of the datasets, for --from.
     """
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
+    if from_:
+        _go_on(dataset, Path(root), Path(bundles), Path(from_), _names(configurations))
     given = settings | ({"mirror": mirror} if mirror else {})
     asked = _jobs(dataset, bundles, configurations, folds, quick, given)
     backend = _backend(jobs, scheduler, slurm, settings)
@@ -284,11 +313,19 @@ def run(
     scheduler: str = "",
     slurm: str = "",
     mirror: str = "",
+    from_: str = "",
+    images: str = "",
+    labels: str = "",
+    labels_are: str = "",
+    channels: str = "",
+    table: str = "",
+    group_by: str = "",
     **settings: str,
 ) -> None:
     """Plans, trains, selects and predicts, one after the other.
 
-    Skips what is done; after an interruption the same command continues.
+    Skips what is done; after an interruption the same command continues. bundles/TASK/report.html shows what is there,
+    from planning on.
 
     Args:
         dataset: folder with a dataset.json, or the name of a task, as for plan.
@@ -303,18 +340,123 @@ def run(
         scheduler: address of a Dask scheduler; its workers then train.
         slurm: YAML file with the Slurm job of a worker; workers then train.
         mirror: True or False: average the predictions of the validation cases over mirrored images.
+        from: a bundle to go on from, as for train; its topology takes the place of the plan.
+        images: folder of the images inside the dataset's, as for plan.
+        labels: folder of the labels inside the dataset's.
+        labels_are: names of the classes, in the order of their values.
+        channels: names of the channels, such as CT.
+        table: csv file with the columns case, label, one a channel, and perhaps fold.
+        group_by: column of the table, or regular expression on the names, as for plan.
     """
     _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     check_settings(settings, _keys())
-    plan(dataset, root=root, bundles=bundles, cascade=cascade, force=force)
-    train(
-        dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
-        scheduler=scheduler, slurm=slurm, mirror=mirror, **settings,
-    )  # fmt: skip
-    select(dataset, root=root, bundles=bundles)
-    if datasets.load(datasets.locate(dataset, Path(root))).test:
+    reported = partial(_reported, dataset, root, bundles)
+    if from_:
+        loaded, layout = _load(
+            dataset, root, bundles, layouts.Layout(images, labels, labels_are, channels, table, group_by)
+        )
+        layouts.save(layout, Path(bundles) / loaded.name)
+    else:
+        with reported():
+            plan(
+                dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
+                labels_are=labels_are, channels=channels, table=table, group_by=group_by,
+            )  # fmt: skip
+    with reported():
+        train(
+            dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
+            scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, root=root, **settings,
+        )  # fmt: skip
+    with reported():
+        select(dataset, root=root, bundles=bundles)
+    if _load(dataset, root, bundles)[0].test:
         predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
+
+
+def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
+    """Writes one page on a task: its dataset, plan, trainings and result.
+
+    bundles/TASK/report.html opens in any browser, without internet; report.json has the same content. It shows what is
+    there so far, and does nothing where nothing has changed.
+
+    Args:
+        dataset: folder with a dataset.json, or the name of a task under root.
+        root: folder of the datasets.
+        bundles: folder of the bundles.
+    """
+    from autoplan.report.build import build
+
+    print(build(_load(dataset, root, bundles)[0], Path(bundles)))
+
+
+def share(
+    dataset: str,
+    *,
+    name: str = "",
+    authors: str = "",
+    data_source: str = "",
+    data_license: str = "",
+    bundle: str = "best",
+    folds: str = "",
+    version: str = "",
+    torchscript: bool = False,
+    onnx: bool = False,
+    url: str = "",
+    output: str = "shared",
+    bundles: str = "bundles",
+) -> None:
+    """Writes a trained bundle as a folder for the Model Zoo, and verifies it.
+
+    Where such a folder is there and something has changed, the version is raised; else nothing is done.
+
+    Args:
+        dataset: name of a planned task, or its folder.
+        name: of the bundle: anatomy, modality and task, such as hippocampus_mri_segmentation.
+        authors: who trained it.
+        data_source: where the data come from: a name and an address.
+        data_license: license of the data: its name and address, or a file with its text.
+        bundle: what to share, a folder under bundles/TASK: one that select wrote, or a configuration.
+        folds: of a configuration, only the networks of these folds, such as 0,1; all that are finished if not given.
+        version: of the bundle, such as 1.0.0; the next one if not given.
+        torchscript: also write models/model.ts.
+        onnx: also write models/model.onnx.
+        url: folder on the web where files above 25 MiB will lie.
+        output: folder that the bundle's own folder is written to.
+        bundles: folder of the bundles.
+    """
+    from autoplan import publishing, verification
+
+    for flag, value in (("torchscript", torchscript), ("onnx", onnx)):
+        _check(flag, value, holds=isinstance(value, bool), takes="no value")
+    _check_training(folds)
+    request = publishing.Request(name, authors, data_source, data_license, version, url, torchscript, onnx)
+    check_writable(Path(output), "--output")
+    root = Path(bundles) / _task(dataset)
+    done = publishing.publish(root, bundle, sorted(set(map(int, _numbers(folds)))), Path(output), request)
+    if not done.checks:
+        print(f"{done.folder}: nothing has changed since version {done.version}")
+        return
+    print(verification.report(done.checks))
+    print(f"{done.folder}, version {done.version}")
+
+
+def verify(bundle: str, *, max_difference: float = 0.01) -> None:
+    """Checks a bundle that you got: rules of the Model Zoo, weights, a prediction.
+
+    It works offline, runs the bundle's own code, and writes nothing into it.
+
+    Args:
+        bundle: its folder.
+        max_difference: share of the voxels whose class may differ from the stored segmentation.
+    """
+    from autoplan import verification
+
+    share = type(max_difference) in (int, float) and 0 <= max_difference < 1
+    _check("max_difference", max_difference, holds=share, takes="a share of the voxels, such as 0.01")
+    checks = verification.verify(Path(bundle), max_difference=max_difference)
+    print(verification.report(checks))
+    verification.check_passed(Path(bundle), checks)
 
 
 COMMANDS: dict[str, Command] = {
@@ -325,6 +467,9 @@ COMMANDS: dict[str, Command] = {
     "select": select,
     "predict": predict,
     "evaluate": evaluate,
+    "report": report,
+    "share": share,
+    "verify": verify,
     "phantom": phantom,
 }
 
@@ -358,10 +503,33 @@ def _jobs(
     folder = Path(bundles) / _task(dataset)
     there = [bundle.name for bundle in find_bundles(folder)]
     planned = [c.name for c in saved.load_plan(folder).configurations if c.name in there]
-    names = [name.strip() for name in configurations.split(",")] if configurations else planned
+    names = _names(configurations) or planned
+    if unplanned := sorted(set(names) & set(there) - set(planned)):
+        raise AutoplanError(f"{folder}: the plan has no configuration {unplanned[0]}. It has {', '.join(planned)}.")
     given = {n: str(Path(v).absolute()) if n in setting_paths() else v for n, v in settings.items()}
     found = find_bundles(folder, names)
     return jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
+
+
+def _load(dataset: str, root: str, bundles: str, given: layouts.Layout | None = None) -> tuple[Dataset, layouts.Layout]:
+    """A dataset, by the flags that are given or else by those that it was planned with; and these."""
+    folder = datasets.locate(dataset, Path(root))
+    task = Path(bundles) / _task(str(folder))
+    layout = given if given is not None and given.is_given else layouts.read(task)
+    loaded = layouts.load(folder, layout)
+    return loaded, layouts.complete(loaded, layout)
+
+
+def _divided(dataset: Dataset) -> dict[str, Any]:
+    """What a dataset says of its folds, for planning."""
+    groups = {case.name: case.group for case in dataset.training if case.group is not None}
+    folds = {case.name: case.fold for case in dataset.training if case.fold is not None}
+    return {"groups": groups or None, "own_folds": folds or None}
+
+
+def _names(configurations: str) -> list[str]:
+    """The configurations that --configurations names."""
+    return [name.strip() for name in configurations.split(",")] if configurations else []
 
 
 def _task(dataset: str) -> str:
@@ -400,7 +568,8 @@ def _keys() -> list[str]:
     """Keys of train.json, of any configuration."""
     from autoplan.render import template
 
-    return list(dict.fromkeys(key for name in get_args(ConfigurationName) for key in template("train.json", name)))
+    configs = (template("train.json", name, goes_on=True) for name in get_args(ConfigurationName))
+    return list(dict.fromkeys(key for config in configs for key in config))
 
 
 def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, str]) -> backends.Backend:
@@ -423,12 +592,47 @@ def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> Fin
     return computed
 
 
-def _render(planned: Plan, dataset_root: Path, bundles: Path, *, force: bool) -> list[Path]:
+def _render(planned: Plan, dataset: Dataset, bundles: Path, *, force: bool) -> list[Path]:
     """Writes the bundles."""
     from autoplan.render import render_all
 
-    written: list[Path] = render_all(planned, dataset_root, bundles, force=force)
+    written: list[Path] = render_all(planned, dataset, bundles, force=force)
     return written
+
+
+def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations: list[str]) -> None:
+    """Plans a dataset around the networks of a bundle, and writes bundles that start from its weights."""
+    from autoplan import finetuning, pretrained
+
+    found = pretrained.read(source)
+    finetuning.check_configurations(found, configurations)
+    loaded, _ = _load(dataset, str(root), str(bundles))
+    task = bundles / loaded.name
+    facts = _fingerprint(loaded, task / saved.FINGERPRINT, None)
+    own = plans.plan(facts, **_divided(loaded))
+    adapted = finetuning.adapted(own, found)
+    pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
+    saved.save_fingerprint(facts, task / saved.FINGERPRINT)
+    print(f"\n{finetuning.report(own, adapted, found)}\n")
+
+
+@contextmanager
+def _reported(dataset: str, root: str, bundles: str) -> Iterator[None]:
+    """Writes the report when a phase has ended, well or not. It is no reason for a run to end: what keeps it from being
+    written is said in one line."""
+    try:
+        yield
+    except AutoplanError:
+        _report_if_possible(dataset, root, bundles)
+        raise
+    _report_if_possible(dataset, root, bundles)
+
+
+def _report_if_possible(dataset: str, root: str, bundles: str) -> None:
+    try:
+        report(dataset, root=root, bundles=bundles)
+    except (AutoplanError, OSError) as error:
+        print(f"Warning: there is no report: {one_line(error)}")
 
 
 def _check_name(folder: Path, name: str | None) -> None:

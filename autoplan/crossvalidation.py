@@ -42,7 +42,7 @@ SAVE_EVERY_S = 10.0
 PREDICTION_SETTINGS = ("mirror", "overlap")
 """Settings of the prediction that should be the same for all candidates."""
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
 Scores = dict[Candidate, dict[str, CaseDice]]
@@ -67,47 +67,49 @@ def segmentations(members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], 
     Raises:
         TemplateError: the bundle has no code for it.
     """
-    load, invert, clean, finish = _bundle_code(bundle)
-    first, *others = (load(path) for path in members)
-    for path, other in zip(members[1:], others, strict=True):
-        if other["pred"].shape != first["pred"].shape:
-            raise ValueError(f"on another grid than {path}")
-        first["pred"] += other["pred"]  # the scale does not matter for the largest
-    data = invert(first)
+    segment, invert, clean, finish = _bundle_code(bundle)
+    data = invert(segment(members))
     # Cleaning makes a new tensor, so the one without it is not changed.
-    plain = _integers(finish(data)["pred"][0].numpy())
-    return (plain if clean is None else _integers(finish(clean(data))["pred"][0].numpy())), plain
-
-
-def _integers(labels: NDArray[Any]) -> NDArray[Any]:
-    """Label values in as few bits as they need."""
-    return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+    plain = finish(data)
+    return (plain if clean is None else finish(clean(data))), plain
 
 
 @lru_cache(maxsize=8)
 def _bundle_code(bundle: Path) -> tuple[Any, Any, Any, Any]:
-    """Functions of a bundle: from a file to probabilities; from those to a label map; from that to one with largest
-    components only (None where no class has that); from class numbers to the dataset's labels."""
+    """Functions of a bundle: from files of probabilities to class numbers; from those to ones on the image's own grid;
+    from those to ones with largest components only (None where no class has that); from class numbers to an array
+    (X, Y, Z) of the dataset's labels."""
     from monai.bundle import ConfigParser
-    from monai.transforms import Compose, SaveImaged
+    from monai.transforms import Compose, MapLabelValued, SaveImaged
 
     root = bundle.resolve()
     _import_scripts(root)
     try:
-        from scripts import components
-        from scripts import probabilities as stored
+        from scripts.components import KeepLargestComponentd
+        from scripts.inversion import labels_of_files
     except ImportError as error:
         raise TemplateError(
-            f"{bundle}: scripts/ has no probabilities.py, which makes segmentations of predictions. "
+            f"{bundle}: scripts/ is of an older version, which makes segmentations of predictions otherwise. "
             "Write the bundle anew, by python -m autoplan DATASET --force (models/ stays)."
         ) from error
     parser = ConfigParser()
     parser.read_config([root / "configs" / name for name in ("train.json", "evaluate.json")])
     parser["bundle_root"] = str(root)
     steps = parser.get_parsed_content("validate#postprocessing").flatten().transforms
-    invert, *rest = (s for s in steps if not isinstance(s, (stored.SaveProbabilitiesd, SaveImaged)))
-    clean = next((s for s in rest if isinstance(s, components.KeepLargestComponentd)), None)
-    return stored.load, invert, clean, Compose([s for s in rest if s is not clean])
+    invert, *rest = (s for s in steps if not isinstance(s, SaveImaged))
+    clean = next((s for s in rest if isinstance(s, KeepLargestComponentd)), None)
+    last = [s for s in rest if s is not clean]
+    # Bundles of older versions map class numbers themselves, and not as they are written.
+    mapped = any(isinstance(s, MapLabelValued) for s in last)
+    values = np.array(parser["label_values"])
+    dtype = np.uint8 if values.max() < 256 else np.uint16
+
+    def finish(data: dict[str, Any]) -> NDArray[Any]:
+        found: NDArray[Any] = Compose(last)(data)["pred"][0].numpy()
+        labels: NDArray[Any] = found if mapped else values[found]
+        return labels.astype(dtype)
+
+    return labels_of_files, invert, clean, finish
 
 
 def _import_scripts(bundle: Path) -> None:
@@ -212,7 +214,7 @@ def select(
         num_folds=len(planned.folds),
         num_cases=planned.num_training,
         missing=tuple(missing),
-        notes=_notes(comparison, folds),
+        notes=(*_notes(comparison, folds), *_origin(planned)),
     )
     choice = choose(setting, scores)
     _write(folder / RESULT, {**_result(choice), **_state(comparison, scores)})
@@ -275,25 +277,25 @@ def _check_folds(planned: Plan, bundle: Path) -> None:
     """Refuses a bundle whose folds are not the plan's: its networks have seen other cases."""
     if results.folds(bundle) != to_dict(planned.folds):
         raise TemplateError(
-            f"{bundle}: configs/folds.json has other folds than the plan of the dataset as it is now. "
+            f"{bundle}: configs/datalist.json has other folds than the plan of the dataset as it is now. "
             f"Bring the dataset back, or write the bundles anew by {planning_command(bundle)} --force and train."
         )
 
 
 def planning_command(bundle: Path) -> str:
     """The command that writes a bundle."""
-    return f"python -m autoplan {bundle.parent.name}{_where(bundle)}"
+    return f"python -m autoplan {bundle.parent.name}{where_flag(bundle)}"
 
 
 def making_command(bundle: Path, folds: Sequence[int]) -> str:
     """The command that does what some folds lack, their training or the prediction of their validation cases, by the
     recipe of the first of them, or else of the configuration's finished folds."""
-    flags = f"{_where(bundle)}{flags_of_recipe(bundle, folds[0])}"
+    flags = f"{where_flag(bundle)}{flags_of_recipe(bundle, folds[0])}"
     listed = ",".join(map(str, folds))
     return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {listed}{flags}"
 
 
-def _where(bundle: Path) -> str:
+def where_flag(bundle: Path) -> str:
     """The flag that names the folder of the bundles, where it is needed, with a space before it."""
     bundles = bundle.parents[1].as_posix()
     return "" if bundles == "bundles" else f" --bundles {bundles}"
@@ -353,6 +355,15 @@ def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
             notes.append(f"Warning: the predictions differ in {setting}, so they are not quite comparable: {listed}.")
     mixed = (_mixed_recipe(name, comparison.found[name]) for name in comparison.configurations)
     return (*notes, *filter(None, mixed))
+
+
+def _origin(planned: Plan) -> tuple[str, ...]:
+    """What to know where trainings have not started from random weights."""
+    if planned.origin is None:
+        return ()
+    from_where = f"{planned.origin.title}, which was trained on {planned.origin.dataset}"
+    seen = f"Cases of {planned.name} that it has seen score too well"
+    return (f"The trainings went on from {from_where}. {seen}.",)
 
 
 def _mixed_recipe(name: str, found: Mapping[int, FoldResult]) -> str:
@@ -436,7 +447,7 @@ def _score(
     for candidate, members, bundle in job.candidates:
         try:
             pair = segmenter(members, bundle)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{members[0].parent}, {job.name}: the probabilities of {candidate.name} cannot be used "
                 f"({type(error).__name__}: {one_line(error)}). Delete the file and predict the fold again."

@@ -1,4 +1,4 @@
-"""A dataset in the layout of the Medical Segmentation Decathlon: dataset.json, and the NIfTI files that it names.
+"""A dataset in the layout of the Medical Segmentation Decathlon: dataset.json, and the files that it names.
 
 `load` reads dataset.json alone. `read_case` reads the files of one case, once, and returns what is wrong with them as
 sentences, so that the faults of all cases can be reported together.
@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -65,10 +66,10 @@ def locate(name_or_path: str, root: Path) -> Path:
             return folder
     for folder in candidates:
         if os.path.isdir(folder):
-            raise DatasetError(f"{folder}: there is no {DESCRIPTION}. Write one, as the Decathlon's datasets have.")
+            return folder
     if not re.fullmatch(r"Task\d\d_\w+", name_or_path):
         raise DatasetError(
-            f"{shortened(name_or_path)}: neither a folder with {DESCRIPTION} nor the name of one under {root}. "
+            f"{shortened(name_or_path)}: neither a folder nor the name of one under {root}. "
             "Check the spelling, or name the folder of the datasets by --root."
         )
     return _download(name_or_path, root)
@@ -122,7 +123,7 @@ def load(folder: Path) -> Dataset:
     labels = _collect(_labels, content, faults)
     training = _collect(_training, content, faults)
     test = _collect(_test, content, faults)
-    faults += _name_faults(name) + _case_faults((*(training or ()), *(test or ())))
+    faults += _name_faults(name) + _case_faults(folder, (*(training or ()), *(test or ())))
     faults += _storage_faults(labels) if labels is not None else []
     faults += _number_faults(training) if training is not None else []
     if faults or modalities is None or labels is None or training is None or test is None:
@@ -138,7 +139,11 @@ def read_labels(folder: Path) -> tuple[tuple[int, str], ...]:
         DatasetError: dataset.json is missing or malformed.
     """
     try:
-        return _labels(_parse(folder))
+        content = _parse(folder)
+        named = content.get("labels")
+        if isinstance(named, dict) and all(type(value) is int for value in named.values()):  # as nnU-Net has them
+            named = {str(value): name for name, value in named.items() if name != "ignore"}
+        return _labels({**content, "labels": named})
     except ValueError as error:
         raise DatasetError(f"{folder / DESCRIPTION}: {error}") from None
 
@@ -248,7 +253,43 @@ def _test(content: dict[str, Any]) -> tuple[Case, ...]:
 
 def _case(image: str, label: str | None) -> Case:
     """A case, named after its image."""
-    return Case(case_name(image), str(PurePosixPath(image)), None if label is None else str(PurePosixPath(label)))
+    return Case(case_name(image), (str(PurePosixPath(image)),), None if label is None else str(PurePosixPath(label)))
+
+
+def faults_of(
+    name: str, cases: list[str], num_training: int, labels: tuple[tuple[int, str], ...], modalities: tuple[str, ...]
+) -> list[str]:
+    """What is wrong with the names, the number of cases and the classes of a dataset of any layout."""
+    faults = [*_name_faults(name), *_storage_faults(labels)]
+    for key, names in (("channels", modalities), ("labels", [n for _, n in labels])):
+        _collect(partial(_check_names, key), {"names": names}, faults)
+    twice = [n for n, count in Counter(n for _, n in labels).items() if count > 1]
+    faults += [f"more than one class is called {n!r}. Give each class a name of its own." for n in twice]
+    faults += [f"{n!r} is no name of a case: it becomes one of files. Rename it." for n in cases if not _is_plain(n)]
+    twice = [n for n, count in Counter(cases).items() if count > 1]
+    faults += [f"{n}: more than one image has this name. Rename the files or remove one." for n in twice]
+    if num_training < MIN_CASES:
+        faults.append(
+            f"{num_training} training cases; cross-validation needs at least {MIN_CASES}. Add labelled cases."
+        )
+    return faults
+
+
+def _check_names(key: str, content: dict[str, Any]) -> None:
+    """Raises for the first text that is no name."""
+    for text in content["names"]:
+        _check_name(key, text)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a text can be the name of a file, without its suffix."""
+    return (
+        name not in ("", ".", "..")
+        and len(name) <= MAX_NAME
+        and "/" not in name
+        and "\\" not in name
+        and (not _has_control_characters(name))
+    )
 
 
 def _name_faults(name: str) -> list[str]:
@@ -258,10 +299,10 @@ def _name_faults(name: str) -> list[str]:
     return [f"the folder's name, {name!r}, names the bundles. Rename it to letters, digits, '_', '.' and '-' only."]
 
 
-def _case_faults(cases: tuple[Case, ...]) -> list[str]:
+def _case_faults(root: Path, cases: tuple[Case, ...]) -> list[str]:
     """Wrong paths, and names that occur twice."""
-    paths = [p for c in cases for p in (c.image, c.label) if p is not None]
-    faults = [fault for path in dict.fromkeys(paths) for fault in _path_faults(path)]
+    paths = [p for c in cases for p in (*c.images, c.label) if p is not None]
+    faults = [fault for path in dict.fromkeys(paths) for fault in _path_faults(root, path)]
     twice = [name for name, count in Counter(c.name for c in cases).items() if count > 1]
     return faults + [f"{n}: more than one image has this name. Rename the files or remove one entry." for n in twice]
 
@@ -290,7 +331,7 @@ def _storage_faults(labels: tuple[tuple[int, str], ...]) -> list[str]:
     return faults
 
 
-def _path_faults(path: str) -> list[str]:
+def _path_faults(root: Path, path: str) -> list[str]:
     """What is wrong with a path's text. Links inside the dataset are the user's own business."""
     if len(path) > MAX_PATH or _has_control_characters(path):
         return [
@@ -300,8 +341,8 @@ def _path_faults(path: str) -> list[str]:
     kinds = (PurePosixPath(path), PureWindowsPath(path))
     if any(k.anchor or k.drive or ".." in k.parts for k in kinds):
         return [f"the path {path!r} leaves the dataset's folder. Write it relative to the folder, without '..'."]
-    if not path.endswith(images.SUFFIXES):
-        return [f"the path {path!r} is no NIfTI file. Convert the file to .nii.gz or .nii."]
+    if not images.is_image(root / path):
+        return [f"the path {path!r} is neither an image ({images.KNOWN}) nor a folder of DICOM files. Correct it."]
     return []
 
 
@@ -321,9 +362,16 @@ def read_case(dataset: Dataset, case: Case) -> tuple[CaseVolumes, list[str]]:
 
 def _read_image(dataset: Dataset, case: Case, faults: list[str]) -> Volume | None:
     """The image, checked for itself. None where it cannot be read."""
-    image = _read(dataset.root, case.image, faults)
-    if image is not None:
-        faults += _image_faults(image, dataset.modalities)
+    channels = [_read(dataset.root, path, faults) for path in case.images]
+    read = [channel for channel in channels if channel is not None]
+    if len(read) < len(channels):
+        return None
+    for path, channel in zip(case.images[1:], read[1:], strict=True):
+        faults += [f"{path}: {fault}" for fault in _geometry_faults(read[0], channel, what="channel")]
+    if any(channel.shape != read[0].shape for channel in read):
+        return None
+    image = images.stacked(read)
+    faults += _image_faults(image, dataset.modalities)
     return image
 
 
@@ -332,8 +380,9 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
     label = _read(dataset.root, str(case.label), faults)
     if label is None:
         return None
-    if label.array.shape[3] != 1:
-        faults.append(f"the label has {label.array.shape[3]} channels. Store the classes as numbers in one channel.")
+    wrong_kind = images.label_faults(dataset.root / str(case.label), label)
+    if wrong_kind:
+        faults += wrong_kind
         return None
     faults += _geometry_faults(image, label) if image is not None else []
     values, wrong = images.whole_numbers(label.array[..., 0])
@@ -358,6 +407,8 @@ def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
             f"the image has {channels} channels, dataset.json {len(modalities)} modalities "
             f"({shortened(', '.join(modalities))}). Correct either."
         )
+    if image.grid.colours:
+        yield "the image holds the numbers of a palette, not colours. Convert it to grey or RGB."
     largest = images.largest_magnitude(image.array)
     if not np.isfinite(largest):
         yield "the image has values that are NaN or infinite. Replace them, by 0 where there is no tissue."
@@ -370,19 +421,19 @@ def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
         yield "the image is zero everywhere. Replace it, or leave the case out of dataset.json."
 
 
-def _geometry_faults(image: Volume, label: Volume) -> Iterator[str]:
+def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Iterator[str]:
     """Shapes that differ, or affines that put a corner of the volume at different places."""
     if image.shape != label.shape:
         yield (
-            f"label shape {label.shape} differs from image shape {image.shape}. Resample the label to the image, or "
+            f"{what} shape {label.shape} differs from image shape {image.shape}. Resample the {what} to the image, or "
             "leave the case out of dataset.json."
         )
         return
     distance = images.corner_distance_mm(image.shape, image.affine, label.affine)
     if distance > images.AFFINE_TOLERANCE_MM:
         yield (
-            f"the affines of label and image put a corner of the volume {distance:.3g} mm apart (at most "
-            f"{images.AFFINE_TOLERANCE_MM} mm). Resample the label to the image, or copy the image's affine if they "
+            f"the affines of {what} and image put a corner of the volume {distance:.3g} mm apart (at most "
+            f"{images.AFFINE_TOLERANCE_MM} mm). Resample the {what} to the image, or copy the image's affine if they "
             "overlay."
         )
 
@@ -393,6 +444,11 @@ def _value_faults(label: NDArray[Any], labels: tuple[tuple[int, str], ...]) -> l
     unknown = sorted(set(found) - {value for value, _ in labels})
     if not unknown:
         return []
+    if unknown == [255] and [value for value, _ in labels] == [0, 1]:
+        return [
+            'the label has the values 0 and 255, and dataset.json declares 0 and 1. Write "255" in place of "1" there: '
+            "networks then see class 1, and segmentations have 255 as the labels do."
+        ]
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     plural = "values" if len(unknown) > 1 else "value"
     return [f"the label has the undeclared {plural} {listed}. Declare it in dataset.json or correct the label."]

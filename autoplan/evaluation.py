@@ -1,10 +1,10 @@
 """Scores of predicted segmentations against labels: Dice, surface Dice and the 95th percentile of the Hausdorff
-distance, for every case and class.
+distance, and which lesions were found, for every case and class.
 
 Conventions, for every score: a class that neither the label nor the prediction of a case holds has no scores there and
 is left out of the means. Where only one of the two holds it, Dice and surface Dice are 0; the distance is infinite, so
 it is left out of the mean distance, and such cases are counted. The foreground mean is the mean over the classes of the
-mean over the cases.
+mean over the cases. Lesions are the connected components of a class; their rates are of all lesions of all cases.
 """
 
 import csv
@@ -36,17 +36,22 @@ PERCENTILE = 95
 """Percentile of the Hausdorff distance. Source: custom of the field; the maximum depends on a single voxel."""
 FLOAT32_SLACK = 1e-5
 """Part of the tolerance that is added to it: MONAI rounds distances to float32."""
+OVERLAP = 0.5
+"""Intersection over union from which on two components are the same lesion, see `lesions`. Above 0.5 no lesion can have
+two partners. Source: Kirillov et al., Panoptic Segmentation, CVPR 2019 (arXiv:1801.00868), section 4.1."""
 NUM_LOWEST = 5
 """Cases that the table shows, those of the lowest mean Dice."""
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of one class in one case. All None: neither has the class. `hausdorff_95_mm` alone None: one has it."""
+    """Scores of one class in one case. All None: neither has the class. `hausdorff_95_mm` alone None: one has it.
+    `lesions` are the components of the label, of the prediction, and those that match."""
 
     dice: float | None
     surface_dice: float | None
     hausdorff_95_mm: float | None
+    lesions: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,38 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """How lesions of one class were found, over all cases. `num_lesions` counts those of the labels; the rates are None
+    where there is nothing to find, and nothing found.
+
+    Attributes:
+        num_lesions: components of the labels.
+        f1: 2 matched / (components of the labels + components of the predictions).
+        sensitivity: matched / components of the labels.
+        false_positives: components of the predictions without a match, a case.
+    """
+
+    num_lesions: int
+    f1: float | None
+    sensitivity: float | None
+    false_positives: float | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores of all cases. `labels` has value and name of each foreground class; `unpredicted` names labels that have
-    no prediction; `tolerance_mm` is what was asked for."""
+    no prediction; `tolerance_mm` and `overlap` are what was asked for."""
 
     labels: tuple[tuple[int, str], ...]
     tolerance_mm: float
     cases: tuple[CaseScores, ...]
     unpredicted: tuple[str, ...]
+    overlap: float = OVERLAP
+
+    @property
+    def detections(self) -> tuple[Detection, ...]:
+        """One entry for each class."""
+        return tuple(detection([c.classes[i].lesions for c in self.cases]) for i in range(len(self.labels)))
 
     @property
     def means(self) -> tuple[Mean, ...]:
@@ -122,16 +151,18 @@ def evaluate(
     predictions: Path,
     *,
     tolerance: float = TOLERANCE_MM,
+    overlap: float = OVERLAP,
     num_processes: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
     """Scores of the predictions in a folder. Names, shapes and affines of all cases are checked before any is scored.
 
     Args:
-        labels: folder of NIfTI files; a dataset.json in it or in the folder above it declares the classes. Where there
+        labels: folder of images; a dataset.json in it or in the folder above it declares the classes. Where there
             is none, the classes are the values other than 0 that occur.
-        predictions: folder of NIfTI files with the same names. Labels without a prediction are left out and named.
+        predictions: folder of images with the same names. Labels without a prediction are left out and named.
         tolerance: mm, of the surface Dice; see `tolerance_mm`.
+        overlap: of two components that are the same lesion; see `lesions`.
         num_processes: processes that score; None: as many as there are processors.
         progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
 
@@ -141,14 +172,15 @@ def evaluate(
     declared = _declared(labels)
     found, unpredicted = pairs(labels, predictions)
     processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(found))
-    score = partial(_score, declared=declared, tolerance=tolerance)
+    score = partial(_score, declared=declared, tolerance=tolerance, overlap=overlap)
     hidden = None if progress is None else not progress
     with mapper(processes, preload=("monai.metrics", "autoplan.evaluation")) as each:
         readings = list(tqdm(each(score, found), total=len(found), desc="scoring", unit="case", disable=hidden))
     _raise([fault for reading in readings for fault in reading.faults])
     values = sorted({value for reading in readings for value, _ in reading.scores})
     classes = tuple((value, str(value)) for value in values) if declared is None else declared[1:]
-    return Evaluation(classes, tolerance, tuple(_case(r, [v for v, _ in classes]) for r in readings), unpredicted)
+    cases = tuple(_case(r, [v for v, _ in classes]) for r in readings)
+    return Evaluation(classes, tolerance, cases, unpredicted, overlap)
 
 
 def _case(reading: _Reading, values: Sequence[int]) -> CaseScores:
@@ -179,11 +211,12 @@ def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str,
     """Label and prediction of each case, and the names of labels that have no prediction. Headers are read, voxels not.
 
     Raises:
-        DatasetError: a folder without NIfTI files, two files of one name, a prediction without a label, a broken
+        DatasetError: a folder without images, two files of one name, a prediction without a label, a broken
             header, shapes or affines that differ; one line each.
     """
     faults: list[str] = []
     labelled, predicted = _files(labels, "labels", faults), _files(predictions, "predictions", faults)
+    images.check_packages([*labelled.values(), *predicted.values()])
     if labelled and predicted:
         faults += [
             f"{path}: there is no label of that name in {labels}. Rename the file, or take it out of the folder."
@@ -197,11 +230,9 @@ def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str,
 
 
 def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
-    """The NIfTI files of a folder by case, in alphabetical order."""
+    """The images of a folder by case, in alphabetical order."""
     if not os.path.isdir(folder):
-        faults.append(
-            f"--{flag} {datasets.shortened(str(folder))}: there is no such folder. Name one with NIfTI files."
-        )
+        faults.append(f"--{flag} {datasets.shortened(str(folder))}: there is no such folder. Name one with images.")
         return {}
     found: dict[str, Path] = {}
     for path in images.image_files(folder):
@@ -210,7 +241,7 @@ def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
             faults.append(f"{path}: {found[name].name} is of the same case. Remove one of the two.")
         found[name] = path
     if not found:
-        faults.append(f"--{flag} {folder}: holds no NIfTI file (.nii.gz or .nii). Name a folder that does.")
+        faults.append(f"--{flag} {folder}: holds no image ({images.KNOWN}). Name a folder that does.")
     return found
 
 
@@ -265,7 +296,7 @@ def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDAr
 # The scores.
 
 
-def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, tolerance: float) -> _Reading:
+def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, tolerance: float, overlap: float) -> _Reading:
     """Scores of one case, or what is wrong with its files."""
     try:
         label, affine = read_classes(pair.label)
@@ -282,7 +313,10 @@ def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, toleranc
     box = bounding_box(foreground)
     truth, found = label[box], prediction[box]
     values = sorted(({v for v, _ in images.count_values(truth)} | {v for v, _ in images.count_values(found)}) - {0})
-    scores = ((value, class_scores(truth == value, found == value, mm, tolerance=allowed)) for value in values)
+    scores = (
+        (value, class_scores(truth == value, found == value, mm, tolerance=allowed, overlap=overlap))
+        for value in values
+    )
     return _Reading((), pair.name, allowed, tuple(scores))
 
 
@@ -344,8 +378,60 @@ def dice(label: Sequence[ClassMask], prediction: NDArray[Any]) -> tuple[float | 
     return tuple(scores)
 
 
+def lesions(
+    label: NDArray[np.bool_], prediction: NDArray[np.bool_], *, overlap: float = OVERLAP
+) -> tuple[int, int, int]:
+    """Components of a label, of a prediction, and how many of them are the same lesion.
+
+    Components are connected when they touch at a face, an edge or a corner. Two match where their intersection over
+    union is at least `overlap`. Each has one partner at most; those that overlap most find each other first.
+
+    Args:
+        label, prediction: masks of equal shape.
+        overlap: more than 0, at most 1.
+
+    Source: see `OVERLAP`. The order, which matters up to 0.5, is our choice.
+    """
+    from scipy import ndimage
+
+    structure = np.ones((3,) * label.ndim, dtype=bool)
+    (of_label, true), (of_prediction, found) = (ndimage.label(mask, structure) for mask in (label, prediction))
+    both = label & prediction
+    pairs, shared = np.unique(np.stack([of_label[both], of_prediction[both]]), axis=1, return_counts=True)
+    sizes = [np.bincount(array.ravel(), minlength=2) for array in (of_label, of_prediction)]
+    union = sizes[0][pairs[0]] + sizes[1][pairs[1]] - shared
+    part = shared / np.maximum(union, 1)
+    used: tuple[set[int], set[int]] = set(), set()
+    for i in np.argsort(-part, kind="stable"):
+        a, b = int(pairs[0, i]), int(pairs[1, i])
+        if part[i] >= overlap and a not in used[0] and b not in used[1]:
+            used[0].add(a)
+            used[1].add(b)
+    return int(true), int(found), len(used[0])
+
+
+def detection(counts: Sequence[tuple[int, int, int]]) -> Detection:
+    """Rates over all cases.
+
+    Args:
+        counts: of each case, as `lesions` gives them.
+    """
+    true, found, matched = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+    return Detection(
+        true,
+        2 * matched / (true + found) if true + found else None,
+        matched / true if true else None,
+        (found - matched) / len(counts) if true + found else None,
+    )
+
+
 def class_scores(
-    label: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float], *, tolerance: float
+    label: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    spacing: Sequence[float],
+    *,
+    tolerance: float,
+    overlap: float = OVERLAP,
 ) -> ClassScores:
     """Scores of two (X, Y, Z) masks of equal shape.
 
@@ -358,16 +444,18 @@ def class_scores(
         label, prediction: masks.
         spacing: mm.
         tolerance: mm.
+        overlap: see `lesions`.
     """
     both = label | prediction
     if not both.any():
         return ClassScores(None, None, None)
-    if not label.any() or not prediction.any():
-        return ClassScores(0.0, 0.0, None)
     box = bounding_box(both)
     label, prediction = label[box], prediction[box]
-    [overlap] = dice(class_masks(label, [1]), prediction)
-    return ClassScores(overlap, *_surface_scores(label, prediction, spacing, tolerance))
+    counts = lesions(label, prediction, overlap=overlap)
+    if not label.any() or not prediction.any():
+        return ClassScores(0.0, 0.0, None, counts)
+    [volume] = dice(class_masks(label, [1]), prediction)
+    return ClassScores(volume, *_surface_scores(label, prediction, spacing, tolerance), counts)
 
 
 def _surface_scores(
@@ -422,9 +510,17 @@ def report(evaluation: Evaluation) -> str:
     names = [name for _, name in evaluation.labels]
     lowest = sorted(evaluation.cases, key=_mean_dice)[:NUM_LOWEST]
     worst = [["lowest Dice", *names], *([c.name, *(_cell(s.dice) for s in c.classes)] for c in lowest)]
-    return "\n\n".join(
-        [f"{len(evaluation.cases)} cases", table(rows, left=1), table(worst, left=1), _notes(evaluation)]
-    )
+    parts = [table(part, left=1) for part in (rows, _lesion_rows(evaluation), worst)]
+    return "\n\n".join([f"{len(evaluation.cases)} cases", *parts, _notes(evaluation)])
+
+
+def _lesion_rows(evaluation: Evaluation) -> list[list[str]]:
+    """How lesions of each class were found."""
+    found = [
+        [name, str(d.num_lesions), _cell(d.f1), _cell(d.sensitivity), _cell(d.false_positives, digits=2)]
+        for (_, name), d in zip(evaluation.labels, evaluation.detections, strict=True)
+    ]
+    return [["lesions", "number", "F1", "sensitivity", "false positives a case"], *found]
 
 
 def _notes(evaluation: Evaluation) -> str:
@@ -435,6 +531,7 @@ def _notes(evaluation: Evaluation) -> str:
         f"Surface Dice: tolerance {evaluation.tolerance_mm:g} mm, or the finest voxel edge of a case where that is "
         f"longer: {of_cases} mm.",
         CONVENTIONS,
+        f"Lesions: connected components; two match from an intersection over union of {evaluation.overlap:g} on.",
     ]
     if evaluation.unpredicted:
         count = len(evaluation.unpredicted)
@@ -472,16 +569,19 @@ def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
 
 def _write_csv(evaluation: Evaluation, path: Path) -> None:
     """One line a case and class, then one a class; nothing stands where there is no score."""
-    header = ("case", "class", "dice", "surface_dice", "hausdorff_95_mm", "tolerance_mm")
+    scores = ("case", "class", "dice", "surface_dice", "hausdorff_95_mm", "tolerance_mm")
+    header = (*scores, "lesions", "predicted_lesions", "matched_lesions")
     names = [name for _, name in evaluation.labels]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for case in evaluation.cases:
             for name, s in zip(names, case.classes, strict=True):
-                writer.writerow((case.name, name, s.dice, s.surface_dice, s.hausdorff_95_mm, case.tolerance_mm))
+                writer.writerow(
+                    (case.name, name, s.dice, s.surface_dice, s.hausdorff_95_mm, case.tolerance_mm, *s.lesions)
+                )
         for name, m in zip((*names, "foreground"), (*evaluation.means, evaluation.foreground), strict=True):
-            writer.writerow(("mean", name, m.dice, m.surface_dice, m.hausdorff_95_mm, ""))
+            writer.writerow(("mean", name, m.dice, m.surface_dice, m.hausdorff_95_mm, "", "", "", ""))
 
 
 def as_dict(evaluation: Evaluation) -> Mapping[str, Any]:
@@ -493,6 +593,8 @@ def as_dict(evaluation: Evaluation) -> Mapping[str, Any]:
         "tolerance_mm": evaluation.tolerance_mm,
         "foreground_mean": to_dict(evaluation.foreground),
         "means": {name: to_dict(mean) for name, mean in zip(names, evaluation.means, strict=True)},
+        "overlap": evaluation.overlap,
+        "lesions": {name: to_dict(found) for name, found in zip(names, evaluation.detections, strict=True)},
         "cases": {
             case.name: {
                 "tolerance_mm": case.tolerance_mm,

@@ -16,16 +16,21 @@ from autoplan.axes import Shape, Spacing
 
 @dataclass(frozen=True)
 class Case:
-    """One image of a dataset and, for a training case, its label. Paths are relative to the dataset's folder."""
+    """One image of a dataset and, for a training case, its label. Several `images` are the channels of one image. Paths
+    are relative to the dataset's folder, or absolute. Cases of one `group` stay in one fold; `fold` is that which the
+    user wants."""
 
     name: str
-    image: str
+    images: tuple[str, ...]
     label: str | None = None
+    group: str | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What dataset.json says. `labels` pairs a value of the label files with its name; the first is the background."""
+    """What a dataset's folder says. `labels` pairs a value of the label files with its name; the first is the
+    background. Voxels of the label value `ignore` are not known."""
 
     root: Path
     name: str
@@ -33,6 +38,7 @@ class Dataset:
     labels: tuple[tuple[int, str], ...]
     training: tuple[Case, ...]
     test: tuple[Case, ...]
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Fingerprint:
     """The facts of a dataset that planning needs.
 
     `key` tells whether the dataset is still the one that was read. `intensities` has an entry for each channel: pooled
-    statistics where the modality is CT, None elsewhere.
+    statistics where the modality is CT, None elsewhere. `formats` names those of the files.
     """
 
     key: str
@@ -83,6 +89,7 @@ class Fingerprint:
     labels: tuple[tuple[int, str], ...]
     cases: tuple[CaseFacts, ...]
     intensities: tuple[Intensities | None, ...]
+    formats: tuple[str, ...] = ("NIfTI",)
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,29 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The bundle whose networks a plan goes on with: its name and version, the digest of its weights, and the dataset
+    that they were trained on, as far as the bundle says."""
+
+    bundle: str
+    version: str
+    model: str
+    dataset: str
+
+    @property
+    def title(self) -> str:
+        """`hippocampus_mri_segmentation 1.0.0`."""
+        return f"{self.bundle} {self.version}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every decision about a dataset.
 
     `normalization` has an entry for each channel. `nonzero_only` is requirement "masked normalization" of section 2.2.
     `single_component` holds the label values that are one connected component in every training label (section 2.5).
-    `folds[k]` names the validation cases of fold k.
+    `folds[k]` names the validation cases of fold k. `formats` names those of its files. `origin` is None where
+    networks start from random weights.
     """
 
     name: str
@@ -163,6 +187,14 @@ class Plan:
     folds: tuple[tuple[str, ...], ...]
     configurations: tuple[Configuration, ...]
     decisions: tuple[Decision, ...]
+    formats: tuple[str, ...] = ("NIfTI",)
+    origin: Origin | None = None
+
+    @property
+    def spacing(self) -> Spacing:
+        """Spacing that every case is resampled to, mm: that of 3d_fullres, or else of 2d."""
+        by_name = {c.name: c.spacing for c in self.configurations}
+        return by_name["3d_fullres" if "3d_fullres" in by_name else "2d"]
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name. Raises KeyError when the plan has none."""
@@ -188,9 +220,10 @@ def from_dict(kind: Any, data: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         fields = typing.get_type_hints(kind)
-        if set(data) != set(fields):
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is not None}
+        if not needed <= set(data) <= set(fields):
             raise ValueError(f"{kind.__name__} has the fields {sorted(fields)}, not {sorted(data)}")
-        return kind(**{name: from_dict(field, data[name]) for name, field in fields.items()})
+        return kind(**{name: from_dict(field, data[name]) for name, field in fields.items() if name in data})
     if origin is tuple:
         inner = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(from_dict(i, v) for i, v in zip(inner, data, strict=True))

@@ -2,6 +2,7 @@
 changed."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan.axes import Shape
-from autoplan.dataset import DESCRIPTION, read_case
+from autoplan.dataset import read_case
 from autoplan.errors import DatasetError
-from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities
-from autoplan.images import Volume, bounding_box, count_values, ras_order, spacing
+from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, to_dict
+from autoplan.images import Volume, bounding_box, check_packages, count_values, files_of, names_of, ras_order, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.saved import load_fingerprint
 
-FORMAT = 2
+FORMAT = 4
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
 CONNECTIVITY = 3
 """Voxels that share a corner are connected (26 neighbours in 3D): the default of MONAI's KeepLargestConnectedComponent,
@@ -78,6 +79,7 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
 
     Source: arXiv:1809.10486, sections 2.2 (cropping, resampling, normalization) and 2.5 (connected components).
     """
+    check_packages(dataset.root / path for path in _paths(dataset))
     digest, cases = key(dataset), (*dataset.training, *dataset.test)
     bare = replace(dataset, training=(), test=())  # what goes to each process with each case
     faults: list[str] = []
@@ -85,7 +87,7 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
     histograms: list[Histogram | None] = [None] * len(dataset.modalities)
     bar = {"total": len(cases), "unit": "case", "disable": None if progress is None else not progress}
     preload = ("scipy.ndimage", "autoplan.fingerprint")
-    with mapper(num_processes or _num_processes(dataset), preload=preload, chunksize=2) as each:
+    with mapper(num_processes or suitable_processes(dataset), preload=preload, chunksize=2) as each:
         for reading in tqdm(each(partial(_read, bare), cases), desc=f"{dataset.name}: reading", **bar):
             faults += reading.faults
             facts += [reading.facts] if reading.facts else []
@@ -102,18 +104,19 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
         labels=dataset.labels,
         cases=tuple(facts),
         intensities=tuple(None if histogram is None else intensities(histogram) for histogram in histograms),
+        formats=names_of(dataset.root / path for path in _paths(dataset)),
     )
 
 
-def _num_processes(dataset: Dataset) -> int:
+def suitable_processes(dataset: Dataset) -> int:
     """As many processes as processors, fewer where there is little to read."""
     num_bytes = sum(_size(dataset.root / path) for path in _paths(dataset))
     return max(1, min(num_processors(), MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
 
 
 def _size(path: Path) -> int:
-    """Size of a file in bytes, 0 where there is none."""
-    return path.stat().st_size if path.is_file() else 0
+    """Bytes of the files of an image, 0 where there is none."""
+    return sum(file.stat().st_size for file in files_of(path) if file.is_file())
 
 
 def _read(dataset: Dataset, case: Case) -> _Reading:
@@ -231,24 +234,37 @@ def percentile(histogram: Histogram, q: float) -> float:
 
 
 def key(dataset: Dataset) -> str:
-    """A digest of everything that a fingerprint depends on: dataset.json, `FORMAT`, and of each file the path in the
-    dataset, the size and, where it is compressed, the checksum at its end, else the time of its last change. A copy of
-    the same compressed files has the same key on every machine."""
+    """A digest of everything that a fingerprint depends on: what the dataset is, `FORMAT`, and of each file the path
+    in the dataset, the size and, where it is compressed, the checksum at its end, else the time of its last change. A
+    copy of the same compressed files has the same key on every machine."""
     digest = hashlib.sha256(f"autoplan fingerprint {FORMAT}\n".encode())
-    digest.update((dataset.root / DESCRIPTION).read_bytes())
-    for path in _paths(dataset):
-        digest.update(f"\n{path} {_state(dataset.root / path)}".encode())
+    described = (dataset.name, dataset.modalities, dataset.labels, dataset.ignore)
+    digest.update(json.dumps(to_dict(described)).encode())
+    for case in (*dataset.training, *dataset.test):
+        digest.update(case_key(dataset, case).encode())
     return digest.hexdigest()
+
+
+def case_key(dataset: Dataset, case: Case) -> str:
+    """What `key` says of the files of one case."""
+    return f"\n{case.name}" + "".join(f"\n{path} {_state(dataset.root / path)}" for path in _case_paths(case))
 
 
 def _paths(dataset: Dataset) -> list[str]:
     """All files of the dataset, in the order of dataset.json."""
-    return [path for case in (*dataset.training, *dataset.test) for path in (case.image, case.label) if path]
+    return [path for case in (*dataset.training, *dataset.test) for path in _case_paths(case)]
+
+
+def _case_paths(case: Case) -> list[str]:
+    """The files of a case."""
+    return [path for path in (*case.images, case.label) if path]
 
 
 def _state(path: Path) -> str:
     """What changes when the content of a file does. A file that cannot be read has no state that was saved before."""
     try:
+        if files_of(path) != [path]:
+            return " ".join(f"{file.name} {_state(file)}" for file in files_of(path))
         status = path.stat()
         if path.suffix != ".gz" or not path.is_file():  # reading a pipe would wait for ever
             return f"{status.st_size} {status.st_mtime_ns}"

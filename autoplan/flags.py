@@ -1,8 +1,8 @@
 """From a command's signature to its command line: which words it takes, what they mean, and its help.
 
-A command is a function with positional arguments and keyword-only flags. A flag of type bool is a switch, which takes
-no value; numbers are read by fire; everything else stays text, so that a folder 2024_01 is not the number 202401. A
-command that takes `**settings` also takes the settings of a training, as text.
+A command is a function with positional arguments and keyword-only flags; a parameter `from_` is the flag --from. A flag
+of type bool is a switch, which takes no value; numbers are read by fire; everything else stays text, so that a folder
+2024_01 is not the number 202401. A command that takes `**settings` also takes the settings of a training, as text.
 """
 
 import difflib
@@ -39,7 +39,8 @@ def takes_settings(command: Command) -> bool:
 
 
 def _parameters(command: Command, kind: Any) -> dict[str, inspect.Parameter]:
-    return {name: p for name, p in inspect.signature(command).parameters.items() if p.kind is kind}
+    found = inspect.signature(command).parameters.items()
+    return {name.removesuffix("_"): p for name, p in found if p.kind is kind}
 
 
 def is_switch(flag: inspect.Parameter) -> bool:
@@ -69,9 +70,10 @@ def parse(
         word = rest.pop(0)
         if re.match(r"-[^\d.]|-$", word):
             flag = _known(name, command, word, settings, hidden)
-            if flag in values:
+            if flag in values or f"{flag}_" in values:
                 raise AutoplanError(f"{name}: --{flag} is given twice.")
-            values[flag] = _value(name, flag, flags(command).get(flag), word, rest)
+            parameter = flags(command).get(flag)
+            values[flag if parameter is None else parameter.name] = _value(name, flag, parameter, word, rest)
         else:
             arguments.append(word)
     _check_count(name, command, arguments)
@@ -146,8 +148,8 @@ def help_of(name: str, command: Command, *, settings: Collection[str] = ()) -> s
     """What `COMMAND --help` prints: usage, description, and a paragraph for each flag."""
     description, arguments = _docstring(command)
     lines = [f"{PROGRAM} {_usage(name, command)} [flags]", "", *_wrapped(description, 0)]
-    for parameter in (*positionals(command).values(), *flags(command).values()):
-        lines += ["", f"  {_shown(parameter)}", *_wrapped(arguments.get(parameter.name, ""), 6)]
+    for argument, parameter in (*positionals(command).items(), *flags(command).items()):
+        lines += ["", f"  {_shown(argument, parameter)}", *_wrapped(arguments.get(argument, ""), 6)]
     if takes_settings(command):
         lines += ["", "Settings of a training, each with a value:", *_wrapped(_listed(settings), 2)]
     return "\n".join(lines)
@@ -157,14 +159,14 @@ def _usage(name: str, command: Command) -> str:
     return " ".join([name, *(p.upper() for p in positionals(command))])
 
 
-def _shown(parameter: inspect.Parameter) -> str:
+def _shown(name: str, parameter: inspect.Parameter) -> str:
     """A flag as it is typed, with its default value."""
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        return parameter.name.upper()
+        return name.upper()
     if is_switch(parameter):
-        return f"--{parameter.name}"
+        return f"--{name}"
     default = "" if parameter.default in (None, "") else f" (default: {parameter.default})"
-    return f"--{parameter.name} {parameter.name.upper()}{default}"
+    return f"--{name} {name.upper()}{default}"
 
 
 def _summary(command: Command) -> str:

@@ -1,5 +1,5 @@
-"""Image files: the one place that knows a format. A reader takes a path and gives a `Volume`, in the file's own
-orientation; the rest of the module is geometry and voxels, and knows no file.
+"""Image files: a path becomes a `Volume`, in the file's own orientation. NIfTI is read here; `formats` knows the
+others, for bundles too. The rest of the module is geometry and voxels, and knows no file.
 
 A header is read first. What it promises must fit into memory and must be what the file holds, so that a damaged or
 hostile file is refused before it fills the machine.
@@ -10,10 +10,10 @@ import io
 import math
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel
@@ -25,11 +25,18 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from autoplan import formats
 from autoplan.axes import Shape, Spacing
 from autoplan.errors import DatasetError, one_line
+from autoplan.formats import Header, by_case, case_name, files_of, format_of, image_files, names_of, segmentation_name
 from autoplan.processes import memory_limit
 
-SUFFIXES = (".nii.gz", ".nii")
+__all__ = ["by_case", "case_name", "files_of", "image_files", "names_of", "segmentation_name"]
+
+KNOWN = ", ".join(formats.SUFFIXES)
+"""Suffixes of images, for messages."""
+INSTALL = "python -m pip install 'autoplan[formats]'"
+"""Command that installs what reads all formats."""
 AFFINE_TOLERANCE_MM = 0.1
 """Distance in mm that a corner of a volume may have under two affines that count as equal. Our choice: far below a
 voxel, and far above what float32 headers lose."""
@@ -63,13 +70,14 @@ class Grid:
     """Where the voxels of a file lie: `shape` along the three axes of the file, `affine` 4x4, voxel to world, mm.
 
     `forms_apart_mm` is the distance between the two places where the sform and the qform of the header put a corner of
-    the volume, 0 where only one of them is in use.
+    the volume, 0 where only one of them is in use. `colours`: the voxels are the numbers of a palette.
     """
 
     shape: Shape
     channels: int
     affine: NDArray[np.float64]
     forms_apart_mm: float = 0.0
+    colours: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,15 +98,16 @@ class Volume:
         return self.grid.affine
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, in alphabetical order; hidden ones do not count."""
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and p.name[0] != "." and p.is_file())
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image, or the path a folder of DICOM files."""
+    return format_of(path) is not None
 
 
-def case_name(image: str) -> str:
-    """File name of an image, without .nii.gz or .nii."""
-    name = PurePosixPath(image).name
-    return name.removesuffix(next((s for s in SUFFIXES if name.endswith(s)), ""))
+def check_packages(paths: Iterable[Path]) -> None:
+    """Raises DatasetError, one line with the command, where packages that read these images are missing."""
+    if missing := formats.missing_packages(paths):
+        verb = "are" if len(missing) > 1 else "is"
+        raise DatasetError(f"reading the images needs {' and '.join(missing)}, which {verb} not installed: {INSTALL}")
 
 
 # Reading.
@@ -113,6 +122,10 @@ def read_volume(path: Path) -> Volume:
         DatasetError: the file cannot be read. The message continues a sentence that starts with the file's name.
     """
     with _explained(), np.errstate(all="ignore"):
+        if not _is_nifti(path):
+            found, load = formats.open_image(path)
+            _check_memory(COPIES * found.num_bytes)
+            return Volume(load(), _grid_of(found))
         header = _header(path)
         grid, voxels = _grid(header), _open(path, header)
         scaled = (voxels.slope, voxels.inter) != (1, 0)
@@ -127,7 +140,7 @@ def read_grid(path: Path) -> Grid:
         DatasetError: as `read_volume`.
     """
     with _explained(), np.errstate(all="ignore"):
-        return _grid(_header(path))
+        return _grid(_header(path)) if _is_nifti(path) else _grid_of(formats.open_image(path)[0])
 
 
 @contextmanager
@@ -137,17 +150,36 @@ def _explained() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DatasetError("does not exist. Copy it there, or leave the case out.") from None
+    except ImportError as error:
+        raise DatasetError(f"cannot be read ({one_line(error)}). All formats: {INSTALL}") from error
     except _UNREADABLE as error:
         raise DatasetError(f"cannot be read ({one_line(error)}). Copy it again, or leave the case out.") from error
 
 
-def _header(path: Path) -> Any:
-    """The NIfTI header of a file. Only a regular file is opened: a pipe would make the reader wait."""
-    if not stat.S_ISREG(path.stat().st_mode):
+def _is_nifti(path: Path) -> bool:
+    """Whether a file is NIfTI. Raises where it is neither a regular file, for a pipe would make readers wait, nor a
+    DICOM series."""
+    mode, found = path.stat().st_mode, format_of(path)
+    if not stat.S_ISREG(mode) and not (found is formats.DICOM and stat.S_ISDIR(mode)):
         raise DatasetError("is not a regular file but a folder, a pipe or a device. Put the image file there.")
+    return found is formats.NIFTI
+
+
+def _check_memory(needed: int) -> None:
+    """Raises where a file needs more bytes than there are."""
+    limit = memory_limit()
+    if needed > limit:
+        raise DatasetError(
+            f"needs {needed / 1e9:.3g} GB of memory by its header, and there are {limit / 1e9:.3g} GB. Correct the "
+            "header, or leave the case out."
+        )
+
+
+def _header(path: Path) -> Any:
+    """The NIfTI header of a file."""
     with path.open("rb") as file:
         head = file.read(_BLOCK_BYTES)
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         head = zlib.decompressobj(wbits=31).decompress(head, nibabel.Nifti2Header.sizeof_hdr)
     kind = nibabel.Nifti2Header if _is_nifti2(head) else nibabel.Nifti1Header
     header: Any = kind(head[: kind.sizeof_hdr])  # type: ignore[no-untyped-call]
@@ -170,14 +202,10 @@ def _open(path: Path, header: Any) -> ArrayProxy:
     """The voxels of a NIfTI file, not yet read. A compressed one is decompressed at once, which checks its checksum."""
     num_bytes = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
     end = int(header.get_data_offset()) + num_bytes
-    needed, limit = COPIES * end, memory_limit()
-    if needed > limit:
-        raise DatasetError(
-            f"needs {needed / 1e9:.3g} GB of memory by its header, and there are {limit / 1e9:.3g} GB. Correct the "
-            "header, or leave the case out."
-        )
+    needed = COPIES * end
+    _check_memory(needed)
     size = path.stat().st_size
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         _check_size(size, end)
         with path.open("rb") as file:
             _check_extensions(file, header)
@@ -218,6 +246,11 @@ def _decompressed(data: bytes, *, at_most: int) -> bytes:
 
 
 # Geometry.
+
+
+def _grid_of(header: Header) -> Grid:
+    """Grid of a file that is not NIfTI."""
+    return Grid(header.shape, header.channels, header.affine, colours=header.colours)
 
 
 def _grid(header: Any) -> Grid:
@@ -300,6 +333,26 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
 
 
 # Voxels.
+
+
+def stacked(channels: Sequence[Volume]) -> Volume:
+    """Channels of one shape as one volume, on the grid of the first."""
+    if len(channels) == 1:
+        return channels[0]
+    array = np.concatenate([channel.array for channel in channels], axis=3)
+    return Volume(array, replace(channels[0].grid, channels=array.shape[3]))
+
+
+def label_faults(path: Path, label: Volume) -> list[str]:
+    """What keeps a file from holding one class number a voxel."""
+    channels, found = label.grid.channels, format_of(path)
+    if found is not None and path.suffix.lower() in found.lossy:
+        return ["the label is a JPEG, which changes values. Store labels as PNG."]
+    if channels == 3 and found in (formats.PICTURE, formats.TIFF):
+        return ["the label is a picture of colours. Store the number of its class in each pixel, in one channel."]
+    if channels != 1:
+        return [f"the label has {channels} channels. Store the classes as numbers in one channel."]
+    return []
 
 
 def largest_magnitude(array: NDArray[Any]) -> float:

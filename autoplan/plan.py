@@ -6,7 +6,7 @@ so do the decisions of the plan.
 
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autoplan import rules, topology
 from autoplan.axes import Shape, Spacing, without_axis
@@ -28,20 +28,29 @@ MAX_LISTED = 5
 """Cases that a warning names."""
 
 
-def plan(fingerprint: Fingerprint, *, cascade: Cascade = "auto", max_features: int | None = None) -> Plan:
+def plan(
+    fingerprint: Fingerprint,
+    *,
+    cascade: Cascade = "auto",
+    max_features: int | None = None,
+    groups: Mapping[str, str] | None = None,
+    own_folds: Mapping[str, int] | None = None,
+) -> Plan:
     """Every decision about the dataset of `fingerprint`.
 
     Args:
         fingerprint: facts of the dataset.
         cascade: "auto" plans the cascade where the criterion of section 2.2 applies, "always" and "never" override it.
         max_features: cap on the feature maps of a stage; None, as in the paper, means no cap.
+        groups: patient, site or scanner of each case, whose cases stay in one fold; None: none are known.
+        own_folds: fold of each case, where the user divides; None: they are drawn.
 
     Raises:
         PlanError: fewer than two cases, an unknown value of `cascade`, or a constant CT foreground.
     """
     if cascade not in typing.get_args(Cascade):
         raise PlanError(f"cascade is one of {', '.join(typing.get_args(Cascade))}, not {cascade!r}.")
-    folds = rules.folds([c.name for c in fingerprint.cases])
+    folds = _folds(fingerprint.cases, groups, own_folds)
     spacing = rules.target_spacing([c.spacing for c in fingerprint.cases])
     shape = rules.median_shape(fingerprint.cases, spacing)
     num_cases = len(fingerprint.cases)
@@ -63,11 +72,24 @@ def plan(fingerprint: Fingerprint, *, cascade: Cascade = "auto", max_features: i
             _cascade_decision(shape, planned, cascade),
             *_intensity_decisions(fingerprint, normalization),
             _component_decision(fingerprint),
-            Decision("", "folds", str(len(folds)), "section 2.3", _folds_reason(folds)),
+            Decision("", "folds", str(len(folds)), "section 2.3", _folds_reason(folds, groups, own_folds)),
             *_warnings(fingerprint, shape, folds, planned, cascade),
             *(d for c in planned for d in _configuration_decisions(c, shape, spacing, num_cases=num_cases)),
         ),
+        formats=fingerprint.formats,
     )
+
+
+def _folds(
+    cases: Sequence[CaseFacts], groups: Mapping[str, str] | None, own_folds: Mapping[str, int] | None
+) -> tuple[tuple[str, ...], ...]:
+    """Validation cases of each fold: those of the user, or groups, or drawn case by case."""
+    names = [c.name for c in cases]
+    if own_folds:
+        return tuple(tuple(sorted(n for n in names if own_folds[n] == k)) for k in range(1 + max(own_folds.values())))
+    if groups:
+        return rules.grouped_folds(groups, {c.name: [n > 0 for n in c.class_voxels] for c in cases})
+    return rules.folds(names)
 
 
 def configurations(
@@ -78,7 +100,8 @@ def configurations(
     cascade: Cascade = "auto",
     max_features: int | None = None,
 ) -> tuple[Configuration, ...]:
-    """The configurations of a dataset: 2d, 3d_fullres and, with the cascade, 3d_lowres and 3d_cascade_fullres.
+    """The configurations of a dataset: 2d, 3d_fullres and, with the cascade, 3d_lowres and 3d_cascade_fullres. Images
+    of one slice have 2d only.
 
     Args:
         median_shape: median shape of the cropped and resampled cases, voxels.
@@ -89,11 +112,11 @@ def configurations(
 
     Source: arXiv:1809.10486, sections 2.1 and 2.2, Table 1.
     """
-    low = rules.low_resolution(median_shape, spacing, cascade=cascade)
-    seen: list[tuple[ConfigurationName, Shape, Spacing]] = [
-        ("2d", median_shape, spacing),
-        ("3d_fullres", median_shape, spacing),
-    ]
+    is_flat = median_shape[rules.slice_axis(spacing)] == 1
+    low = None if is_flat else rules.low_resolution(median_shape, spacing, cascade=cascade)
+    seen: list[tuple[ConfigurationName, Shape, Spacing]] = [("2d", median_shape, spacing)]
+    if not is_flat:
+        seen.append(("3d_fullres", median_shape, spacing))
     if low is not None:
         seen += [("3d_lowres", *low), ("3d_cascade_fullres", median_shape, spacing)]
     # Where a cascade is planned against the criterion, 3d_fullres is treated as a net that has one.
@@ -132,7 +155,7 @@ def _configuration(
         spacing=spacing,
         median_shape=shape,
         patch_size=patch,
-        batch_size=topology.batch_size(patch, median_shape, num_cases=num_cases, base_voxels=_base_voxels(name)),
+        batch_size=topology.batch_size(patch, median_shape, num_cases=num_cases, base_voxels=base_voxels(name)),
         strides=strides,
         features=topology.features(len(strides), max_features=max_features),
         batch_dice=rules.batch_dice(name, cascade_necessary=necessary),
@@ -148,7 +171,7 @@ def _patch(name: ConfigurationName, median_shape: Shape, spacing: Spacing) -> tu
     return median_shape, topology.patch_size_3d(median_shape, spacing), topology.MAX_POOL_3D
 
 
-def _base_voxels(name: ConfigurationName) -> int:
+def base_voxels(name: ConfigurationName) -> int:
     """Voxels of an optimizer step at most."""
     return topology.BASE_VOXELS_2D if name == "2d" else topology.BASE_VOXELS_3D
 
@@ -183,6 +206,9 @@ def _geometry_decisions(shape: Shape, spacing: Spacing, *, num_cases: int) -> tu
 
 def _cascade_decision(shape: Shape, planned: Sequence[Configuration], cascade: Cascade) -> Decision:
     """Whether there is a cascade, and its resolution."""
+    if not any(c.name == "3d_fullres" for c in planned):
+        because = "The median image has one slice, so there is a 2D configuration only."
+        return Decision("", "cascade", "no", "the paper is silent", because)
     limit = rules.CASCADE_FACTOR * topology.MAX_PATCH_VOXELS_3D
     more = "more" if rules.cascade_is_necessary(shape) else "not more"
     because = (
@@ -240,10 +266,17 @@ def _component_decision(fingerprint: Fingerprint) -> Decision:
     return Decision("", "single_component", value, "section 2.5", because)
 
 
-def _folds_reason(folds: Sequence[Sequence[str]]) -> str:
+def _folds_reason(
+    folds: Sequence[Sequence[str]], groups: Mapping[str, str] | None, own_folds: Mapping[str, int] | None
+) -> str:
     """One sentence on the division into folds."""
     sizes = " or ".join(str(size) for size in sorted({len(f) for f in folds}))
-    return f"The {sum(map(len, folds))} training cases are divided into {len(folds)} folds of {sizes}."
+    divided = f"The {sum(map(len, folds))} training cases are divided into {len(folds)} folds of {sizes}"
+    if own_folds:
+        return f"{divided}, as the dataset says."
+    if groups:
+        return f"{divided}; the cases of each of {len(set(groups.values()))} groups stay in one fold."
+    return f"{divided}."
 
 
 def _warnings(
@@ -254,11 +287,12 @@ def _warnings(
     cascade: Cascade,
 ) -> tuple[Decision, ...]:
     """What a user should know unasked."""
-    necessary = rules.cascade_is_necessary(shape)
+    volumes = any(c.name == "3d_fullres" for c in planned)
+    necessary = volumes and rules.cascade_is_necessary(shape)
     messages = [
         (len(folds) < rules.NUM_FOLDS, f"{len(folds)} folds", "section 2.3",
          f"There are {len(folds)} training cases, fewer than {rules.NUM_FOLDS}, so there are as many folds as cases."),
-        (cascade == "always" and not necessary, "cascade", "section 2.2",
+        (cascade == "always" and volumes and not necessary, "cascade", "section 2.2",
          "The cascade is planned because of --cascade always; the images are small enough to do without."),
         (cascade == "never" and necessary, "no cascade", "section 2.2",
          "The images are large enough for a cascade; --cascade never leaves it out."),
@@ -369,7 +403,7 @@ def _patch_decision(c: Configuration) -> Decision:
 
 def _batch_decision(c: Configuration, median_shape: Shape, num_cases: int) -> Decision:
     """Batch size."""
-    base = _base_voxels(c.name)
+    base = base_voxels(c.name)
     by_base, by_dataset = topology.batch_limits(c.patch_size, median_shape, num_cases=num_cases, base_voxels=base)
     because = (
         f"One training step may see {_million(base)} voxels, which is {by_base} patches, and "

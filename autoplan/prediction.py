@@ -9,13 +9,15 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoplan.dataset import DESCRIPTION
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
+from autoplan.facts import Case
 from autoplan.files import check_writable, read_object, write_text_atomically
-from autoplan.images import case_name, image_files
+from autoplan.images import by_case, case_name, check_packages, files_of, image_files, segmentation_name
 from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
@@ -25,15 +27,15 @@ Record = dict[str, list[Any]]
 
 
 def predict(
-    bundle: Path, folder: Path, images: Sequence[Path], output: Path, *, force: bool, settings: Mapping[str, Any]
+    bundle: Path, folder: Path, cases: Sequence[Case], output: Path, *, force: bool, settings: Mapping[str, Any]
 ) -> int:
     """Predict the images that have no segmentation yet.
 
     Args:
         bundle: with configs/inference.json and models/model.pt.
         folder: of the dataset or of the images.
-        images: what to predict.
-        output: where the segmentations go, as <case>.nii.gz.
+        cases: what to predict; their paths are relative to `folder`.
+        output: where the segmentations go, named after their images and in their formats.
         force: overwrite segmentations of other images or of unknown origin.
         settings: keys of inference.json with new values.
 
@@ -45,19 +47,21 @@ def predict(
         DatasetError: there are no images, or two of one name.
         AutoplanError: the output folder holds other segmentations, or some images could not be predicted.
     """
-    _check_bundle(bundle, folder, images)
-    targets = _targets(folder, images, output)
+    found = [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
+    _check_bundle(bundle, folder, found)
+    targets = _targets(folder, found, output)
+    check_packages(Path(path) for case in found for path in case.images)
     check_writable(output, "--output")
     _claim(output, _signature(bundle, settings), targets, force=force)
-    missing = [image for image, target in targets.items() if not target.is_file()]
+    missing = [case for case, target in targets.items() if not target.is_file()]
     if missing:
         values = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute()), **settings}
-        status = _run(bundle, images, {"skip_existing": True, **values})
+        status = _run(bundle, found, {"skip_existing": True, **values})
         _check_outcome(status, targets)
     return len(missing)
 
 
-def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
+def _check_bundle(bundle: Path, folder: Path, cases: Sequence[Case]) -> None:
     """Refuses a bundle without weights, and an old one, which takes no list of images, where it would predict
     others."""
     remedy = f"python -m autoplan select {bundle.parent.name} --bundles {bundle.parent.parent}"
@@ -67,7 +71,7 @@ def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
         raise TemplateError(f"{bundle} is no bundle with weights. Choose the best model first: {remedy}")
     if not zipfile.is_zipfile(bundle / "models" / "model.pt"):
         raise TemplateError(f"{bundle / 'models' / 'model.pt'} is damaged. Write the bundle anew: {remedy}")
-    in_folder = all(image.parent == folder for image in images)
+    in_folder = all(Path(path).parent == folder.absolute() for case in cases for path in case.images)
     if "images" not in read_object(config) and in_folder and (folder / DESCRIPTION).is_file():
         raise TemplateError(
             f"{bundle} was written by an older autoplan: it would predict the test images of {folder / DESCRIPTION} "
@@ -75,9 +79,9 @@ def _check_bundle(bundle: Path, folder: Path, images: Sequence[Path]) -> None:
         )
 
 
-def _check_outcome(status: int, targets: Mapping[Path, Path]) -> None:
+def _check_outcome(status: int, targets: Mapping[Case, Path]) -> None:
     """Raises AutoplanError unless the bundle ended well and every image has its segmentation."""
-    failed = [image for image, target in targets.items() if not target.is_file()]
+    failed = [case.images[0] for case, target in targets.items() if not target.is_file()]
     if status < 0 or status > 128:
         raise AutoplanError(f"the prediction was stopped (exit status {status}). The same command continues it.")
     if failed:
@@ -90,30 +94,30 @@ def _check_outcome(status: int, targets: Mapping[Path, Path]) -> None:
         raise AutoplanError(f"the prediction ended with exit status {status}; the reason is above.")
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The NIfTI images in a folder, sorted.
+def images_in(folder: Path, bundle: Path) -> list[Case]:
+    """The images in a folder, sorted, as cases of a bundle with so many channels.
 
     Raises:
         DatasetError: there is no such folder.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder. Name the one with the images: --images DIR")
-    return image_files(folder)
+    channels = read_object(bundle / "configs" / "inference.json").get("normalization")
+    count = len(channels) if isinstance(channels, list) and channels else 1
+    return [Case(name, tuple(path.name for path in paths)) for name, paths in by_case(image_files(folder), count)]
 
 
-def _targets(folder: Path, images: Sequence[Path], output: Path) -> dict[Path, Path]:
+def _targets(folder: Path, cases: Sequence[Case], output: Path) -> dict[Case, Path]:
     """The segmentation of each image."""
-    if not images:
-        raise DatasetError(
-            f"{folder}: no images to predict, neither listed as test in dataset.json nor as NIfTI files."
-        )
-    targets: dict[Path, Path] = {}
-    for image in images:
-        target = output / f"{case_name(image.name)}.nii.gz"
+    if not cases:
+        raise DatasetError(f"{folder}: no images to predict, neither listed as test in dataset.json nor as files.")
+    targets: dict[Case, Path] = {}
+    for case in cases:
+        target = output / segmentation_name(case.images[0], case.name)
         if target in targets.values():
-            raise DatasetError(f"{folder}: two images are called {case_name(image.name)}. Rename one of them.")
-        targets[image] = target
-    sources = {os.path.realpath(image) for image in images}
+            raise DatasetError(f"{folder}: two images are called {case.name}. Rename one of them.")
+        targets[case] = target
+    sources = {os.path.realpath(path) for case in cases for path in case.images}
     if any(os.path.realpath(target) in sources for target in targets.values()):
         raise DatasetError(
             f"{output} holds the images themselves. Name another folder for the segmentations: --output DIR"
@@ -131,10 +135,12 @@ def _signature(bundle: Path, settings: Mapping[str, Any]) -> dict[str, object]:
     return {"bundle": hashed.hexdigest()[:16], "settings": dict(settings)}
 
 
-def _stamp(image: Path) -> list[Any]:
+def _stamp(case: Case) -> list[Any]:
     """Tells whether an image is still the one that was predicted."""
-    stat = image.stat() if image.is_file() else None
-    return [str(image.resolve()), stat and stat.st_size, stat and stat.st_mtime_ns]
+    image = Path(case.images[0])
+    stats = [file.stat() for path in case.images for file in files_of(path) if file.is_file()]
+    size, time = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+    return [str(image.resolve()), *((size, time) if stats else (None, None))]
 
 
 def _known(output: Path) -> tuple[object, Record]:
@@ -146,27 +152,27 @@ def _known(output: Path) -> tuple[object, Record]:
     return claimed.get("by"), stamps
 
 
-def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Path, Path], *, force: bool) -> None:
+def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Case, Path], *, force: bool) -> None:
     """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations by
     another bundle, or of an image that has changed since, are removed to be made again; those of other images or of
     unknown origin are refused unless `force`."""
     by, known = _known(output)
-    there = {image: target for image, target in targets.items() if target.is_file()}
+    there = {case: target for case, target in targets.items() if target.is_file()}
     if not force:
         _check_unclaimed(output, [t for t in there.values() if t.name not in known], _others(output, known, targets))
     same = by == signature
-    for image, target in there.items():
-        if not same or known.get(target.name) != _stamp(image):
+    for case, target in there.items():
+        if not same or known.get(target.name) != _stamp(case):
             target.unlink()
     output.mkdir(parents=True, exist_ok=True)
     kept = {name: stamp for name, stamp in known.items() if same and name not in _others(output, known, targets)}
-    images = {**kept, **{target.name: _stamp(image) for image, target in targets.items()}}
+    images = {**kept, **{target.name: _stamp(case) for case, target in targets.items()}}
     write_text_atomically(output / RECORD, json.dumps({"by": signature, "images": images}))
 
 
-def _others(output: Path, known: Record, images: Collection[Path]) -> list[str]:
-    """Names of the segmentations in a folder that are of images of another folder than those of `images`."""
-    folders = {str(image.resolve().parent) for image in images}
+def _others(output: Path, known: Record, cases: Collection[Case]) -> list[str]:
+    """Names of the segmentations in a folder that are of images of another folder than those of `cases`."""
+    folders = {str(Path(case.images[0]).resolve().parent) for case in cases}
     return [n for n, s in known.items() if str(Path(s[0]).parent) not in folders and (output / n).is_file()]
 
 
@@ -183,7 +189,7 @@ def _check_unclaimed(output: Path, unknown: Sequence[Path], others: Sequence[str
         raise AutoplanError(f"{output} holds {count} of unknown origin, such as {unknown[0].name}. {remedy}")
 
 
-def _run(bundle: Path, images: Sequence[Path], values: Mapping[str, Any]) -> int:
+def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
     """Run the bundle's inference on images; returns its exit status.
 
     Values and paths go through files: on a command line MONAI would read more in them. The working directory is an
@@ -191,7 +197,7 @@ def _run(bundle: Path, images: Sequence[Path], values: Mapping[str, Any]) -> int
     """
     with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
         listed, arguments = Path(folder) / "images.json", Path(folder) / "arguments.json"
-        listed.write_text(json.dumps([str(image.absolute()) for image in images]), encoding="utf-8")
+        listed.write_text(json.dumps([_listed(case) for case in cases]), encoding="utf-8")
         given = {name: _literal(value) for name, value in {**values, "images": str(listed)}.items()}
         config = str(bundle.absolute() / "configs" / "inference.json")
         arguments.write_text(json.dumps({"config_file": config, **given}), encoding="utf-8")
@@ -205,6 +211,12 @@ def _run(bundle: Path, images: Sequence[Path], values: Mapping[str, Any]) -> int
             start_new_session=True,
             preexec_fn=dying_with(os.getpid()),
         ).returncode
+
+
+def _listed(case: Case) -> str | dict[str, Any]:
+    """An image in the list that a bundle reads; bundles of older versions know one path an image."""
+    plain = len(case.images) == 1 and case_name(case.images[0]) == case.name
+    return case.images[0] if plain else {"name": case.name, "image": list(case.images)}
 
 
 def _literal(value: Any) -> Any:

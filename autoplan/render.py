@@ -8,15 +8,16 @@ import os
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoplan import __version__, rules
 from autoplan.errors import TemplateError
-from autoplan.facts import Configuration, Plan, to_dict
+from autoplan.facts import Case, Configuration, Dataset, Plan, to_dict
 from autoplan.files import write_atomically
+from autoplan.formats import unneeded_packages
 from autoplan.overlays import format_json, overlaid, read_template, templates_folder
 from autoplan.settings import MEMBERS, explained
 
@@ -31,18 +32,23 @@ OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """What the stages of the cascade add to the templates of 3d_fullres; see `overlays`."""
+PRETRAINED = {
+    "train.json": ("pretrained/train.json",),
+    "multi_gpu_train.json": ("pretrained/multi_gpu_train.json",),
+}
+"""What is laid over these where trainings start from the weights of another bundle."""
 MARKS = ("configs/train.json", "configs/inference.json")
 """The file without which a bundle is none: the first of these that the bundle has."""
 _GENERATED = ("configs", "scripts", "docs")
 """Folders of a bundle that rendering owns; it never touches any other."""
 
 
-def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = False) -> list[Path]:
+def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = False) -> list[Path]:
     """Write a bundle for each configuration of the plan.
 
     Args:
         plan: what to write down.
-        dataset_root: folder of the dataset; bundles refer to it relative to themselves.
+        dataset: where its files are; bundles refer to its folder relative to themselves.
         bundles: where `<name>/<configuration>/` goes.
         force: rewrite a bundle that holds other values. Its models/ stays.
 
@@ -55,7 +61,7 @@ def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = F
     rendered = {}
     for configuration in plan.configurations:
         folder = bundles / plan.name / configuration.name
-        rendered[folder] = render(plan, configuration, relative_path(dataset_root, folder))
+        rendered[folder] = render(plan, configuration, dataset, relative_path(dataset.root, folder))
     if not force:
         changes = [line for folder, files in rendered.items() for line in _changes(folder, files)]
         if changes:
@@ -69,41 +75,60 @@ def render_all(plan: Plan, dataset_root: Path, bundles: Path, *, force: bool = F
     return list(rendered)
 
 
-def render(plan: Plan, configuration: Configuration, dataset_dir: str) -> dict[str, bytes]:
+def render(plan: Plan, configuration: Configuration, dataset: Dataset, dataset_dir: str) -> dict[str, bytes]:
     """The files of a bundle, path in the bundle -> content.
 
     Args:
         plan: the whole plan.
         configuration: the one of its configurations to render.
+        dataset: where the files of its cases are.
         dataset_dir: the dataset's folder relative to the bundle's.
     """
     templates = templates_folder()
     values = planned_values(plan, configuration, dataset_dir)
     files, configs = {}, {}
     for name in CONFIGS:
-        config = configs[name] = template(name, configuration.name)
+        config = configs[name] = template(name, configuration.name, goes_on=plan.origin is not None)
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
             config["batch_size"] = rules.quick_batch_size(configuration.batch_size)
+        if plan.origin is not None and "learning_rate" in config:
+            config["learning_rate"] = rules.fine_tuning_rate(config["learning_rate"])
         files[f"configs/{name}"] = format_json(config).encode()
     described = metadata(read_template(templates / "configs" / "metadata.json"), plan, configuration)
     files["configs/metadata.json"] = format_json(_inert(described)).encode()
-    files["configs/folds.json"] = format_json(to_dict(plan.folds)).encode()
+    files["configs/datalist.json"] = format_json(datalist(plan, dataset)).encode()
     files["docs/README.md"] = _readme(templates / "docs", plan, configuration, list(configs.values())).encode()
     return dict(sorted({**files, **copied(templates)}.items()))
 
 
-def template(name: str, configuration: str) -> dict[str, Any]:
+def datalist(plan: Plan, dataset: Dataset) -> dict[str, Any]:
+    """MONAI's list of cases, with the fold that each is validated in; paths as the dataset has them."""
+    by_name = {case.name: case for case in dataset.training}
+    folds = [(by_name[name], k) for k, names in enumerate(plan.folds) for name in names]
+    return {
+        "training": [{**_entry(case), "label": case.label, "fold": k} for case, k in folds],
+        "test": [_entry(case) for case in dataset.test],
+    }
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    """An image in a datalist: one path, or a list of the paths of its channels."""
+    return {"name": case.name, "image": case.images[0] if len(case.images) == 1 else list(case.images)}
+
+
+def template(name: str, configuration: str, *, goes_on: bool = False) -> dict[str, Any]:
     """A config of a configuration as the templates have it, before any plan.
 
     Args:
         name: file name, such as train.json.
         configuration: such as 3d_fullres.
+        goes_on: whether its trainings start from the weights of another bundle.
     """
     folder = templates_folder() / "configs"
     config = read_template(folder / name)
-    for overlay in OVERLAYS.get(configuration, {}).get(name, ()):
+    for overlay in (*OVERLAYS.get(configuration, {}).get(name, ()), *(PRETRAINED.get(name, ()) if goes_on else ())):
         config = overlaid(config, read_template(folder / overlay))
     return config
 
@@ -139,7 +164,7 @@ def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -
         "class_names": [_text(name) for _, name in plan.labels],
         "label_values": [value for value, _ in plan.labels],
         "single_component": list(plan.single_component),
-        "target_spacing": list(plan.configuration("3d_fullres").spacing),
+        "target_spacing": list(plan.spacing),
         "lowres_spacing": list(low.spacing),
         "lowres_patch_size": list(low.patch_size),
         "lowres_strides": to_dict(low.strides),
@@ -186,6 +211,8 @@ def _inert(value: Any) -> Any:
 
 def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration) -> dict[str, Any]:
     """The metadata of a configuration's bundle, made of the template's."""
+    for package in unneeded_packages(plan.formats):
+        del metadata["required_packages_version"][package]
     classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
     channels = {str(i): name for i, name in enumerate(plan.modalities)}
@@ -204,10 +231,16 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
         description=f"U-Net ({configuration.name}) that segments {foreground} in {modalities} images, configured by "
         "the rules of nnU-Net (2018) for the dataset it is named after.",
         data_source=plan.name,
+        data_type=", ".join(plan.formats).lower(),
         image_classes=f"{len(plan.modalities)} channel(s): {modalities}",
         label_classes=f"single channel: {', '.join(f'{value} {name}' for value, name in plan.labels)}",
         pred_classes=f"{len(classes)} channels, one for each class: {', '.join(classes.values())}",
-        autoplan={"version": __version__, "configuration": configuration.name, "cases": plan.num_training},
+        autoplan={
+            "version": __version__,
+            "configuration": configuration.name,
+            "cases": plan.num_training,
+            **({} if plan.origin is None else {"went_on_from": to_dict(plan.origin)}),
+        },
     )
     return metadata
 
@@ -258,6 +291,15 @@ class Trained:
 
     configuration: Configuration
     folds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a README tells of a bundle that is handed to others: where its data come from, and file names of figures
+    with what they show."""
+
+    data_source: str
+    figures: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -324,6 +366,66 @@ def render_shared(
     return dict(sorted({**files, **copied(templates)}.items()))
 
 
+def going_on(plan: Plan, inference: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configs that train all networks of a bundle to share together, from its weights on, and score the result.
+
+    Args:
+        plan: the whole plan.
+        inference: the bundle's inference.json.
+
+    Returns:
+        The contents of train.json and evaluate.json by name.
+    """
+    folder = templates_folder() / "configs"
+    members = {name: member for name, member in MEMBERS.items() if f"{member}_folds" in inference}
+    last, base = list(members)[-1], "3d_lowres" if list(members) == ["3d_lowres"] else "3d_fullres"
+    train = template("train.json", base, goes_on=True)
+    if base == "3d_fullres" and "lowres_spacing" in inference:
+        train = overlaid(train, {"_after_": {"target_spacing": {"lowres_spacing": None}}})
+    for key in ("strides", "features"):
+        del train[key]
+    own = [key for key in inference if key.partition("_")[0] in members.values() and key != "lowres_spacing"]
+    parts = {key: inference[key] for key in own}
+    networks = {key: parts.pop(key) for key in own if key.endswith("_networks")}
+    train = overlaid(train, {"_after_": {"nonzero_only": parts, "amp": networks}})
+    train = overlaid(train, {"network_def": inference["network_def"], **read_template(folder / "best" / "train.json")})
+    values = planned_values(plan, as_shared(plan, inference, last), "")
+    values |= {key: inference[key] for key in values if key in inference}
+    train.update((key, value) for key, value in values.items() if key in train)
+    train["learning_rate"] = rules.fine_tuning_rate(train["learning_rate"])
+    train["pretrained"] = "$@bundle_root + '/models/model.pt'"
+    train["cache_dir"] = "$@bundle_root + '/cache'"
+    train["mirror_prob"] = train["mirror_prob"] if inference["mirror"] else 0.0
+    evaluate = overlaid(template("evaluate.json", base), read_template(folder / "best" / "evaluate.json"))
+    return {"train.json": train, "evaluate.json": {**evaluate, "validate#inferer": inference["inferer"]}}
+
+
+def as_shared(plan: Plan, inference: Mapping[str, Any], name: str) -> Configuration:
+    """A configuration of a plan, with the network that a bundle to share has."""
+    member = MEMBERS[name]
+    return replace(
+        plan.configuration(name),
+        patch_size=tuple(inference[f"{member}_patch_size"]),
+        strides=tuple(map(tuple, inference[f"{member}_strides"])),
+        features=tuple(inference[f"{member}_features"]),
+    )
+
+
+def _is_chosen(provenance: Mapping[str, Any]) -> bool:
+    """Whether cross-validation chose a model, or somebody named it."""
+    return bool(provenance.get("choice", "cross-validation") == "cross-validation")
+
+
+_BY_CHOICE = "chosen by cross-validation and "
+_CHOSEN = (
+    "which cross-validation on the dataset $dataset chose among the models and pairs of models that were trained\n"
+    "there (sections 2.1 to 2.6 of arXiv:1809.10486)"
+)
+_TRAINED = "trained on the dataset $dataset (sections 2.1 to 2.5 of arXiv:1809.10486)"
+_TO_DO = "; add who trained it"
+_NEXT = "Before it is given to others: `python -m autoplan share $dataset` adds what the Model Zoo asks for."
+
+
 def _best_metadata(
     templates: Path,
     plan: Plan,
@@ -344,9 +446,9 @@ def _best_metadata(
     described.update(
         name=name,
         version="1.0.0",
-        changelog={"1.0.0": "chosen by cross-validation"},
+        changelog={"1.0.0": "not shared yet"},
         description=f"Segments {', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images with "
-        f"{_model(trained)}, chosen by cross-validation and configured by the rules of nnU-Net (2018).",
+        f"{_model(trained)}, {_BY_CHOICE * _is_chosen(provenance)}configured by the rules of nnU-Net (2018).",
         eval_metrics={
             "mean_dice": {n: None if v is None else round(v, 4) for n, v in performance.mean_dice},
             "cases": performance.num_cases,
@@ -365,6 +467,27 @@ def _model(trained: Sequence[Trained]) -> str:
     return f"the U-Net {stages[0]}" if len(stages) == 1 else f"the ensemble of the U-Nets {' and '.join(stages)}"
 
 
+def shared_readme(
+    plan: Plan, metadata: Mapping[str, Any], inference: Mapping[str, Any], training: Mapping[str, Any], shared: Shared
+) -> str:
+    """The README of a bundle to share, once people have said what only they know.
+
+    Args:
+        plan: the whole plan.
+        metadata: the bundle's metadata.json.
+        inference: its inference.json.
+        training: its train.json.
+        shared: what was said.
+    """
+    names = [name for name, member in MEMBERS.items() if f"{member}_folds" in inference]
+    trained = [Trained(as_shared(plan, inference, n), tuple(inference[f"{MEMBERS[n]}_folds"])) for n in names]
+    scores = metadata["eval_metrics"]
+    performance = Performance(scores["cases"], tuple(scores["folds"]), tuple(scores["mean_dice"].items()))
+    config = {**training, **inference}
+    template = (templates_folder() / "docs" / "best.md").read_text()
+    return _best_readme(template, plan, trained, metadata, performance, config, shared)
+
+
 def _best_readme(
     template: str,
     plan: Plan,
@@ -372,6 +495,7 @@ def _best_readme(
     metadata: Mapping[str, Any],
     performance: Performance,
     config: Mapping[str, Any],
+    shared: Shared | None = None,
 ) -> str:
     names = {t.configuration.name for t in trained}
     rows = [
@@ -384,13 +508,18 @@ def _best_readme(
         f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} (fold {', '.join(map(str, t.folds))})"
         for t in trained
     ]
+    more = _NEXT if shared is None else (templates_folder() / "docs" / "shared.md").read_text().strip()
     scores = [f"- {_markdown(n)}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
     return string.Template(template).substitute(
         name=metadata["name"],
-        authors=metadata["authors"],
+        authors=metadata["authors"] + ". Planned and put together by autoplan" + _TO_DO * (shared is None) + ".",
+        terms="" if shared is None else f"\n\nSource: {shared.data_source}. License: `docs/data_license.txt`.",
+        figures="" if shared is None else "".join(f"\n![{text}]({file})\n" for file, text in shared.figures.items()),
+        more=string.Template(more).substitute(dataset=plan.name),
         intended_use=metadata["intended_use"],
         dataset=plan.name,
         model=_model(trained),
+        choice=string.Template(_CHOSEN if _is_chosen(metadata["autoplan"]) else _TRAINED).substitute(dataset=plan.name),
         modalities=_markdown(", ".join(plan.modalities)),
         classes=_markdown(", ".join(n for _, n in plan.labels[1:])),
         cases=plan.num_training,

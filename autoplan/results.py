@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoplan.errors import TrainingError
+from autoplan.errors import TrainingError, one_line
 from autoplan.files import file_digest, read_json, read_object
 
 FINISHED = "finished.json"
@@ -75,18 +75,21 @@ def folds(bundle: Path) -> list[list[str]]:
     """Validation cases of each fold of a bundle.
 
     Raises:
-        TrainingError: configs/folds.json cannot be read, or is no list of lists of names.
+        TrainingError: configs/datalist.json cannot be read, or is no datalist with folds.
     """
-    path = bundle / "configs" / "folds.json"
+    path = bundle / "configs" / "datalist.json"
     try:
-        found = read_json(path)
-        if not isinstance(found, list) or not all(isinstance(part, list) for part in found):
-            raise ValueError("it is no list of lists of names")
-        if not all(isinstance(name, str) for part in found for name in part):
-            raise ValueError("it is no list of lists of names")
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}). Plan again with --force.") from None
-    return found
+        found = [(entry["name"], entry["fold"]) for entry in read_json(path)["training"]]
+        if not all(isinstance(name, str) and _is_count(fold) for name, fold in found):
+            raise ValueError("a case has no name or no fold")
+        count = 1 + max(fold for _, fold in found)
+        if count > len(found):
+            raise ValueError("a fold has no case")
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path} cannot be read as a datalist ({one_line(error)}). Plan again with --force."
+        ) from None
+    return [[name for name, k in found if k == fold] for fold in range(count)]
 
 
 def training(folder: Path) -> Training | None:
@@ -140,6 +143,14 @@ def prediction_settings(folder: Path) -> Mapping[str, Any]:
     """Settings that the cases of the fold in `folder` were predicted with; empty where dice.json says none."""
     settings = read_object(folder / "validation" / "dice.json").get("settings")
     return settings if isinstance(settings, dict) else {}
+
+
+def dice(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Dice of each class of the validation cases of the fold in `folder`; None for a class that is nowhere, and for
+    what is no number."""
+    cases = read_object(folder / "validation" / "dice.json").get("cases")
+    found = cases.items() if isinstance(cases, dict) else ()
+    return {name: {c: _number(v) for c, v in scores.items()} for name, scores in found if isinstance(scores, dict)}
 
 
 def curve(folder: Path) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ Pure functions, one for each decision. Shapes and spacings are x, y, z.
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autoplan.axes import Shape, Spacing
@@ -42,6 +42,11 @@ few large ones."""
 SHARED_BATCH_SIZE = {2: 32, 3: 4}
 """Windows at most that a 2D or 3D network of the bundle to share sees at once: it runs on machines that did not train
 it. Our choice."""
+
+FINE_TUNING_DIVISOR = 3
+"""The learning rate of a training that goes on from a bundle is that of a fresh one divided by this. Our choice: with
+the whole rate the first steps undo much of what the network knows; with much less, the weights of new classes, which
+start at random, take too long."""
 
 Cascade = Literal["auto", "never", "always"]
 
@@ -238,6 +243,14 @@ def shared_batch_size(configuration: Configuration) -> int:
     return min(configuration.batch_size, SHARED_BATCH_SIZE[len(configuration.patch_size)])
 
 
+def fine_tuning_rate(learning_rate: float) -> float:
+    """Learning rate at the start of a training that goes on from a bundle, for that of a fresh one.
+
+    Source: our choice; see `FINE_TUNING_DIVISOR`.
+    """
+    return round(learning_rate / FINE_TUNING_DIVISOR, 6)
+
+
 def outliers(cases: Sequence[CaseFacts], *, factor: float = OUTLIER_FACTOR) -> tuple[CaseFacts, ...]:
     """Cases whose cropped image covers a volume that is more than `factor` times larger or smaller than the median. The
     same holds for their voxels once all have one spacing. Most often the spacing in a header is wrong.
@@ -247,6 +260,58 @@ def outliers(cases: Sequence[CaseFacts], *, factor: float = OUTLIER_FACTOR) -> t
     extents_mm3 = [math.prod(c.cropped_shape) * math.prod(c.spacing) for c in cases]
     median = statistics.median(extents_mm3)
     return tuple(c for c, e in zip(cases, extents_mm3, strict=True) if not median / factor <= e <= median * factor)
+
+
+def grouped_folds(
+    groups: Mapping[str, str],
+    classes: Mapping[str, Sequence[bool]],
+    *,
+    num_folds: int = NUM_FOLDS,
+    seed: int = FOLD_SEED,
+) -> tuple[tuple[str, ...], ...]:
+    """Validation cases of each fold, sorted, where the cases of a group stay in one fold. Large groups and those with
+    rare classes go first, each where the numbers of cases and of cases with each class stay most even. Fewer groups
+    than `num_folds` make as many folds as groups.
+
+    Args:
+        groups: group of each case, by the name of the case.
+        classes: for each case, which foreground classes it has.
+        num_folds: at most.
+        seed: of the order of groups of one size.
+
+    Raises:
+        PlanError: fewer than two groups.
+
+    Source: our choice; the paper is silent.
+    """
+    members: dict[str, list[str]] = {}
+    for name in sorted(groups):
+        members.setdefault(groups[name], []).append(name)
+    if len(members) < 2:
+        raise PlanError(f"cross-validation needs cases of at least two groups, not of {len(members)}.")
+    generator = random.Random(seed)
+    drawn = {group: generator.random() for group in sorted(members)}
+    counted = {group: _counts(names, classes) for group, names in members.items()}
+    total = [max(1, sum(column)) for column in zip(*counted.values(), strict=True)]
+    found: list[list[str]] = [[] for _ in range(min(num_folds, len(members)))]
+
+    def rank(group: str) -> tuple[float, float]:
+        return -math.fsum(count / all_ for count, all_ in zip(counted[group], total, strict=True)), drawn[group]
+
+    for group in sorted(members, key=rank):
+
+        def unevenness(fold: Sequence[str], group: str = group) -> float:
+            before, more = _counts(fold, classes), counted[group]
+            return math.fsum((2 * b + m) * m / t**2 for b, m, t in zip(before, more, total, strict=True))
+
+        min(found, key=lambda fold: (bool(fold) and not all(found), unevenness(fold))).extend(members[group])
+    return tuple(tuple(sorted(fold)) for fold in found)
+
+
+def _counts(names: Sequence[str], classes: Mapping[str, Sequence[bool]]) -> list[int]:
+    """Number of these cases, and of those that have each class."""
+    width = len(next(iter(classes.values())))
+    return [len(names), *(sum(classes[name][i] for name in names) for i in range(width))]
 
 
 def folds(

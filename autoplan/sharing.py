@@ -4,25 +4,21 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoplan import render, results
+from autoplan import render, results, weights
 from autoplan.choice import Choice
 from autoplan.errors import TemplateError, one_line
 from autoplan.facts import Configuration, Plan
-from autoplan.files import write_atomically, write_text_atomically
 from autoplan.results import FoldResult
 from autoplan.settings import MEMBERS
 
-LARGE_FILE_BYTES = 25 * 2**20
-"""What the Model Zoo keeps in a repository at most; larger files are listed with an address."""
-ADDRESS = "https://fill.in.the.address/model.pt"
-
+Finished = Mapping[str, Mapping[int, FoldResult]]
+"""Finished folds of configurations, by name and number."""
 DEPTHS = {"target_spacing": 1, "patch_size": 1, "features": 1, "strides": 2}
 """Settings of a prediction that are numbers in lists, and how deep."""
 
@@ -50,26 +46,90 @@ def share(
     folder = root / (name or "best")
     check_name(name)
     found = {m: _finished(plan, root / m) for m in choice.winner.members}
+    files = _files(
+        plan, found, root, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
+        performance=_performance(choice), about=_about(plan, fingerprint_key, "cross-validation"),
+    )  # fmt: skip
+    _write(folder, files, found, root)
+    return folder
+
+
+def share_configuration(
+    plan: Plan, root: Path, folder: Path, configuration: str, folds: Sequence[int], *, name: str, fingerprint_key: str
+) -> None:
+    """Write a bundle of the networks of one configuration, whatever cross-validation would choose.
+
+    Args:
+        plan: the plan of the bundles that the networks come from.
+        root: folder of the task's bundles.
+        folder: where to write.
+        configuration: its name.
+        folds: whose networks; all that are finished if empty.
+        name: of the bundle.
+        fingerprint_key: of the dataset, for the metadata.
+
+    Raises:
+        TemplateError: a fold is not finished, or they were predicted with different settings.
+    """
+    finished = _finished(plan, root / configuration)
+    chosen = folds or tuple(finished)
+    if absent := [k for k in chosen if k not in finished]:
+        there = ", ".join(map(str, finished))
+        raise TemplateError(f"{root / configuration}: fold {absent[0]} is not finished. Finished are: {there}.")
+    found = {configuration: {k: finished[k] for k in sorted(chosen)}}
+    performance = _validated(plan, root / configuration, tuple(sorted(chosen)))
+    about = _about(plan, fingerprint_key, "by hand")
+    files = _files(plan, found, root, "data", name=name, performance=performance, about=about)
+    _write(folder, files, found, root)
+
+
+def _validated(plan: Plan, bundle: Path, folds: tuple[int, ...]) -> render.Performance:
+    """Scores of the validation cases of folds of a configuration."""
+    cases = [case for k in folds for case in results.dice(results.fold_folder(bundle, k)).values()]
+    classes = [name for _, name in plan.labels[1:]]
+    scores = {name: [v for case in cases if (v := case.get(name)) is not None] for name in classes}
+    means = [(name, sum(values) / len(values) if values else None) for name, values in scores.items()]
+    known = [value for _, value in means if value is not None]
+    foreground = sum(known) / len(known) if known else None
+    return render.Performance(len(cases), folds, (("mean foreground", foreground), *means))
+
+
+def _about(plan: Plan, fingerprint_key: str, choice: str) -> dict[str, Any]:
+    """Where a bundle comes from, for its metadata, but for the networks."""
+    dataset = {"name": plan.name, "cases": plan.num_training, "fingerprint": fingerprint_key}
+    return {"choice": choice, "dataset": dataset}
+
+
+def _files(
+    plan: Plan,
+    found: Finished,
+    root: Path,
+    dataset_dir: str,
+    *,
+    name: str,
+    performance: render.Performance,
+    about: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The files of the bundle of some finished folds of configurations, but for its weights."""
     folds = {m: tuple(found[m]) for m in found}
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
-    trained = _trained(plan, folds, settings)
-    files = render.render_shared(
+    return render.render_shared(
         plan,
-        trained,
-        render.relative_path(dataset_root, folder),
-        name=name or f"{plan.name}_best",
+        _trained(plan, folds, settings),
+        dataset_dir,
+        name=name,
         mirror=all(s["mirror"] for s in settings.values()),
         overlap=max(s["overlap"] for s in settings.values()),
-        performance=_performance(choice),
-        provenance={
-            "dataset": {"name": plan.name, "cases": plan.num_training, "fingerprint": fingerprint_key},
-            "networks": {m: {f"fold_{k}": found[m][k].model for k in folds[m]} for m in folds},
-        },
+        performance=performance,
+        provenance={**about, "networks": {m: {f"fold_{k}": found[m][k].model for k in folds[m]} for m in folds}},
     )
-    _write_weights({m: [root / m / "models" / f"fold_{k}" / "model.pt" for k in folds[m]] for m in folds}, folder)
+
+
+def _write(folder: Path, files: dict[str, bytes], found: Finished, root: Path) -> None:
+    """Write a bundle, its weights first."""
+    _write_weights({m: [root / m / "models" / f"fold_{k}" / "model.pt" for k in found[m]] for m in found}, folder)
     render.write(folder, files)
-    return folder
 
 
 def _finished(plan: Plan, bundle: Path) -> dict[int, FoldResult]:
@@ -130,7 +190,7 @@ def _is_nested(value: object, depth: int) -> bool:
 
 def _check_spacing(plan: Plan, settings: Mapping[str, Mapping[str, Any]], root: Path) -> None:
     """Refuses networks that were trained for another spacing than the planned one, which the bundle would have."""
-    planned = plan.configuration("3d_fullres").spacing
+    planned = plan.spacing
     for name, used in settings.items():
         if tuple(used["target_spacing"]) != planned:
             raise TemplateError(
@@ -195,53 +255,13 @@ def _performance(choice: Choice) -> render.Performance:
 
 
 def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
-    """One flat file of all networks, and large_files.yml where it is too large for a repository."""
-    import torch
-
-    weights = {}
+    """One flat file of all networks."""
+    found = {}
     for name, paths in models.items():
         for number, path in enumerate(paths):
-            weights.update({_key(name, number, key): value for key, value in _weights(path).items()})
-    target = folder / "models" / "model.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:  # a name instead would become a part of the file
-            torch.save(weights, file)
-
-    write_atomically(target, save)
-    listed = folder / "large_files.yml"
-    if target.stat().st_size <= LARGE_FILE_BYTES:
-        listed.unlink(missing_ok=True)
-        return
-    md5 = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest()
-    lines = [
-        "large_files:", '- path: "models/model.pt"', f'  url: "{ADDRESS}"',
-        f'  hash_val: "{md5}"', '  hash_type: "md5"',
-    ]  # fmt: skip
-    write_text_atomically(listed, "\n".join(lines) + "\n")
-
-
-def _weights(path: Path) -> dict[str, Any]:
-    """The weights of a network.
-
-    Raises:
-        TemplateError: the file is damaged, or holds something else than tensors by name.
-    """
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive fails in too many ways to name
-        raise TemplateError(
-            f"{path}: is no file of weights ({type(error).__name__}). Remove the fold's folder and train it again."
-        ) from error
-    named = isinstance(found, dict) and all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()
-    )
-    if not named:
-        raise TemplateError(f"{path}: holds no weights by name. Remove the fold's folder and train it again.")
-    return dict(found)
+            tensors = weights.load(path, "Remove the fold's folder and train it again.")
+            found.update({_key(name, number, key): value for key, value in tensors.items()})
+    weights.save(found, folder / "models" / "model.pt")
 
 
 def _key(configuration: str, number: int, key: str) -> str:

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from autoplan.facts import ChannelNormalization, Configuration, Plan
+from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
 from autoplan.saved import save_plan
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -208,13 +208,46 @@ def write_task(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     return folder
 
 
+def dataset_of(plan: Plan, root: Path) -> Dataset:
+    """The dataset of a plan with the Decathlon's files in `root`, which need not be there."""
+    cases = [
+        Case(n, (f"imagesTr/{n}.nii.gz",), f"labelsTr/{n}.nii.gz")
+        for n in sorted(n for fold in plan.folds for n in fold)
+    ]
+    return Dataset(root, plan.name, plan.modalities, plan.labels, tuple(cases), ())
+
+
 def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     """Writes data/<task> and the bundles/<task>/<configuration> of a plan."""
     from autoplan.render import render_all
 
-    render_all(plan, write_task(folder / "data" / plan.name, plan), folder / "bundles")
+    render_all(plan, dataset_of(plan, write_task(folder / "data" / plan.name, plan)), folder / "bundles")
     save_plan(plan, folder / "bundles" / plan.name, fingerprint_key="key")
     return folder
+
+
+def write_finished(folder: Path, parse: Callable[..., Any], folds: dict[str, tuple[int, ...]]) -> Path:
+    """Writes a project of `TINY_PLAN` whose folds look finished, with random networks."""
+    import torch
+
+    from autoplan.files import file_digest
+
+    project = write_project(folder)
+    for name, numbers in folds.items():
+        bundle = project / "bundles" / TINY_PLAN.name / name
+        settings = parse(bundle, "train", "evaluate", mirror=False).get_parsed_content("prediction_settings")
+        for k in numbers:
+            torch.manual_seed(10 * NAMES.index(name) + k)
+            network = parse(bundle, "inference").get_parsed_content("network_def")
+            found = bundle / "models" / f"fold_{k}"
+            (found / "validation" / "probabilities").mkdir(parents=True)
+            torch.save(network.state_dict(), found / "model.pt")
+            model = file_digest(found / "model.pt")
+            (found / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
+            scores = {"model": model, "settings": settings, "cases": {f"case_{k}": {"ball": 0.5 + k / 10, "box": None}}}
+            (found / "validation" / "dice.json").write_text(json.dumps(scores))
+            (found / "validation" / "probabilities" / f"case_{k}.npz").touch()
+    return project
 
 
 @pytest.fixture(scope="session")
@@ -286,6 +319,15 @@ def nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
+def keep_probabilities(path: Path, probabilities: Any, affine: np.ndarray | None = None, axis: int = 0) -> None:
+    """Writes the probabilities (classes, X, Y, Z) of a case as the evaluation of a fold does, two rows at a time."""
+    from monai.data import MetaTensor
+    from scripts.probabilities import keeping
+
+    image = MetaTensor(probabilities[:1].float(), affine=affine)
+    keeping(path, iter(probabilities.movedim(axis + 1, 1).split(2, 1)), image, axis, list)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:
@@ -318,3 +360,16 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     }.items():
         monkeypatch.setenv(name, value)
     return made
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle's code is tried in this process, where `scripts` are those of the templates."""
+
+    from autoplan import probe, verification
+
+    def tried(bundle: Path, folder: Path) -> Any:
+        probe.main([str(bundle), str(folder)])
+        return verification.results_in(folder)
+
+    monkeypatch.setattr(verification, "_tried", tried)

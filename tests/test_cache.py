@@ -27,7 +27,7 @@ def make_item(folder, name="case_a"):
     item = {"image": str(folder / f"{name}.nii.gz"), "label": str(folder / f"{name}-label.nii.gz")}
     for path in item.values():
         Path(path).write_bytes(name.encode())
-    return item
+    return {"name": name, **item}
 
 
 def made_up(item, shape=(7, 6, 5), values=(0, 1, 2)):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from test_bundle import Commands, finished
 
+from autoplan import results
+
 pytestmark = pytest.mark.slow
 
 TASK, SHAPE, SPACING = "Task92_Large", (208, 208, 200), (0.8, 0.8, 1.0)
@@ -106,7 +108,7 @@ def test_the_plan_is_for_both_resolutions(chain) -> None:
 def test_every_case_is_segmented_by_the_fold_that_did_not_see_it(chain) -> None:
     """On the grid of the original image, with the labels of the dataset."""
     _, bundles = chain
-    folds = json.loads((bundles / "3d_lowres" / "configs" / "folds.json").read_text())
+    folds = results.folds(bundles / "3d_lowres")
     assert sorted(name for names in folds for name in names) == sorted(CASES)
     for fold, names in enumerate(folds):
         validation = bundles / "3d_lowres" / "models" / f"fold_{fold}" / "validation"

@@ -16,6 +16,7 @@ from autoplan import commands, files, flags, prediction, sharing
 from autoplan.__main__ import main
 from autoplan.commands import COMMANDS
 from autoplan.errors import AutoplanError
+from autoplan.facts import Case
 
 TASK = TINY_PLAN.name
 
@@ -207,7 +208,7 @@ def test_what_the_system_refuses_is_one_line(path, number, said, capsys, monkeyp
     def refused(*_, **__):
         raise OSError(number, os.strerror(number), path)
 
-    monkeypatch.setattr("autoplan.dataset.load", refused)
+    monkeypatch.setattr("autoplan.layouts.load", refused)
     monkeypatch.setattr("autoplan.dataset.locate", lambda *_: Path("x"))
     error = error_of(["plan", "x"], capsys)
     assert said in error
@@ -282,10 +283,37 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     assert called["plan"] == {"root": "r", "bundles": "b", "cascade": "never", "force": True}
     assert called["train"] == {
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
-        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu",
+        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "root": "r",
     }  # fmt: skip
     assert called["select"] == {"root": "r", "bundles": "b"}
     assert called["predict"] == {"root": "r", "bundles": "b", "device": "cpu"}
+    called.clear()
+    assert main(["run", str(tiny.folder), "--from", "bundle"]) == 0
+    assert list(called) == ["train", "select", "predict"], "a bundle takes the place of a plan"
+    assert called["train"]["from_"] == "bundle"
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "expected"),
+    [
+        pytest.param("", 0, ["plan", "report", "train", "report", "select", "report", "predict"], id="all is well"),
+        pytest.param("train", 1, ["plan", "report", "train", "report"], id="a training fails"),
+        pytest.param("report", 0, ["plan", "report", "train", "report", "select", "report", "predict"], id="no report"),
+    ],
+)
+def test_run_reports_after_each_phase(failing, status, expected, monkeypatch, tiny, capsys) -> None:
+    called = []
+
+    def note(name: str) -> None:
+        called.append(name)
+        if name == failing:
+            raise AutoplanError("it does not work")
+
+    for name in ("plan", "train", "select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda *_, n=name, **__: note(n))
+    assert main(["run", str(tiny.folder)]) == status
+    assert called == expected
+    assert ("Warning: there is no report: it does not work" in capsys.readouterr().out) == (failing == "report")
 
 
 # predict.
@@ -308,7 +336,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
 def test_a_damaged_record_means_unknown_origin(record: str, tmp_path: Path) -> None:
     (tmp_path / prediction.RECORD).write_text(record)
     (tmp_path / "a.nii.gz").write_text("by hand")
-    targets = {tmp_path / "images" / "a.nii.gz": tmp_path / "a.nii.gz"}
+    targets = {Case("a", (str(tmp_path / "images" / "a.nii.gz"),)): tmp_path / "a.nii.gz"}
     with pytest.raises(AutoplanError, match="1 segmentation of unknown origin, such as a"):
         prediction._claim(tmp_path, {"bundle": "x"}, targets, force=False)
     assert (tmp_path / "a.nii.gz").read_text() == "by hand"

@@ -339,7 +339,7 @@ def test_predictions_that_differ_in_settings_are_named(experiment) -> None:
 
 
 def _other_folds(e: Experiment) -> None:
-    (e.folder / "2d" / "configs" / "folds.json").write_text('[["case_0"]]')
+    (e.folder / "2d" / "configs" / "datalist.json").write_text('{"training": [{"name": "case_0", "fold": 0}]}')
 
 
 def _nothing_finished(e: Experiment) -> None:

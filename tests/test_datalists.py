@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.datalists import images_to_predict
+from hypothesis import given
+from hypothesis import strategies as st
+from scripts.datalists import divided, fold_cases, images_to_predict
+
+from autoplan import rules
 
 
 @pytest.fixture
@@ -44,3 +48,23 @@ def test_a_list_that_is_none(content: str, folder: Path) -> None:
     (folder / "list.json").write_text(content)
     with pytest.raises(ValueError, match=r"list\.json: no JSON list of paths"):
         images_to_predict(folder, images=folder / "list.json")
+
+
+@given(st.sets(st.text(max_size=5), min_size=2, max_size=30))
+def test_cases_are_divided_as_in_planning(names: set[str]) -> None:
+    assert divided(list(names)) == [list(fold) for fold in rules.folds(list(names))]
+
+
+def test_a_bundle_without_folds_takes_any_dataset(tmp_path: Path) -> None:
+    entries = [{"image": f"./i/{n}.nii.gz", "label": f"./l/{n}.nii.gz"} for n in "abcdefg"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    for path in (path for entry in entries for path in entry.values()):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    found = [fold_cases(tmp_path, tmp_path / "none.json", k) for k in range(5)]
+    assert all(len(training) + len(validation) == 7 for training, validation in found)
+    assert sorted(name for _, validation in found for name in names(validation)) == [f"{n}.nii.gz" for n in "abcdefg"]
+    with pytest.raises(ValueError, match="There is no fold 5: there are 5"):
+        fold_cases(tmp_path, tmp_path / "none.json", 5)
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json does not exist. Name the folder"):
+        fold_cases(tmp_path / "i", tmp_path / "none.json", 0)

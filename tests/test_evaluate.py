@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -116,17 +116,64 @@ def test_tolerance(spacing, at_least, expected) -> None:
 
 
 NONE = evaluation.ClassScores(None, None, None)
-MISSED = evaluation.ClassScores(0.0, 0.0, None)
+MISSED = evaluation.ClassScores(0.0, 0.0, None, (1, 0, 0))
 
 
 @pytest.mark.parametrize(
     ("label", "prediction", "expected"),
-    [(False, False, NONE), (True, False, MISSED), (False, True, MISSED)],
+    [(False, False, NONE), (True, False, MISSED), (False, True, replace(MISSED, lesions=(0, 1, 0)))],
     ids=["in neither", "in the label alone", "in the prediction alone"],
 )
 def test_absent_classes(label, prediction, expected) -> None:
     mask = box((3, 3, 3), (8, 7, 6))
     assert evaluation.class_scores(mask & label, mask & prediction, (1.0, 1.0, 1.0), tolerance=1.0) == expected
+
+
+# Lesions.
+
+
+def _blobs(*boxes: tuple[int, int]) -> np.ndarray:
+    """Bars along x, from and to."""
+    mask = np.zeros((40, 3, 3), dtype=bool)
+    for start, stop in boxes:
+        mask[start:stop, 1, 1] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "overlap", "expected"),
+    [
+        pytest.param([(1, 5), (10, 14)], [(1, 5), (20, 24)], 0.5, (2, 2, 1), id="one found, one false"),
+        pytest.param([(1, 9)], [(1, 5), (6, 9)], 0.1, (1, 2, 1), id="in two pieces, one of them counts"),
+        pytest.param([(1, 5), (6, 9)], [(1, 9)], 0.1, (2, 1, 1), id="two joined are one"),
+        pytest.param([(1, 5)], [(3, 7)], 0.5, (1, 1, 0), id="a third of both"),
+        pytest.param([(1, 5)], [(3, 7)], 0.3, (1, 1, 1), id="a third is enough"),
+        pytest.param([(1, 5)], [(1, 3)], 0.5, (1, 1, 1), id="exactly half"),
+        pytest.param([], [], 0.5, (0, 0, 0), id="nothing"),
+        pytest.param([(1, 5), (6, 10)], [(3, 9)], 0.1, (2, 1, 1), id="equal overlap: one"),
+    ],
+)
+def test_lesions(label, prediction, overlap, expected) -> None:
+    assert evaluation.lesions(_blobs(*label), _blobs(*prediction), overlap=overlap) == expected
+
+
+def test_lesions_touch_at_corners() -> None:
+    mask = np.zeros((4, 4, 4), dtype=bool)
+    mask[1, 1, 1] = mask[2, 2, 2] = True
+    assert evaluation.lesions(mask, mask) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([(2, 2, 1), (0, 1, 0)], evaluation.Detection(2, pytest.approx(2 / 5), 0.5, 1.0)),
+        ([(0, 0, 0)], evaluation.Detection(0, None, None, None)),
+        ([(0, 2, 0)], evaluation.Detection(0, 0.0, None, 2.0)),
+        ([], evaluation.Detection(0, None, None, None)),
+    ],
+)
+def test_rates_of_lesions(counts, expected) -> None:
+    assert evaluation.detection(counts) == expected
 
 
 # Folders.
@@ -171,7 +218,9 @@ def test_the_command_writes_and_prints(folders, capsys) -> None:
     printed = capsys.readouterr().out
     summary = json.loads((folders.root / "out" / "scores.json").read_text())
     assert summary["classes"] == {"organ": 2, "other": 5}
-    assert summary["cases"]["case_b"]["classes"]["organ"] == {"dice": 0, "surface_dice": 0, "hausdorff_95_mm": None}
+    assert summary["cases"]["case_b"]["classes"]["organ"] == {
+        "dice": 0, "surface_dice": 0, "hausdorff_95_mm": None, "lesions": [1, 0, 0],
+    }  # fmt: skip
     assert summary["cases"]["case_c"]["classes"]["organ"]["dice"] is None
     organ = summary["means"]["organ"]
     assert organ["dice"] == pytest.approx(0.75 / 2)  # case_a 3/4, case_b 0, case_c left out
@@ -183,6 +232,12 @@ def test_the_command_writes_and_prints(folders, capsys) -> None:
     assert [(r["case"], r["class"]) for r in rows[:2]] == [("case_a", "organ"), ("case_a", "other")]
     assert [r["class"] for r in rows if r["case"] == "mean"] == ["organ", "other", "foreground"]
     assert rows[4]["dice"] == ""
+    assert [rows[0][name] for name in ("lesions", "predicted_lesions", "matched_lesions")] == ["1", "1", "1"]
+    # Of two organs one is found, and nothing else.
+    assert summary["lesions"]["organ"] == {
+        "num_lesions": 2, "f1": pytest.approx(2 / 3), "sensitivity": 0.5, "false_positives": 0.0,
+    }  # fmt: skip
+    assert "false positives a case" in printed
     assert "organ            0.3750" in printed
     assert "its distance, being infinite, is left out" in printed
     assert sorted(p.name for p in (folders.root / "out").iterdir()) == ["scores.csv", "scores.json"]
@@ -234,7 +289,7 @@ EXPECT_FAIL = [
         lambda f: f.path("labelsTr", "case_a").with_suffix("").write_bytes(b""),
         "case_a.nii is of the same case",
     ),
-    ExpectFail("empty folder", lambda f: [p.unlink() for p in (f.root / "predictions").iterdir()], "holds no NIfTI"),
+    ExpectFail("empty folder", lambda f: [p.unlink() for p in (f.root / "predictions").iterdir()], "holds no image"),
     ExpectFail("dataset.json", lambda f: (f.root / "dataset.json").write_text("{}"), '"labels" is missing'),
 ]
 
@@ -269,9 +324,11 @@ def test_faults_of_all_cases_come_together(folders) -> None:
         (("--labels", "nowhere"), "--predictions takes the folder of the predictions, not ''"),
         (("--labels", "nowhere", "--predictions", "nowhere"), "--labels nowhere: there is no such folder"),
         (("--labels", "a", "--predictions", "b", "--tolerance", "0"), "--tolerance takes a length in mm"),
+        (("--labels", "a", "--predictions", "b", "--overlap", "0"), "--overlap takes a number above 0"),
+        (("--labels", "a", "--predictions", "b", "--overlap", "1.5"), "--overlap takes a number above 0"),
         (("--label", "nowhere"), "there is no flag --label"),
     ],
-    ids=["nothing", "no predictions", "no folder", "no tolerance", "misspelt"],
+    ids=["nothing", "no predictions", "no folder", "no tolerance", "no overlap", "too much overlap", "misspelt"],
 )
 def test_arguments(capsys, flags, message) -> None:
     assert main(["evaluate", *flags]) == 1

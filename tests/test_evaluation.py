@@ -29,7 +29,8 @@ def plain_dice(pred, label, value):
 @given(LABELS, LABELS)
 @settings(max_examples=100, deadline=None)
 def test_equals_a_plain_count(pred, label) -> None:
-    found = dice(torch.from_numpy(pred), torch.from_numpy(label), [2, 5])
+    classes = np.searchsorted([0, 2, 5], pred)
+    found = dice(torch.from_numpy(classes), torch.from_numpy(label), [2, 5])
     assert found == [pytest.approx(plain_dice(pred, label, v)) for v in (2, 5)]
 
 
@@ -54,20 +55,23 @@ def test_other_shapes_are_refused() -> None:
         dice(torch.zeros(1, 4), torch.zeros(1, 5), [1])
 
 
+CLASSES, VALUES = ["background", "ball", "box"], [0, 2, 5]
+NETWORK = torch.nn.Linear(1, 1)
 SETTINGS = {"patch_size": [8, 8, 8], "mirror": False, "overlap": 0.5}
 
 
 def report(folder, *runs):
     """Files that are written when an evaluator brings (prediction, label) pairs, one by one, in one run or more."""
     model = folder / "model.pt"
-    model.write_bytes(b"a network")
-    handler = DiceReport(folder / "new" / "folder", ["background", "ball", "box"], [0, 2, 5], model, SETTINGS)
+    if not model.is_file():
+        torch.save(NETWORK.state_dict(), model)
+    handler = DiceReport(folder / "new" / "folder", CLASSES, VALUES, NETWORK, model, SETTINGS)
 
     def step(engine, case):
         name, (pred, label) = case
         meta = {"filename_or_obj": f"/data/imagesTr/{name}.nii.gz"}
         engine.state.batch = [{"reference": MetaTensor(torch.tensor([label]).float())}]
-        return [{"pred": MetaTensor(torch.tensor([pred]).float(), meta=meta)}]
+        return [{"pred": MetaTensor(torch.tensor([[VALUES.index(v) for v in pred]], dtype=torch.uint8), meta=meta)}]
 
     engine = Engine(step)
     handler.attach(engine)
@@ -134,7 +138,7 @@ def test_the_file_tells_the_network_and_the_settings(tmp_path) -> None:
 def test_the_network_is_that_of_the_start(tmp_path) -> None:
     """A training that goes on while its cases are scored replaces the file."""
     model = tmp_path / "model.pt"
-    model.write_bytes(b"a network")
+    torch.save(NETWORK.state_dict(), model)
     before = file_digest(model)
 
     def step(engine, _):
@@ -143,9 +147,26 @@ def test_the_network_is_that_of_the_start(tmp_path) -> None:
         return []
 
     engine = Engine(step)
-    DiceReport(tmp_path, ["background", "a"], [0, 1], model, {}).attach(engine)
+    DiceReport(tmp_path, ["background", "a"], [0, 1], NETWORK, model, {}).attach(engine)
     engine.run([0])
     assert json.loads((tmp_path / "dice.json").read_text())["model"] == before
+
+
+def test_weights_that_another_program_gave_are_not_called_those_of_the_file(tmp_path) -> None:
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "model.pt")
+    assert report(tmp_path, CASES)[0]["model"] is None
+
+
+def test_the_means_are_metrics_of_the_engine(tmp_path) -> None:
+    """Where a federation and MLflow look; MLflow takes neither null nor all signs in a name."""
+    engine = Engine(lambda *_: None)
+    handler = DiceReport(tmp_path, [*CLASSES, "left/right"], [0, 2, 5, 7], NETWORK, tmp_path / "none.pt", {})
+    handler.model, handler.rows = None, {"case_a": [1.0, None, 0.5], "case_b": [0.5, None, 0.5]}
+    handler.write(engine)
+    assert engine.state.metrics == {"val_mean_dice": 0.625, "val_dice_ball": 0.75, "val_dice_3": 0.5}
+    handler.rows = {}
+    handler.write(engine)
+    assert np.isnan(engine.state.metrics["val_mean_dice"])
 
 
 def test_dice_json_is_the_last_file(tmp_path, monkeypatch) -> None:

@@ -83,7 +83,7 @@ def _pooled(dataset: datasets.Dataset) -> np.ndarray:
     """Foreground intensities of the first channel of all cases, by nibabel and numpy alone."""
     found = []
     for case in dataset.training:
-        image = nibabel.load(dataset.root / case.image).get_fdata()
+        image = nibabel.load(dataset.root / case.images[0]).get_fdata()
         label = nibabel.load(dataset.root / str(case.label)).get_fdata()
         found.append((image[..., 0] if image.ndim == 4 else image)[np.rint(label) > 0])
     return np.concatenate(found)

@@ -5,6 +5,7 @@ import os
 import struct
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -136,7 +137,7 @@ def test_the_distance_of_the_forms(tmp_path, apart, head) -> None:
 def test_what_is_written_lies_where_the_image_lies(tmp_path) -> None:
     """The bundle's writer, on an image whose axes are turned and whose forms differ."""
     from monai.transforms import Compose, LoadImaged, SaveImaged
-    from scripts.prediction import WholeFileWriter
+    from scripts.prediction import SegmentationWriter
 
     path = write(tmp_path / "image.nii.gz", header(sform=AFFINE, qform=AFFINE @ np.diag([-1, 1, -1, 1])))
     save = SaveImaged(
@@ -144,10 +145,10 @@ def test_what_is_written_lies_where_the_image_lies(tmp_path) -> None:
         output_dir=tmp_path,
         output_postfix="out",
         separate_folder=False,
-        writer=WholeFileWriter,
+        writer=partial(SegmentationWriter, label_values=range(256)),
         resample=False,
     )
-    Compose([LoadImaged("image", ensure_channel_first=True), save])({"image": str(path)})
+    Compose([LoadImaged("image", ensure_channel_first=True, dtype=np.uint8), save])({"image": str(path)})
     np.testing.assert_allclose(nibabel.load(tmp_path / "image_out.nii.gz").affine, nibabel.load(path).affine, atol=1e-5)
 
 

@@ -255,7 +255,7 @@ def test_several_inferers_are_averaged() -> None:
 
 
 def test_sums_are_kept_for_open_rows_only(monkeypatch) -> None:
-    """For an image of 400 rows and 5 classes, 8 rows of float32 beside the float16 result."""
+    """Of an image of 400 rows and 5 classes, 8 rows of float32; finished rows are given away, 4 at a time."""
     made = []
 
     class Sums(inferers._Sums):
@@ -264,13 +264,24 @@ def test_sums_are_kept_for_open_rows_only(monkeypatch) -> None:
             made.append(self)
 
     monkeypatch.setattr(inferers, "_Sums", Sums)
-    probabilities = noise(1, 5, 400, 9, 7).softmax(1)
-    found = MirroredWindowInferer((8, 8, 8), mirror=False)(probabilities, log_softmax_of_channels)
-    torch.testing.assert_close(found.float(), probabilities, **HALF)
+    probabilities = noise(5, 9, 400, 7).softmax(0)
+    infer = MirroredWindowInferer((8, 8, 8), mirror=False)
+    assert infer.best_axis((9, 400, 7)) == 1
+    parts = list(infer.rows(probabilities, log_softmax_of_channels, 1))
+    assert [tuple(part.shape) for part in parts] == [(5, 4, 9, 7)] * 98 + [(5, 8, 9, 7)]
+    torch.testing.assert_close(torch.cat(parts, 1).movedim(1, 2).float(), probabilities, **HALF)
     [sums] = made
     assert (sums.sums.shape, sums.sums.dtype) == ((1, 5, 8, 9, 8), torch.float32)
     assert (sums.weights.shape, sums.weights.dtype) == ((8, 9, 8), torch.float32)
-    assert (sums.finished.shape, sums.finished.dtype) == ((1, 5, 400, 9, 8), torch.float16)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(37, 30, 25), (9, 30, 5), (1, 1, 1)], ids=str)
+def test_rows_along_any_axis_are_the_same(shape, axis) -> None:
+    """But for the order of sums, which float16 may show."""
+    image, infer = noise(2, *shape), MirroredWindowInferer((16, 8, 8))
+    found = torch.cat(list(infer.rows(image, depends_on_place, axis)), 1).movedim(1, axis + 1)
+    torch.testing.assert_close(found.float(), infer(image[None], depends_on_place)[0].float(), **HALF)
 
 
 # The cascade.
@@ -288,6 +299,20 @@ def cascade(num_classes=3, lowres_patch=(8, 8, 8), patch=(8, 8, 8)):
     )
 
 
+class Witness:
+    """An inferer that keeps the images that it is given."""
+
+    def __init__(self, inferer):
+        self.inferer, self.seen = inferer, []
+
+    def best_axis(self, shape):
+        return self.inferer.best_axis(shape)
+
+    def rows(self, image, network, axis):
+        self.seen.append(image)
+        return self.inferer.rows(image, network, axis)
+
+
 def three_classes(x):
     """Logits of three classes, each of which wins somewhere."""
     return torch.cat([x[:, :1] * 0 + 0.3, x[:, :1], -2 * x[:, :1]], 1)
@@ -295,13 +320,13 @@ def three_classes(x):
 
 @pytest.mark.parametrize("shape", [(17, 16, 9), (12, 11, 10), (5, 4, 3), (1, 1, 1), (33, 8, 8)], ids=str)
 def test_the_first_stage_is_enlarged_by_nearest_neighbour(shape) -> None:
-    infer, module, low = cascade(), Members(lowres=[three_classes]), []
-    lowres = infer.lowres
-    infer.lowres = lambda x, network: low.append(lowres(x, network)) or low[-1]
+    infer, module = cascade(), Members(lowres=[three_classes])
+    infer.lowres = low = Witness(infer.lowres)
     found = infer.first_stage(noise(2, 1, *shape), module)
     assert (found.shape, found.dtype) == ((2, 1, *shape), torch.uint8)
-    assert tuple(low[0].shape[2:]) == resampled_shape(shape, SPACING, LOW_SPACING)
-    for item, labels in zip(found, low[0].argmax(1), strict=True):
+    for item, image in zip(found, low.seen, strict=True):
+        assert tuple(image.shape[1:]) == resampled_shape(shape, SPACING, LOW_SPACING)
+        labels = low.inferer(image[None], module)[0].argmax(0)
         np.testing.assert_array_equal(item[0], nearest(labels.numpy(), shape))
 
 
@@ -358,8 +383,7 @@ def test_the_first_stage_sees_what_it_was_trained_on(shape, spacing, config, pro
     own = parse(bundles / "3d_lowres", config).get_parsed_content("preprocessing")({"image": str(path)})["image"]
     full = parse(bundles / "3d_cascade_fullres", config).get_parsed_content("preprocessing")({"image": str(path)})
     infer = parse(bundles / "3d_cascade_fullres", "inference").get_parsed_content("inferer")
-    seen = []
-    infer.lowres = lambda low, _: seen.append(low) or torch.zeros(len(low), 3, *low.shape[2:])
-    segmentation = infer.first_stage(full["image"][None], None)
-    assert torch.equal(seen[0][0], own.as_tensor())
+    infer.lowres = low = Witness(infer.lowres)
+    segmentation = infer.first_stage(full["image"][None], Members(lowres=[three_classes]))
+    assert torch.equal(low.seen[0], own.as_tensor())
     assert segmentation.shape[2:] == full["image"].shape[1:]

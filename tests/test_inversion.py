@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_PLAN
-from monai.data import MetaTensor
+from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.transforms import Invertd
-from scripts.inversion import InvertToLabeld
+from scripts.inversion import InvertToLabeld, LabelInferer, mean_rows
 
 ANGLE = np.deg2rad(20)
 OBLIQUE = np.array([[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]])
@@ -65,6 +65,58 @@ def test_equals_the_stock_inversion(direction, preprocessing, tmp_path) -> None:
     best = expected.as_tensor().float().sort(0).values
     apart = best[-1] - best[-2] > 1e-3
     assert torch.equal(found[0][apart].long().as_tensor(), expected.argmax(0).as_tensor()[apart])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_row_by_row_is_the_same(direction, axis, preprocessing, tmp_path) -> None:
+    """As the inversion of all probabilities at once, but for voxels where float16 cannot tell two classes apart."""
+    data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", direction))})
+    data["pred"] = probabilities(data["image"])
+    [batch] = DataLoader([{"image": data["image"]}], batch_size=1)
+    segmenter = LabelInferer(Given(data["pred"].as_tensor()), axis=axis)
+    [labels] = decollate_batch(segmenter(batch["image"], torch.nn.Identity()))
+    assert labels.dtype == torch.uint8
+    invert = InvertToLabeld("pred", preprocessing, "image")
+    expected = invert(data)["pred"]
+    found = invert({"pred": labels, "image": data["image"]})["pred"]
+    assert (found.shape, found.dtype, found.applied_operations) == ((1, 13, 11, 9), torch.uint8, [])
+    assert torch.equal(found.affine, expected.affine)
+    assert found.meta["filename_or_obj"] == expected.meta["filename_or_obj"]
+    best = stock(data, preprocessing).as_tensor().float().sort(0).values
+    tied = best[-1] - best[-2] < 1e-3
+    assert torch.equal(found[0][~tied].as_tensor(), expected[0][~tied].as_tensor())
+    assert float(tied[2:, 1:-2, :-1].float().mean()) < 0.01
+    assert set(found.unique().tolist()) == {0, 1, 2}
+
+
+class Given:
+    """An inferer that gives these probabilities (classes, X, Y, Z), two rows at a time."""
+
+    def __init__(self, pred):
+        self.pred = pred
+
+    def best_axis(self, shape):
+        return int(np.argmax(shape))
+
+    def rows(self, image, network, axis):
+        assert image.shape[1:] == self.pred.shape[1:]
+        yield from self.pred.movedim(axis + 1, 1).split(2, 1)
+
+
+@pytest.mark.parametrize("split", [(3, 2), (1, 5), (4, 4)], ids=str)
+def test_members_advance_together(split) -> None:
+    """However many rows each of them finishes at a time."""
+    volumes = [torch.rand(3, 11, 4, 5), torch.rand(3, 11, 4, 5)]
+    rows = mean_rows([iter(v.split(n, 1)) for v, n in zip(volumes, split, strict=True)])
+    torch.testing.assert_close(torch.cat(list(rows), 1), torch.stack(volumes).mean(0))
+
+
+@pytest.mark.parametrize("other", [(3, 10, 4, 5), (3, 12, 4, 5), (2, 11, 4, 5), (3, 11, 5, 4)], ids=str)
+def test_members_on_other_grids_are_an_error(other) -> None:
+    members = [iter(torch.rand(3, 11, 4, 5).split(2, 1)), iter(torch.rand(*other).split(3, 1))]
+    with pytest.raises(ValueError, match="different grids"):
+        list(mean_rows(members))
 
 
 @pytest.mark.parametrize("case", ["imagesTr/case_0", "imagesTs/test_0", "imagesTs/test_1"])

@@ -27,12 +27,19 @@ MAY_IMPORT = {
     "tables": set(),
     "flags": {"errors"},
     "saved": {"files", "errors", "facts"},
-    "images": {"errors", "axes", "processes"},
-    "dataset": {"files", "errors", "axes", "facts", "images", "processes"},
+    "formats": set(),
+    "images": {"errors", "axes", "formats", "processes"},
+    "dataset": {"files", "errors", "axes", "facts", "formats", "images", "processes"},
+    "layouts": {"files", "errors", "axes", "facts", "formats", "images", "dataset", "overlays", "processes"},
     "fingerprint": {"saved", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
     "phantom": {"errors", "axes", "facts"},
     "evaluation": {"tables", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
-    "render": {"settings", "overlays", "files", "errors", "axes", "facts", "topology", "rules", "plan"},
+    "render": {"settings", "overlays", "files", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
+    "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
+    "weights": {"files", "errors"},
+    "pretrained": {
+        *("files", "errors", "axes", "facts", "saved", "settings", "overlays", "render", "finetuning", "weights"),
+    },
     "lease": {"files"},
     "results": {"errors", "files"},
     "failures": set(),
@@ -57,37 +64,66 @@ MAY_IMPORT = {
         "render",
         "choice",
         "results",
+        "weights",
     },
-    "prediction": {"files", "errors", "images", "dataset", "processes"},
+    "probe": set(),
+    "verification": {"tables", "files", "errors", "images", "processes", "probe"},
+    "publishing": {
+        *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
+        *("prediction", "probe", "verification"),
+    },
+    "prediction": {"files", "errors", "axes", "facts", "images", "dataset", "processes"},
 }
 """What each module may import; `commands` and `__main__` may import all."""
+REPORT = PACKAGE / "report"
+REPORT_MAY_IMPORT = {
+    "__init__": set(),
+    "blocks": set(),
+    "page": {"blocks"},
+    "charts": set(),
+    "drawings": set(),
+    "plan": {"blocks", "drawings"},
+    "pictures": set(),
+    "cases": {"pictures"},
+    "doctor": {"blocks", "cases"},
+    "dataset": {"blocks", "cases", "charts", "doctor", "pictures"},
+    "training": {"blocks", "charts"},
+    "scores": {"cases", "pictures"},
+    "result": {"blocks", "charts", "pictures", "scores"},
+    "provenance": {"blocks", "cases", "scores", "training"},
+    "build": {"blocks", "cases", "page", "dataset", "plan", "provenance", "result", "scores", "training"},
+}
+"""What each module of the report may import of it; all of them may import the modules above, but for `commands`."""
 SCRIPTS_MAY_IMPORT = {
-    "__init__": {"normalization"},
+    "__init__": {"files", "normalization"},
     "augmentation": set(),
-    "cache": {"datalists", "files"},
-    "cascade": {"cache", "datalists", "networks", "probabilities", "resampling"},
+    "cache": {"files", "formats"},
+    "cascade": {"cache", "datalists", "formats", "inversion", "networks", "probabilities", "resampling"},
     "checkpoint": {"files", "stopping"},
     "components": set(),
     "cpu": set(),
-    "datalists": set(),
+    "datalists": {"formats"},
     "degradation": set(),
     "distributed": set(),
-    "evaluation": {"datalists", "files"},
+    "evaluation": {"checkpoint", "files", "formats"},
     "files": set(),
-    "inferers": {"cpu", "networks", "precision", "resampling"},
-    "inversion": set(),
+    "formats": set(),
+    "inferers": {"cpu", "inversion", "networks", "precision", "resampling"},
+    "inversion": {"formats", "probabilities", "resampling"},
     "networks": {"resampling"},
     "normalization": set(),
     "patches": {"augmentation", "cache", "cascade"},
     "precision": {"cpu"},
-    "prediction": {"datalists", "files"},
-    "probabilities": {"datalists", "files"},
-    "progress": {"datalists", "files"},
+    "prediction": {"files", "formats"},
+    "probabilities": {"files", "formats"},
+    "progress": {"evaluation", "files", "formats"},
+    "readers": {"formats"},
     "resampling": {"cpu"},
     "stopping": set(),
 }
 """What each module of a bundle's scripts may import of them."""
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "commands"))
+REPORT_MODULES = sorted(p.stem for p in REPORT.glob("*.py"))
 SCRIPTS_MODULES = sorted(p.stem for p in SCRIPTS.glob("*.py"))
 
 
@@ -105,14 +141,34 @@ def _imported(path: Path) -> set[str]:
 
 def _inside(package: Path, module: str) -> set[str]:
     """Modules of a package that a module of it imports."""
-    parts = [name.split(".") for name in _imported(package / f"{module}.py")]
-    return {p[1] for p in parts if p[0] == package.name and len(p) > 1 and (package / f"{p[1]}.py").exists()}
+    prefix = f"autoplan.{package.name}." if package == REPORT else f"{package.name}."
+    names = {name.removeprefix(prefix).split(".")[0] for name in _imported(package / f"{module}.py")
+             if name.startswith(prefix)}  # fmt: skip
+    return {name for name in names if (package / f"{name}.py").exists()}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module: str) -> None:
     assert module in MAY_IMPORT, f"say in MAY_IMPORT where {module} stands"
     assert _inside(PACKAGE, module) <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", REPORT_MODULES)
+def test_imports_of_the_report_run_one_way(module: str) -> None:
+    assert module in REPORT_MAY_IMPORT, f"say in REPORT_MAY_IMPORT where {module} stands"
+    assert _inside(REPORT, module) <= REPORT_MAY_IMPORT[module]
+    assert not {"commands", "__main__"} & _inside_autoplan(module)
+
+
+def _inside_autoplan(module: str) -> set[str]:
+    """What a module of the report imports of autoplan."""
+    return {name.split(".")[1] for name in _imported(REPORT / f"{module}.py") if name.startswith("autoplan.")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_the_report(module: str) -> None:
+    """It is at the top, beside the command line."""
+    assert not [name for name in _imported(PACKAGE / f"{module}.py") if name.startswith("autoplan.report")]
 
 
 @pytest.mark.parametrize("module", SCRIPTS_MODULES)
@@ -125,6 +181,7 @@ def test_imports_of_scripts_run_one_way(module: str) -> None:
     ("table", "modules"),
     [
         pytest.param(MAY_IMPORT, MODULES, id="autoplan"),
+        pytest.param(REPORT_MAY_IMPORT, REPORT_MODULES, id="report"),
         pytest.param(SCRIPTS_MAY_IMPORT, SCRIPTS_MODULES, id="scripts"),
     ],
 )
@@ -137,7 +194,8 @@ def test_what_may_be_imported_has_no_circle(table: dict[str, set[str]], modules:
 def test_scripts_need_only_what_a_bundle_names(module: str) -> None:
     """The standard library, and the packages whose versions metadata.json gives."""
     metadata = json.loads((PROJECT / "templates" / "configs" / "metadata.json").read_text())
-    named = {*metadata["required_packages_version"], "monai", "numpy", "torch"} - {"pytorch-ignite"} | {"ignite"}
+    named = {*metadata["required_packages_version"], "monai", "numpy", "torch"}
+    named = named - {"pytorch-ignite", "pillow"} | {"ignite", "PIL"}
     outside = {name.split(".")[0] for name in _imported(SCRIPTS / f"{module}.py")} - {"scripts"}
     assert outside <= named | sys.stdlib_module_names | {"__future__"}
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import TINY_PLAN
+from conftest import TINY_PLAN, dataset_of
 
 from autoplan import plan as plans
 from autoplan import topology
@@ -39,7 +39,7 @@ def network_of(tmp_path, parse):
     def built(configuration, file="train"):
         both = {c.name: c for c in (*TINY_PLAN.configurations[:2], configuration)}
         plan = dataclasses.replace(TINY_PLAN, configurations=tuple(both.values()))
-        render_all(plan, tmp_path / "data", tmp_path / "bundles", force=True)
+        render_all(plan, dataset_of(plan, tmp_path / "data"), tmp_path / "bundles", force=True)
         bundle = tmp_path / "bundles" / plan.name / configuration.name
         return parse(bundle, file).get_parsed_content("network_def").eval()
 

@@ -128,7 +128,7 @@ def test_real_ct_is_normalized_by_pooled_statistics(real_data) -> None:
     normalize = NormalizeChannelsd("image", [vars(rule)])
     raw, normalized = [], []
     for case in dataset.load(folder).training:
-        image, label = (np.asanyarray(nibabel.load(folder / p).dataobj) for p in (case.image, case.label))
+        image, label = (np.asanyarray(nibabel.load(folder / p).dataobj) for p in (case.images[0], case.label))
         raw.append(image[label > 0].astype(np.float64))
         out = normalize({"image": torch.from_numpy(image.astype(np.float32))[None]})["image"][0].numpy()
         normalized.append(out[label > 0].astype(np.float64))

@@ -82,7 +82,7 @@ def test_the_wheel_holds_package_and_templates(tmp_path) -> None:
     expected = {}
     for path in (p for name in names for p in (PROJECT / name, *(PROJECT / name).rglob("*"))):
         relative = path.relative_to(PROJECT)
-        if path.is_file() and "__pycache__" not in relative.parts:
+        if path.is_file() and not {"__pycache__", ".ruff_cache", "ruff.toml"} & set(relative.parts):
             (source / relative).parent.mkdir(parents=True, exist_ok=True)
             (source / relative).write_bytes(path.read_bytes())
             if relative.parts[0] in ("autoplan", "templates"):

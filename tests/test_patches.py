@@ -39,7 +39,7 @@ def make(tmp_path):
             item = {"image": str(tmp_path / f"{name}.nii.gz"), "label": str(tmp_path / f"{name}-label.nii.gz")}
             for path in item.values():
                 Path(path).touch()
-            items.append(item)
+            items.append({"name": name, **item})
         cache = CaseCache(tmp_path / f"cache{shape}", partial(preprocessing, shape=shape), slice_axis, num_classes=3)
         crop = RandCropWarpd(["image", "label"], patch_size, **OFF)
         return PatchDataset(items, cache, patch_size, transform or crop)

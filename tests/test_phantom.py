@@ -32,7 +32,7 @@ def test_it_is_a_dataset_with_what_makes_datasets_hard(folder) -> None:
     assert planned.slice_axis == 2
     assert all(max(c.spacing) > 2 * min(c.spacing) for c in facts.cases), "anisotropic"
     assert len({c.spacing for c in facts.cases}) == len(facts.cases)
-    affines = [images.read_volume(dataset.root / c.image).affine for c in dataset.training]
+    affines = [images.read_volume(dataset.root / c.images[0]).affine for c in dataset.training]
     assert len({tuple(np.sign(np.round(a[:3, :3], 2)).flat) for a in affines}) == len(phantom.ORIENTATIONS)
 
 
@@ -86,8 +86,8 @@ def test_the_commands_from_end_to_end(tmp_path, capsys, monkeypatch) -> None:
     """Rendering is replaced: it has tests of its own."""
     asked = []
     render = types.ModuleType("autoplan.render")
-    render.render_all = lambda plan, root, bundles, *, force: (
-        asked.append((plan, root, bundles, force)) or [bundles / "x"]
+    render.render_all = lambda plan, dataset, bundles, *, force: (
+        asked.append((plan, dataset.root, bundles, force)) or [bundles / "x"]
     )
     monkeypatch.setitem(sys.modules, "autoplan.render", render)
     monkeypatch.chdir(tmp_path)

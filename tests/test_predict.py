@@ -33,7 +33,7 @@ def images(tmp_path) -> list[Path]:
     folder.mkdir()
     for name in ("a.nii.gz", "b.nii"):
         (folder / name).write_text(name)
-    return prediction.images_in(folder)
+    return [folder / "a.nii.gz", folder / "b.nii"]
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def runs(monkeypatch) -> list[list[str]]:
 
 
 def predict(bundle: Path, images: list[Path], output: Path, *, force: bool = False, **settings: str) -> int:
-    return prediction.predict(bundle, images[0].parent, images, output, force=force, settings=settings)
+    folder = images[0].parent
+    there = prediction.images_in(folder, bundle)
+    return prediction.predict(bundle, folder, there, output, force=force, settings=settings)
 
 
 def test_all_are_predicted_once(bundle, images, runs, tmp_path) -> None:
@@ -100,11 +102,11 @@ def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_
     other.mkdir()
     (other / "a.nii.gz").write_text("another patient")
     with pytest.raises(AutoplanError, match=r"holds predictions of other images, such as a\.nii\.gz of .*images/a"):
-        predict(bundle, prediction.images_in(other), tmp_path / "out")
+        predict(bundle, [other / "a.nii.gz"], tmp_path / "out")
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "of a.nii.gz"
-    assert predict(bundle, prediction.images_in(other), tmp_path / "out", force=True) == 1
+    assert predict(bundle, [other / "a.nii.gz"], tmp_path / "out", force=True) == 1
     assert (tmp_path / "out" / "a.nii.gz").read_text() == "of another patient"
-    assert predict(bundle, prediction.images_in(other), tmp_path / "out") == 0, "now they are its own"
+    assert predict(bundle, [other / "a.nii.gz"], tmp_path / "out") == 0, "now they are its own"
 
 
 @pytest.mark.parametrize("change", ["an image more", "an image less"])
@@ -114,8 +116,7 @@ def test_the_same_folder_may_change(change, bundle, images, runs, tmp_path) -> N
         (images[0].parent / "c.nii").write_text("c")
     else:
         images[0].unlink()
-    again = prediction.images_in(images[0].parent)
-    assert predict(bundle, again, tmp_path / "out") == (change == "an image more")
+    assert predict(bundle, images, tmp_path / "out") == (change == "an image more")
     assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
@@ -173,10 +174,10 @@ def test_errors(bundle, images, tmp_path) -> None:
     with pytest.raises(DatasetError, match="no images to predict"):
         prediction.predict(bundle, tmp_path, [], tmp_path / "out", force=False, settings={})
     with pytest.raises(DatasetError, match="is no folder"):
-        prediction.images_in(tmp_path / "none")
+        prediction.images_in(tmp_path / "none", bundle)
     (images[0].parent / "a.nii").write_text("")
     with pytest.raises(DatasetError, match="two images are called a"):
-        predict(bundle, prediction.images_in(images[0].parent), tmp_path / "out")
+        predict(bundle, images, tmp_path / "out")
     (bundle / "models" / "model.pt").write_bytes(b"PK half of it")
     with pytest.raises(TemplateError, match=r"model\.pt is damaged. Write the bundle anew: python -m autoplan select"):
         predict(bundle, images, tmp_path / "out")

@@ -3,6 +3,7 @@
 import gzip
 import logging
 import shutil
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import TINY_PLAN
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from scripts.datalists import images_to_predict
-from scripts.prediction import FAULT, ImageDataset, WholeFileWriter
+from scripts.prediction import FAULT, ImageDataset, SegmentationWriter
 
 
 def truncated(path, image):
@@ -210,17 +211,17 @@ def test_a_run_that_has_nothing_left_to_do_ends_well(run, image, tmp_path, caplo
 
 def segmentation():
     meta = {"filename_or_obj": "case.nii.gz", "spatial_shape": np.array([3, 2, 2])}
-    return MetaTensor(torch.ones(1, 3, 2, 2), affine=torch.eye(4, dtype=torch.float64), meta=meta)
+    return MetaTensor(torch.ones(1, 3, 2, 2, dtype=torch.uint8), affine=torch.eye(4, dtype=torch.float64), meta=meta)
 
 
-def saver(folder):
+def saver(folder, values=range(256), output_dtype=np.uint8):
     return SaveImage(
         folder,
         "",
-        output_dtype=np.uint8,
+        output_dtype=output_dtype,
         resample=False,
         separate_folder=False,
-        writer=WholeFileWriter,
+        writer=partial(SegmentationWriter, label_values=values),
         print_log=False,
     )
 
@@ -229,6 +230,14 @@ def test_a_file_is_written_whole(tmp_path) -> None:
     saver(tmp_path)(segmentation())
     assert [p.name for p in tmp_path.iterdir()] == ["case.nii.gz"]
     np.testing.assert_array_equal(nibabel.load(tmp_path / "case.nii.gz").dataobj, np.ones((3, 2, 2)))
+
+
+@pytest.mark.parametrize(("values", "dtype"), [((0, 5), np.uint8), ((0, 700), np.uint16)])
+def test_a_file_has_the_values_of_the_dataset(values, dtype, tmp_path) -> None:
+    saver(tmp_path, values, dtype)(segmentation())
+    voxels = np.asanyarray(nibabel.load(tmp_path / "case.nii.gz").dataobj)
+    assert voxels.dtype == dtype
+    assert set(voxels.flat) == {values[1]}
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["over an old file", "a new file"])

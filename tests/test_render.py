@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, PROJECT, TINY_PLAN, write_project
+from conftest import NAMES, PROJECT, TINY_PLAN, dataset_of, write_project
 from monai.data import MetaTensor
 
-from autoplan import dataset, fingerprint, plan, saved
+from autoplan import dataset, fingerprint, plan, results, saved
 from autoplan.errors import TemplateError
 from autoplan.facts import ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
@@ -61,7 +61,7 @@ def bundle(request, project):
 def test_files_of_a_bundle(bundle) -> None:
     there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     scripts = {f"scripts/{p.name}" for p in (PROJECT / "templates" / "scripts").glob("*.py")}
-    configs = {f"configs/{name}.json" for name in (*CONFIGS, "folds")}
+    configs = {f"configs/{name}.json" for name in (*CONFIGS, "datalist")}
     assert there == {"LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
 
 
@@ -150,7 +150,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
         "3d_cascade_fullres": {
             "network_def", "network", "lowres", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
             "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
-            "training_settings",
+            "training_settings", "optimizer",
         },
     }[name]  # fmt: skip
     planned = {"bundle_root", "patch_size", "batch_size", "strides", "features", "batch_dice"}
@@ -161,7 +161,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
 
 
 def test_the_second_stage_builds_both(project, parse) -> None:
-    """One module with both stages; the trainer is given the second."""
+    """One module with both stages; the trainer is given the second, under the names of both."""
     bundle = project / "bundles" / "Task90_Tiny" / "3d_cascade_fullres"
     for config_name in ("train", "inference"):
         parser = parse(bundle, config_name, device="cpu")
@@ -174,7 +174,12 @@ def test_the_second_stage_builds_both(project, parse) -> None:
         assert (tuple(map(tuple, first.strides)), tuple(first.filters)) == (low.strides, low.features)
         assert module.lowres_patch == list(low.patch_size)
         network = parser.get_parsed_content("network")
-        assert network is (second if config_name == "train" else module)
+        assert dict(network.state_dict()).keys() == module.state_dict().keys()
+        if config_name == "train":
+            optimized = parser.get_parsed_content("optimizer").param_groups[0]["params"]
+            assert [id(p) for p in optimized] == [id(p) for p in second.parameters()]
+            patch = torch.rand(1, 4, *parser["patch_size"])
+            assert torch.equal(network(patch), second(patch))
 
 
 # The largest component of a class that is always one.
@@ -185,7 +190,7 @@ def test_the_second_stage_builds_both(project, parse) -> None:
 def test_only_the_largest_component_of_such_a_class_is_kept(single, classes, config_name, parse, tmp_path) -> None:
     """Classes count up, label values do not: 2 is class 1, 5 is class 2. Components that touch at a corner are one."""
     planned = dataclasses.replace(TINY_PLAN, single_component=single)
-    bundle = render_all(planned, tmp_path / "data", tmp_path / "bundles")[1]
+    bundle = render_all(planned, dataset_of(planned, tmp_path / "data"), tmp_path / "bundles")[1]
     configs = ("train", "evaluate") if config_name == "evaluate" else ("inference",)
     id_ = "validate#postprocessing" if config_name == "evaluate" else "postprocessing"
     parser = parse(bundle, *configs, output_dir=str(tmp_path))
@@ -246,7 +251,7 @@ def test_training_and_inference_agree(bundle) -> None:
 @pytest.mark.parametrize("augmentation", ["2d", "3d", "slicewise"])
 def test_augmentation(augmentation, tmp_path) -> None:
     planned = dataclasses.replace(TINY_PLAN.configurations[1], augmentation=augmentation)
-    files = render(dataclasses.replace(TINY_PLAN, slice_axis=1), planned, "data")
+    files = render(dataclasses.replace(TINY_PLAN, slice_axis=1), planned, dataset_of(TINY_PLAN, Path()), "data")
     train = json.loads(files["configs/train.json"])
     assert train["warp_slice_axis"] == (2 if augmentation == "slicewise" else None)
     assert train["rotation_degrees"] == (15.0 if augmentation == "3d" else 180.0)
@@ -288,7 +293,7 @@ def test_no_planned_number_stands_twice(name) -> None:
     numbers += dataclasses.astuple(statistics)
     numbers += [] if name == "3d_fullres" else low.spacing
     numbers += [*low.patch_size, *low.features] if name == "3d_cascade_fullres" else []
-    files = render(chosen, planned, "data")
+    files = render(chosen, planned, dataset_of(chosen, Path()), "data")
     for config_name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
         found = [value for _, value in leaves(json.loads(files[f"configs/{config_name}.json"]))]
         twice = {n: found.count(n) for n in numbers if found.count(n) > 1}
@@ -371,7 +376,7 @@ ODD_NAMES = (
 @pytest.mark.parametrize("name", ["plain", *ODD_NAMES, "ümläut", "{x}"])
 def test_any_dataset_folder(name, tmp_path, parse) -> None:
     data = tmp_path / name / "Task90_Tiny"
-    bundle, *_ = render_all(TINY_PLAN, data, tmp_path / "bundles")
+    bundle, *_ = render_all(TINY_PLAN, dataset_of(TINY_PLAN, data), tmp_path / "bundles")
     for config_name in ("train", "inference"):
         found = parse(bundle, config_name).get_parsed_content("dataset_dir")
         assert Path(os.path.normpath(found)) == data
@@ -392,7 +397,7 @@ def test_nothing_of_a_dataset_is_evaluated(name, configuration, tmp_path, parse,
     hostile = dataclasses.replace(
         TINY_PLAN, labels=((0, "background"), (1, name), (2, "b")), modalities=(name, "CT"), single_component=()
     )
-    render_all(hostile, tmp_path / "data", tmp_path / "bundles")
+    render_all(hostile, dataset_of(hostile, tmp_path / "data"), tmp_path / "bundles")
     bundle = tmp_path / "bundles" / TINY_PLAN.name / configuration
     imported = {*sys.modules}
     for names in (("train",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("train", "quick"), ("inference",)):
@@ -429,7 +434,7 @@ def test_nothing_of_a_dataset_is_evaluated_in_the_bundle_to_share(name, tmp_path
 @pytest.mark.parametrize("name", ["<script>", "a|b"])
 def test_names_do_not_change_the_form_of_a_readme(name) -> None:
     planned = dataclasses.replace(TINY_PLAN, decisions=(Decision("", "x", name, "section 1", f"because of {name}"),))
-    text = render(planned, planned.configurations[0], "..")["docs/README.md"].decode()
+    text = render(planned, planned.configurations[0], dataset_of(planned, Path()), "..")["docs/README.md"].decode()
     [row] = [line for line in text.splitlines() if line.startswith("| x |")]
     assert len(re.split(r"(?<!\\)\|", row)) == 6
     assert "<script>" not in text
@@ -473,14 +478,15 @@ def test_planning_that_was_interrupted_goes_on(number, tmp_path, monkeypatch) ->
     with monkeypatch.context() as patch:
         patch.setattr("autoplan.render.write_atomically", full_disk)
         with pytest.raises(OSError, match="No space left"):
-            render_all(TINY_PLAN, tmp_path / "data", tmp_path / "bundles")
+            render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data"), tmp_path / "bundles")
     folder = tmp_path / "bundles" / TINY_PLAN.name
     complete = {path.parents[1].name for path in folder.glob("*/configs/train.json")}
     assert complete == {name for name in NAMES if (folder / name / "configs" / "train.json") in written[:-1]}
     changed = dataclasses.replace(TINY_PLAN, nonzero_only=True)
     if not complete:
-        render_all(changed, tmp_path / "data", tmp_path / "bundles")
-    render_all(changed if not complete else TINY_PLAN, tmp_path / "data", tmp_path / "bundles")
+        render_all(changed, dataset_of(changed, tmp_path / "data"), tmp_path / "bundles")
+    planned = changed if not complete else TINY_PLAN
+    render_all(planned, dataset_of(planned, tmp_path / "data"), tmp_path / "bundles")
 
 
 def test_a_bundle_to_share_that_was_interrupted_is_none(tmp_path, monkeypatch) -> None:
@@ -509,7 +515,8 @@ def test_a_bundle_to_share_that_was_interrupted_is_none(tmp_path, monkeypatch) -
 )
 def test_any_class_name(name, tmp_path, parse) -> None:
     labels = ((0, "background"), (1, name))
-    bundle, *_ = render_all(dataclasses.replace(TINY_PLAN, labels=labels), tmp_path / "data", tmp_path / "bundles")
+    planned = dataclasses.replace(TINY_PLAN, labels=labels)
+    bundle, *_ = render_all(planned, dataset_of(planned, tmp_path / "data"), tmp_path / "bundles")
     for config_name in ("train", "inference"):
         parser = parse(bundle, config_name)
         assert parser.get_parsed_content("class_names") == ["background", name]
@@ -517,8 +524,11 @@ def test_any_class_name(name, tmp_path, parse) -> None:
 
 
 def test_folds_are_the_same_for_all_configurations(project) -> None:
-    found = [config(project / "bundles" / "Task90_Tiny" / name, "folds") for name in NAMES]
-    assert found == [to_dict(TINY_PLAN.folds)] * len(NAMES)
+    found = [config(project / "bundles" / "Task90_Tiny" / name, "datalist") for name in NAMES]
+    assert found == [found[0]] * len(NAMES)
+    assert results.folds(project / "bundles" / "Task90_Tiny" / "2d") == to_dict(TINY_PLAN.folds)
+    case = {"name": "case_0", "image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz", "fold": 0}
+    assert found[0]["training"][0] == case
 
 
 def test_metadata_is_about_this_bundle(bundle) -> None:
@@ -575,7 +585,7 @@ def test_rendering_again_changes_nothing(tmp_path) -> None:
     write_project(tmp_path)
     before = files_of(tmp_path)
     for force in (False, True):
-        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles", force=force)
+        render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny"), tmp_path / "bundles", force=force)
         assert files_of(tmp_path) == before
 
 
@@ -595,7 +605,7 @@ def test_another_plan_is_refused_with_the_list_of_changes(tmp_path) -> None:
     write_project(tmp_path)
     before = files_of(tmp_path)
     with pytest.raises(TemplateError) as error:
-        render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+        render_all(another_plan(), dataset_of(another_plan(), tmp_path / "data/Task90_Tiny"), tmp_path / "bundles")
     lines = str(error.value).splitlines()
     train = tmp_path / "bundles/Task90_Tiny/3d_fullres/configs/train.json"
     assert f"  {train}: batch_size: 2 -> 3" in lines
@@ -611,7 +621,7 @@ def test_nothing_is_written_when_one_bundle_is_refused(tmp_path) -> None:
     shutil.rmtree(tmp_path / "bundles/Task90_Tiny/2d")
     before = files_of(tmp_path)
     with pytest.raises(TemplateError):
-        render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+        render_all(another_plan(), dataset_of(another_plan(), tmp_path / "data/Task90_Tiny"), tmp_path / "bundles")
     assert files_of(tmp_path) == before
 
 
@@ -623,16 +633,16 @@ def test_what_a_user_changed_is_not_lost(file, said, tmp_path) -> None:
     bundle = write_project(tmp_path) / "bundles/Task90_Tiny/2d"
     (bundle / file).write_text("# mine\n")
     with pytest.raises(TemplateError, match=rf"{file}: {said}"):
-        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+        render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny"), tmp_path / "bundles")
     assert (bundle / file).read_text() == "# mine\n"
 
 
-@pytest.mark.parametrize("file", ["train", "metadata", "folds"])
+@pytest.mark.parametrize("file", ["train", "metadata", "datalist"])
 def test_a_config_that_is_nested_too_deeply_differs(file, tmp_path) -> None:
     path = write_project(tmp_path) / f"bundles/Task90_Tiny/2d/configs/{file}.json"
     path.write_text("[" * 100_000)
     with pytest.raises(TemplateError, match=rf"{file}.json: differs"):
-        render_all(TINY_PLAN, tmp_path / "data/Task90_Tiny", tmp_path / "bundles")
+        render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny"), tmp_path / "bundles")
 
 
 def test_force_rewrites_all_but_models(tmp_path) -> None:
@@ -641,7 +651,9 @@ def test_force_rewrites_all_but_models(tmp_path) -> None:
     for name in (*kept, "scripts/left_over.py"):
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_text(name)
-    render_all(another_plan(), tmp_path / "data/Task90_Tiny", tmp_path / "bundles", force=True)
+    render_all(
+        another_plan(), dataset_of(another_plan(), tmp_path / "data/Task90_Tiny"), tmp_path / "bundles", force=True
+    )
     assert config(bundle, "train")["batch_size"] == 3
     assert not (bundle / "scripts/left_over.py").exists()
     assert all((bundle / name).read_text() == name for name in kept)
@@ -658,7 +670,8 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     facts = saved.load_fingerprint(EXAMPLE / "fingerprint.json")
     planned = plan.plan(facts)
     folder = EXAMPLE / "3d_fullres"
-    files = render(planned, planned.configuration(folder.name), f"../../../data/{EXAMPLE.name}")
+    data = dataset_of(planned, PROJECT / "data" / EXAMPLE.name)
+    files = render(planned, planned.configuration(folder.name), data, f"../../../data/{EXAMPLE.name}")
     if request.config.getoption("--rewrite-example"):
         write(folder, files)
         saved.save_plan(planned, EXAMPLE, fingerprint_key=facts.key)

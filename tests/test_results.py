@@ -18,6 +18,7 @@ from autoplan.files import file_digest
 
 TASK = TINY_PLAN.name
 CASES = ["case_0"]
+DATALIST = json.dumps({"training": [{"name": name, "fold": 0} for name in CASES]})
 
 
 def finish(folder: Path) -> None:
@@ -86,8 +87,8 @@ def test_what_a_fold_lacks(
     found = results.read(fold, CASES)
     assert isinstance(found, str)
     assert lacks in found
-    (tmp_path / "folds.json").write_text(json.dumps([CASES]))
-    stage = LowresSegmentations(fold.parents[1], tmp_path / "folds.json", None)
+    (tmp_path / "datalist.json").write_text(DATALIST)
+    stage = LowresSegmentations(fold.parents[1], tmp_path / "datalist.json", None)
     if in_a_bundle is None:
         assert stage.source(CASES[0]) == results.probabilities(fold, CASES[0]).resolve()
     else:
@@ -134,14 +135,23 @@ def test_damaged_state_is_no_traceback(
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "text", [*GARBAGE.values(), "[1]", "[[1]]", '{"0": ["a"]}'], ids=[*GARBAGE, "1", "of 1", "object"]
-)
+DATALISTS = {
+    "a list": "[1]",
+    "no cases": '{"training": []}',
+    "no fold": '{"training": [{"name": "a"}]}',
+    "a name that is none": '{"training": [{"name": 1, "fold": 0}]}',
+    "a fold that is none": '{"training": [{"name": "a", "fold": "0"}]}',
+    "a fold without cases": '{"training": [{"name": "a", "fold": 9000000000}]}',
+}
+
+
+@pytest.mark.parametrize("text", [*GARBAGE.values(), *DATALISTS.values()], ids=[*GARBAGE, *DATALISTS])
 def test_damaged_folds_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "folds.json").write_text(text)
+    (tmp_path / "configs" / "datalist.json").write_text(text)
     with pytest.raises(
-        TrainingError, match=r"^" + re.escape(str(tmp_path)) + r".*folds.json cannot be read \([^\n]*\)"
+        TrainingError,
+        match=r"^" + re.escape(str(tmp_path)) + r".*datalist.json cannot be read as a datalist \([^\n]*\)",
     ) as e:
         results.folds(tmp_path)
     assert "\n" not in str(e.value)
@@ -149,7 +159,7 @@ def test_damaged_folds_are_one_line(tmp_path: Path, text: str) -> None:
 
 def test_jobs_read_the_same(fold: Path) -> None:
     (fold.parents[1] / "configs").mkdir()
-    (fold.parents[1] / "configs" / "folds.json").write_text(json.dumps([CASES]))
+    (fold.parents[1] / "configs" / "datalist.json").write_text(DATALIST)
     job = jobs.Job(str(fold.parents[1]), "3d_lowres", 0)
     assert jobs.has_results(job)
     (fold / "model.pt").write_text("another")

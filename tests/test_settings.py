@@ -1,17 +1,18 @@
 """One list explains the keys of the configs, and says which of them are flags."""
 
 import json
+from pathlib import Path
 
 import pytest
-from conftest import NAMES, TINY_PLAN
+from conftest import NAMES, TINY_PLAN, dataset_of
 
 from autoplan import settings
-from autoplan.render import render
+from autoplan.render import render, template
 
 
 def configs(configuration):
     """The configs of a rendered bundle by name."""
-    files = render(TINY_PLAN, TINY_PLAN.configuration(configuration), "../data")
+    files = render(TINY_PLAN, TINY_PLAN.configuration(configuration), dataset_of(TINY_PLAN, Path()), "../data")
     names = ("train", "evaluate", "inference", "multi_gpu_train", "quick")
     return {name: json.loads(files[f"configs/{name}.json"]) for name in names}
 
@@ -36,6 +37,7 @@ def test_every_value_is_explained(configuration) -> None:
 
 def test_everything_that_is_explained_is_there() -> None:
     keys = {key for name in NAMES for config in configs(name).values() for key in config}
+    keys |= set(template("train.json", "2d", goes_on=True))
     assert {s.name for s in settings.load()} - keys == {"folds"}, "folds stands in the bundle to share, as 2d_folds"
 
 
@@ -51,7 +53,7 @@ def test_flags_of_a_training() -> None:
 
 @pytest.mark.parametrize("configuration", NAMES)
 def test_the_readme_explains_each_key_once(configuration) -> None:
-    files = render(TINY_PLAN, TINY_PLAN.configuration(configuration), "../data")
+    files = render(TINY_PLAN, TINY_PLAN.configuration(configuration), dataset_of(TINY_PLAN, Path()), "../data")
     text = files["docs/README.md"].decode().partition("## Keys of the configs")[2].partition("##")[0]
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len({*rows}) > 30

@@ -10,10 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, TINY_PLAN, write_project
+from conftest import NAMES, TINY_PLAN, write_finished
+from scripts.inferers import PatchInferer
 from test_bundle import BLOCKER, SEVERAL_COMMANDS
 
-from autoplan import sharing
+from autoplan import render, sharing
 from autoplan.choice import Candidate, CaseDice, Setting, choose
 from autoplan.errors import TemplateError
 from autoplan.files import file_digest
@@ -45,23 +46,7 @@ def share(project, *members: str, name: str | None = None):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, parse):
     """A project whose folds look finished, with random networks."""
-    project = write_project(tmp_path_factory.mktemp("shared"))
-    for name, folds in FOLDS.items():
-        bundle = project / "bundles" / TASK / name
-        settings = parse(bundle, "train", "evaluate", mirror=False).get_parsed_content("prediction_settings")
-        for k in folds:
-            torch.manual_seed(10 * NAMES.index(name) + k)
-            network = parse(bundle, "inference").get_parsed_content("network_def")
-            folder = bundle / "models" / f"fold_{k}"
-            (folder / "validation" / "probabilities").mkdir(parents=True)
-            torch.save(network.state_dict(), folder / "model.pt")
-            model = file_digest(folder / "model.pt")
-            (folder / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
-            (folder / "validation" / "dice.json").write_text(
-                json.dumps({"model": model, "settings": settings, "cases": {f"case_{k}": {}}})
-            )
-            (folder / "validation" / "probabilities" / f"case_{k}.npz").touch()
-    return project
+    return write_finished(tmp_path_factory.mktemp("shared"), parse, FOLDS)
 
 
 def predicted(parse, bundle, image, models=()):
@@ -120,17 +105,6 @@ def test_weights_are_flat_and_belong_to_their_folds(trained) -> None:
             )
             for key, value in fold.items():
                 assert torch.equal(weights[f"{member}.{number}.{key}"], value)
-
-
-def test_large_weights_are_listed(trained, monkeypatch) -> None:
-    best = share(trained, "2d")
-    assert not (best / "large_files.yml").exists()
-    monkeypatch.setattr(sharing, "LARGE_FILE_BYTES", 1000)
-    text = (share(trained, "2d") / "large_files.yml").read_text()
-    assert 'path: "models/model.pt"' in text
-    assert "hash_type" in text
-    monkeypatch.undo()
-    assert not (share(trained, "2d") / "large_files.yml").exists()
 
 
 def test_folds_with_different_settings_are_refused(trained) -> None:
@@ -214,3 +188,43 @@ def test_another_spacing_than_the_planned_one_is_refused(trained) -> None:
 def test_names_that_a_bundle_cannot_have(name, trained) -> None:
     with pytest.raises(TemplateError, match="a bundle cannot be called"):
         share(trained, "2d", name=name)
+
+
+# Going on with the training of the bundle.
+
+
+@pytest.mark.parametrize("name", ["2d", "3d_lowres", "2d and cascade"])
+def test_its_networks_are_trained_on_together(name, trained, parse, tmp_path) -> None:
+    """From the weights that it has; every network learns, but for a cascade's first stage, which is not differentiable;
+    the result is scored."""
+    members = MODELS[name]
+    best = shutil.copytree(share(trained, *members), tmp_path / "best")
+    inference = json.loads((best / "configs" / "inference.json").read_text())
+    for file, config in render.going_on(TINY_PLAN, inference).items():
+        (best / "configs" / file).write_text(json.dumps(config))
+    values = {
+        "dataset_dir": str(trained / "data" / TASK), "cache_dir": str(tmp_path / "cache"), "epoch_length": 1,
+        "val_batches": 1, "max_epochs": 1, "num_workers": 0, "device": "cpu", "amp": False, "batch_size": 2,
+    }  # fmt: skip
+    before = torch.load(best / "models" / "model.pt", weights_only=True)
+    parser = parse(best, "train", **values)
+    assert not (best / "configs" / "datalist.json").exists()
+    parser.get_parsed_content("train#trainer").run()
+    after = torch.load(best / "models" / "model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    same = {name.partition(".")[0] for name in before} - changed
+    assert same == ({"lowres"} if "3d_cascade_fullres" in members else set())
+    evaluation = parse(best, "train", "evaluate", **values)
+    evaluation.get_parsed_content("validate#evaluator").run()
+    scored = json.loads((best / "models" / "fold_0" / "validation" / "dice.json").read_text())
+    assert len(scored["cases"]) == 1
+
+
+def test_patches_give_the_logarithms_of_mean_probabilities(trained, parse) -> None:
+    best = share(trained, "2d", "3d_fullres")
+    network = parse(best, "inference").get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(best / "models" / "model.pt", weights_only=True))
+    patch = torch.randn(1, 2, 16, 16, 8)
+    found = PatchInferer(amp=False, slice_axis=2)(patch, network)
+    torch.testing.assert_close(found.softmax(1), network(patch))

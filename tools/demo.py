@@ -142,7 +142,7 @@ def demo(source: Source, folder: Path, *, epoch_length: int, max_epochs: int) ->
     run(bundle_run("training", bundle, ["train.json", "quick.json"], **quick))
     if not is_newer([scores], fold / "model.pt"):
         run(bundle_run("evaluating", bundle, ["train.json", "evaluate.json", "quick.json"]))
-    test = [predictions / Path(case.image).name for case in dataset.test]
+    test = [predictions / Path(case.images[0]).name for case in dataset.test]
     if test and not is_newer(test, bundle / "models" / "model.pt"):
         run(bundle_run("inference", bundle, ["inference.json", "quick.json"]))
     dice = json.loads(scores.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import pickle
@@ -16,7 +17,7 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
-from scripts.files import file_digest, link_atomically, write_atomically, write_text_atomically
+from scripts.files import continued, file_digest, link_atomically, write_atomically, write_text_atomically
 from scripts.stopping import OtherRecipeError
 
 logger = logging.getLogger(__name__)
@@ -62,16 +63,28 @@ def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
     return f"{bundle_root}/models/model.pt" if fold == 0 and str(ckpt_dir).startswith(bundle_root) else None
 
 
-def was_mirrored(model_file: str | Path) -> bool:
-    """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions. True
-    where nothing is recorded beside it, or the record is of another network."""
+def holds(network: torch.nn.Module, model_file: str | Path) -> bool:
+    """Whether a network has the weights that a file holds."""
+    if not Path(model_file).is_file():
+        return False
+    mine, other = network.state_dict(), torch.load(model_file, map_location="cpu", weights_only=True)
+    return mine.keys() == other.keys() and all(torch.equal(value.cpu(), other[name]) for name, value in mine.items())
+
+
+def was_mirrored(model_file: str | Path, mirror_prob: float = 0.5) -> bool:
+    """Whether the network in a file was trained on mirrored patches, so that mirroring helps its predictions.
+
+    Args:
+        model_file: weights; the record lies beside them.
+        mirror_prob: what tells it where there is no record.
+    """
     record = Path(model_file).with_name(RECORD)
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         if found["model"] == file_digest(model_file):
             return float(found["settings"]["mirror_prob"]) > 0
     except (OSError, ValueError, KeyError, TypeError):
-        return True
+        return float(mirror_prob) > 0
     logger.warning("%s is of another network than %s; predictions are mirrored.", record, model_file)
     return True
 
@@ -88,10 +101,14 @@ class Checkpoint:
     "schedule", and the other "settings". `model.json`, beside model.pt, has its digest and
     the settings. Only rank 0 writes.
 
+    Where another program has put weights into the network (the server of a federation, MONAI Label), the training
+    begins with these and not with a checkpoint. It leaves the fold alone: its files go to a folder beside that of the
+    fold, and only `model_file` is replaced.
+
     Args:
         ckpt_dir: folder of the fold.
         network: bare network, whose state dict is saved and, as model.pt, used for inference.
-        objects: whatever else has `state_dict` and `load_state_dict`.
+        objects: whatever else has `state_dict` and `load_state_dict`; one that writes files has their `output_dir`.
         model_file: where to leave a copy of model.pt, the network that the bundle's inference uses; None for no copy.
         interval: epochs between two savings.
         settings: of the training, to be recorded in finished.json and beside every model.pt.
@@ -110,17 +127,42 @@ class Checkpoint:
         self.settings = dict(settings or {})
         self.model_file = None if model_file is None else Path(model_file)
         self.interval = int(interval)
+        self.started = False
+        self.digest = _digest(network)
         self.signal: int | None = None
         self._old_handlers: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Load on start, save after epochs and when a signal asks to stop."""
-        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_on_signal)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def start(self, engine: Engine) -> None:
+        """Go on from a checkpoint at the first start in this process, unless the network was given other weights since
+        it was built; leave everything as it is at a later one."""
+        first, self.started = not self.started, True
+        # Rank 0 decides: the other ranks were given its weights.
+        same = idist.get_rank() != 0 or _digest(self.network) == self.digest
+        if idist.get_world_size() > 1:
+            same = bool(idist.broadcast(float(same), src=0))
+        if not same:
+            self._leave_fold()
+        elif first:
+            self.load(engine)
+            return
+        self._unmark()
+
+    def _leave_fold(self) -> None:
+        """Write to a folder of its own from now on."""
+        self.ckpt_dir = continued(self.ckpt_dir)
+        for thing in self.objects.values():
+            if hasattr(thing, "output_dir"):
+                thing.output_dir = self.ckpt_dir
+        logger.info("The network was given its weights from outside; this training writes to %s.", self.ckpt_dir)
 
     def load(self, engine: Engine) -> None:
         """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished.
@@ -271,6 +313,7 @@ class Checkpoint:
                 engine.terminate()
 
     def _finish(self, engine: Engine) -> None:
+        self.digest = _digest(self.network)
         self._restore_signals()
         if self.signal is not None:
             logger.warning("Stopped. The same command goes on from here.")
@@ -289,11 +332,16 @@ class Checkpoint:
             signal.signal(*self._old_handlers.popitem())
 
 
+def _digest(network: torch.nn.Module) -> str:
+    """Tells the weights of a network from others."""
+    found = hashlib.sha256()
+    for value in network.state_dict().values():
+        found.update(value.detach().cpu().contiguous().numpy())
+    return found.hexdigest()
+
+
 def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def _set_random_state(state: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     evenly. The transform moves the centre so that the patch lies inside the image as far as it can.
 
     Args:
-        data: {"image": path, "label": path} of each case; preprocessed into the cache when first needed.
+        data: {"name", "image", "label"} of each case; preprocessed into the cache when first needed.
         cache: where the preprocessed cases lie.
         patch_size: voxels; two numbers for patches of slices, three for patches of volumes.
         transform: makes the patch from {"image": (C, *spatial), "label": (1, *spatial), "center": voxel index}, whose
@@ -48,7 +48,7 @@ class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, str]],
+        data: Sequence[Mapping[str, Any]],
         cache: CaseCache,
         patch_size: Sequence[int],
         transform: Callable[[dict[str, Any]], dict[str, Any]],

@@ -1,86 +1,100 @@
 """Class probabilities of a case on disk, small enough to keep those of a whole cross-validation.
 
 A file holds the foreground classes' probabilities on the preprocessed grid, quantized to 8 bits and compressed (the
-background's are what is missing to 1), and the geometry: what an inversion of the preprocessing needs to know.
+background's are what is missing to 1), and the geometry: what an inversion of the preprocessing needs to know. They are
+written and read some rows at a time, so that those of a whole image need not be in memory.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 
-from scripts.datalists import case_name
 from scripts.files import write_atomically
+from scripts.formats import case_name
 
 LEVELS = 255
+ROWS = "rows_"
+"""How the names of the arrays in a file begin that hold probabilities, in their order."""
+Result = TypeVar("Result")
 
 
-def save(path: str | Path, probabilities: torch.Tensor, image: MetaTensor) -> None:
-    """Write the probabilities (classes, X, Y, Z) of a case with the geometry of its preprocessed image, atomically."""
-    foreground = probabilities[1:].float().mul(LEVELS).round_().to(torch.uint8).cpu().numpy()
-    geometry = io.BytesIO()
-    torch.save({"affine": _plain(image.affine), "applied_operations": _plain(image.applied_operations)}, geometry)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, foreground=foreground, geometry=np.frombuffer(geometry.getvalue(), np.uint8))
-
-    write_atomically(path, write)
-
-
-def load(path: str | Path) -> dict[str, torch.Tensor]:
-    """What `save` wrote, for the postprocessing of a bundle.
-
-    Returns:
-        "pred": probabilities, float32 (classes, X, Y, Z); "image": a tensor without voxels, with the image's geometry.
-    """
-    path = Path(path)
-    with np.load(path) as arrays:
-        foreground = torch.from_numpy(arrays["foreground"]).float().div_(LEVELS)
-        geometry = torch.load(io.BytesIO(arrays["geometry"].tobytes()), weights_only=True)
-    image = MetaTensor(
-        torch.empty(0),
-        affine=geometry["affine"],
-        meta={"filename_or_obj": case_name(path.with_suffix("")) + ".nii.gz"},
-        applied_operations=geometry["applied_operations"],
-    )
-    background = (1 - foreground.sum(0, keepdim=True)).clamp_(min=0)
-    return {"pred": torch.cat([background, foreground]), "image": image}
-
-
-def segmentation(path: str | Path) -> torch.Tensor:
-    """Most probable class, uint8 (1, X, Y, Z), on the preprocessed grid."""
-    return load(path)["pred"].argmax(0, keepdim=True).to(torch.uint8)
-
-
-class SaveProbabilitiesd(MapTransform):
-    """Write the probabilities of a case before its postprocessing, as <output_dir>/<case>.npz.
+def keeping(
+    path: str | Path, rows: Iterator[torch.Tensor], image: MetaTensor, axis: int, use: Callable[..., Result]
+) -> Result:
+    """use(rows), while a file is written of the rows that pass: atomically, and with the geometry of the image.
 
     Args:
-        keys: the probabilities, (classes, X, Y, Z), on the grid of the preprocessed image.
-        output_dir: folder; made when it does not exist.
-        image_key: the preprocessed image, which has the geometry and the name.
+        path: the file.
+        rows: class probabilities, (classes, rows, *plane), along an axis.
+        image: preprocessed, (C, X, Y, Z).
+        axis: spatial axis that the rows run along.
+        use: takes all of the rows.
+    """
+    results = []
+
+    def passing(archive: zipfile.ZipFile) -> Iterator[torch.Tensor]:
+        for number, some in enumerate(rows):
+            foreground = some[1:].float().mul(LEVELS).round_().to(torch.uint8)
+            _put(archive, f"{ROWS}{number:05d}", foreground.cpu().numpy())
+            yield some
+
+    def write(temporary: Path) -> None:
+        geometry = io.BytesIO()
+        said = {"affine": image.affine, "applied_operations": image.applied_operations}
+        torch.save({**_plain(said), "shape": list(image.shape[1:]), "axis": axis}, geometry)
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            _put(archive, "geometry", np.frombuffer(geometry.getvalue(), np.uint8))
+            results.append(use(passing(archive)))
+
+    write_atomically(path, write)
+    return results[0]
+
+
+def _put(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    """Add an array to an archive that `numpy.load` reads."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array))
+
+
+class Stored:
+    """The probabilities of a case in a file that `keeping` wrote.
+
+    Attributes:
+        image: a tensor without voxels, with the geometry and the name of the preprocessed image.
+        shape: its voxels, (X, Y, Z).
+        axis: spatial axis that the rows run along.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, image_key: Hashable = "image") -> None:
-        super().__init__(keys)
-        self.output_dir = Path(output_dir)
-        self.image_key = image_key
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with np.load(self.path) as arrays:
+            geometry = torch.load(io.BytesIO(arrays["geometry"].tobytes()), weights_only=True)
+            # Older files have all rows in one piece.
+            self.shape = tuple(geometry["shape"] if "shape" in geometry else arrays["foreground"].shape[1:])
+        self.axis = int(geometry.get("axis", 0))
+        self.image = MetaTensor(
+            torch.empty(0),
+            affine=geometry["affine"],
+            meta={"filename_or_obj": case_name(self.path.with_suffix("")) + ".nii.gz"},
+            applied_operations=geometry["applied_operations"],
+        )
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        image = data[self.image_key]
-        for key in self.keys:
-            save(self.output_dir / f"{case_name(image.meta['filename_or_obj'])}.npz", data[key], image)
-        return dict(data)
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Class probabilities, float32 (classes, rows, *plane), as many rows at a time as were written at once."""
+        with np.load(self.path) as arrays:
+            for name in sorted(set(arrays.files) - {"geometry"}):
+                foreground = torch.from_numpy(arrays[name]).float().div_(LEVELS)
+                background = (1 - foreground.sum(0, keepdim=True)).clamp_(min=0)
+                yield torch.cat([background, foreground])
 
 
 def _plain(value: Any) -> Any:

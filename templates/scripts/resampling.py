@@ -190,10 +190,18 @@ class ResampleToSpacing(InvertibleTransform):
         applied = self.pop_transform(data)
         mode = "nearest" if self.mode == "nearest" else "linear"
         values, shape = data.as_tensor(), tuple(applied["orig_size"])
+        # Class numbers of an image cannot be interpolated: `LabelInferer` gives those of the grid before.
+        there = shape == tuple(values.shape[1:]) or (mode == "linear" and not values.is_floating_point())
         # Probabilities in float16 stay so where there is nothing to do: a large image is not copied.
-        out = _like(values if shape == tuple(values.shape[1:]) else resample(values, shape, mode), data)
+        out = _like(values if there else resample(values, shape, mode), data)
         out.affine = applied["extra_info"]["affine"]
         return out
+
+
+def shapes_back(image: MetaTensor, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shape, of a preprocessed image, and those that it had before each `ResampleToSpacing`, the last one first."""
+    steps = [step for step in image.applied_operations if step["class"] == ResampleToSpacing.__name__]
+    return [tuple(map(int, s)) for s in (shape, *(step["orig_size"] for step in reversed(steps)))]
 
 
 def _check_memory(image: MetaTensor, shape: Sequence[int], spacing: Sequence[float]) -> None:

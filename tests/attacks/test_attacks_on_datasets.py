@@ -80,9 +80,9 @@ BAD_FIELDS = [
             ("with a line break", "imagesTr/a\nb.nii.gz", "no path"),
             ("of 5,000 characters", "a" * 5000 + ".nii.gz", "no path"),
             ("of one long name", "a" * 900 + ".nii.gz", "a{900}"),
-            ("to no image", "dataset.json", "no NIfTI"),
-            ("empty", "", "no NIfTI"),
-            ("to a folder", "imagesTr", "no NIfTI"),
+            ("to no image", "dataset.json", "neither an image"),
+            ("empty", "", "neither an image"),
+            ("to a folder", "imagesTr", "neither an image"),
             ("of nothing but the ending", ".nii.gz", r"\.nii\.gz"),
         )
     ),

@@ -69,7 +69,8 @@ def finished(tmp_path_factory, parse) -> Path:
     item = {key: str(project / "data" / TASK / part / "case_0.nii.gz") for key, part in PARTS.items()}
     item["reference"] = item["label"]
     image = parser.get_parsed_content("validate#preprocessing")(item)["image"]
-    probabilities.save(results.probabilities(folder, "case_0"), torch.rand(3, *image.shape[1:]), image)
+    path = results.probabilities(folder, "case_0")
+    probabilities.keeping(path, iter([torch.rand(3, *image.shape[1:])]), image, 0, list)
     return project
 
 
@@ -230,14 +231,16 @@ def test_wrong_plans(copy, capsys) -> None:
             check_message(said.err, names="plan.json|no bundle")
 
 
-@pytest.mark.parametrize("content", [*DAMAGED_JSON, b"[[1]]", b'["case_0"]', b"[[]]", b'[["case_4"]]'])
+@pytest.mark.parametrize(
+    "content", [*DAMAGED_JSON, b"[[1]]", b'{"training": []}', b'{"training": [{"name": "case_4", "fold": 0}]}']
+)
 def test_damaged_folds(copy, capsys, content) -> None:
-    path = copy / "bundles" / TASK / "2d" / "configs" / "folds.json"
+    path = copy / "bundles" / TASK / "2d" / "configs" / "datalist.json"
     path.write_bytes(content)
     said = command(["status", TASK], capsys)
     if said.status:
-        check_message(said.err, names="folds.json")
-    refuse(["select", TASK, "--num_processes", "1"], capsys, names="folds.json|plan.json", folder=copy)
+        check_message(said.err, names="datalist.json")
+    refuse(["select", TASK, "--num_processes", "1"], capsys, names="datalist.json|plan.json", folder=copy)
 
 
 @pytest.mark.parametrize("content", DAMAGED_JSON)
@@ -294,12 +297,11 @@ def test_a_damaged_lease_is_taken_over(tmp_path, content, heartbeat) -> None:
 
 
 @pytest.mark.parametrize("content", DAMAGED_JSON)
-def test_folds_are_lists_of_names(tmp_path, content) -> None:
+def test_a_datalist_names_cases_and_folds(tmp_path, content) -> None:
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "folds.json").write_bytes(content)
-    if content != b"[]":
-        with pytest.raises(TrainingError, match=r"folds\.json"):
-            results.folds(tmp_path)
+    (tmp_path / "configs" / "datalist.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"datalist\.json"):
+        results.folds(tmp_path)
 
 
 # The cache of training.

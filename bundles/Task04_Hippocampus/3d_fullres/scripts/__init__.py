@@ -6,10 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from scripts.files import validation_dir
 from scripts.normalization import nonzero
 
-__all__ = ["has_tensorboard", "is_counting", "label_dtype", "nonzero", "root"]
+__all__ = ["has_tensorboard", "is_counting", "label_dtype", "nonzero", "root", "use", "validation_dir"]
+
+Handler = TypeVar("Handler")
 
 
 def root(name: str) -> str:
@@ -29,9 +33,9 @@ def root(name: str) -> str:
     others = sorted({str(c) for c in candidates if c != here and (c / "configs" / "metadata.json").is_file()})
     found = json.loads((here / "configs" / "metadata.json").read_text())["name"]
     if others or found != name:
-        wanted = f"the bundle in {', '.join(others)}" if others else f"the bundle named '{name}'"
+        wanted = f"the bundle in {', '.join(others)}" if others else f"the bundle named {name!r}"
         raise RuntimeError(
-            f"The config belongs to {wanted}, but Python imported `scripts` from the bundle '{found}' in {here}. "
+            f"The config belongs to {wanted}, but Python imported `scripts` from the bundle {found!r} in {here}. "
             "Start from another working directory: the folder of the bundle itself, or one that holds no `scripts`."
         )
     return str(here)
@@ -45,6 +49,12 @@ def is_counting(label_values: Sequence[int]) -> bool:
 def label_dtype(label_values: Sequence[int]) -> str:
     """Type that holds all label values."""
     return "uint8" if max(label_values) < 256 else "uint16"
+
+
+def use(handler: Handler) -> Handler:
+    """A handler that stands elsewhere in the config, as an entry of a list of handlers: programs that take bundles read
+    the `_target_` of every entry, so that none may be a bare reference."""
+    return handler
 
 
 def has_tensorboard() -> bool:

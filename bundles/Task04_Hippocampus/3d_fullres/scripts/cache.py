@@ -30,10 +30,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from monai.transforms import LoadImage
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from scripts.datalists import case_name
 from scripts.files import TEMPORARY, write_atomically
+from scripts.formats import files_of
 
 FORMAT = 2
 CHECKSUM = struct.Struct("<4sI")
@@ -174,6 +176,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, type):
         return [value.__module__, value.__qualname__]
     settings = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in _RANDOM_STATE}
+    if isinstance(value, LoadImage):  # the last reader reads; which others there are depends on what is installed
+        settings["readers"] = value.readers[-1:]
     return [type(value).__module__, type(value).__qualname__, describe(settings)]
 
 
@@ -213,7 +217,7 @@ class CaseCache:
 
     Args:
         folder: where caches lie; made when it does not exist.
-        preprocessing: transform from {"image": path, "label": path} to tensors (C, *spatial) and (1, *spatial).
+        preprocessing: transform from {"name", "image", "label"} to tensors (C, *spatial) and (1, *spatial).
         slice_axis: spatial axis to store first.
         num_classes: classes, background included.
         max_locations: voxels of each class whose indices are kept, drawn at random. 10000 is the known default of
@@ -235,20 +239,21 @@ class CaseCache:
         what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
         self.folder = Path(folder) / settings_digest(what, 12)
 
-    def path(self, item: Mapping[str, str]) -> Path:
+    def path(self, item: Mapping[str, Any]) -> Path:
         """File of a case, which may not exist yet."""
-        stats = [os.stat(item[key]) for key in ("image", "label")]
+        paths = [path for key in ("image", "label") for path in ensure_tuple(item[key])]
+        stats = [os.stat(file) for path in paths for file in files_of(path)]
         stamp = settings_digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
-        return self.folder / f"{case_name(item['image'])}-{stamp}.npys"
+        return self.folder / f"{item['name']}-{stamp}.npys"
 
-    def write(self, item: Mapping[str, str]) -> Path:
+    def write(self, item: Mapping[str, Any]) -> Path:
         """Preprocess one case unless its file exists, and give the file."""
         path = self.path(item)
         if not path.exists():
             try:
                 data = self.preprocessing(dict(item))
             except Exception as error:
-                raise RuntimeError(f"{case_name(item['image'])} cannot be preprocessed: {error}") from error
+                raise RuntimeError(f"{item['name']} cannot be preprocessed: {error}") from error
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
             locations = self._locations(label, np.random.default_rng(int(settings_digest(path.name, 8), 16)))
@@ -267,11 +272,11 @@ class CaseCache:
             found.append(np.stack(np.unravel_index(where, label.shape), axis=-1).astype(np.int32))
         return found
 
-    def fill(self, items: Sequence[Mapping[str, str]], num_workers: int = 0) -> list[Path]:
+    def fill(self, items: Sequence[Mapping[str, Any]], num_workers: int = 0) -> list[Path]:
         """Files of the cases, after preprocessing those that have none yet.
 
         Args:
-            items: {"image": path, "label": path} of each case.
+            items: {"name", "image", "label"} of each case; the image is a path or a list of paths, one a channel.
             num_workers: processes that preprocess at the same time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -301,7 +306,7 @@ class CaseCache:
 
 
 class _Jobs(torch.utils.data.Dataset[str]):
-    def __init__(self, cache: CaseCache, items: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, cache: CaseCache, items: Sequence[Mapping[str, Any]]) -> None:
         self.cache, self.items = cache, items
 
     def __len__(self) -> int:

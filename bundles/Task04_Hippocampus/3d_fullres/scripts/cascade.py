@@ -17,10 +17,11 @@ import torch
 from monai.transforms import Transform
 from tqdm import tqdm
 
-from scripts import probabilities
 from scripts.cache import CaseCache, read_arrays, read_case, remove_damaged, settings_digest, write_arrays
-from scripts.datalists import case_name
+from scripts.datalists import read_folds
+from scripts.inversion import labels_of
 from scripts.networks import append_one_hot
+from scripts.probabilities import Stored
 from scripts.resampling import resample
 
 
@@ -30,14 +31,13 @@ class LowresSegmentations:
 
     Args:
         bundle: folder of the first stage's bundle, whose `evaluating` leaves the predictions of the validation cases.
-        folds_file: JSON list with a list of case names, the validation cases, for each fold.
+        datalist: MONAI datalist with folds.
         cache: the preprocessed cases; the segmentations lie beside them.
     """
 
-    def __init__(self, bundle: str | Path, folds_file: str | Path, cache: CaseCache) -> None:
+    def __init__(self, bundle: str | Path, datalist: str | Path, cache: CaseCache) -> None:
         self.bundle, self.cache = Path(bundle).resolve(), cache
-        folds = json.loads(Path(folds_file).read_text(encoding="utf-8"))
-        self.fold_of = {name: fold for fold, names in enumerate(folds) for name in names}
+        self.fold_of = {case["name"]: fold for fold, cases in enumerate(read_folds(datalist)) for case in cases}
 
     def source(self, name: str) -> Path:
         """File with the prediction of a case by the network that did not train on it.
@@ -68,13 +68,13 @@ class LowresSegmentations:
         models = {_model(file) for file in files} - {None}
         return len(models) > 1
 
-    def fill(self, items: Sequence[Mapping[str, str]]) -> list[Path]:
+    def fill(self, items: Sequence[Mapping[str, Any]]) -> list[Path]:
         """Files with the segmentations of the cases, after making those that are missing or older than the prediction.
 
         Args:
-            items: {"image": path, "label": path} of each case; preprocessed if they are not.
+            items: {"name", "image", "label"} of each case; preprocessed if they are not.
         """
-        sources = [self.source(case_name(item["image"])) for item in items]
+        sources = [self.source(str(item["name"])) for item in items]
         # Cases that are there were checked when the cache was filled.
         cases = [self.cache.write(item) for item in items]
         targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]
@@ -82,7 +82,9 @@ class LowresSegmentations:
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
         for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
             shape = read_case(case, self.cache.slice_axis).label.shape[1:]
-            labels = resample(probabilities.segmentation(source), shape, "nearest")
+            stored = Stored(source)
+            low = labels_of(stored.rows(), [stored.shape], stored.axis)
+            labels = resample(low[None], shape, "nearest")
             write_arrays(target, [np.moveaxis(labels[0].numpy(), self.cache.slice_axis, 0)])
         return targets
 
@@ -104,6 +106,22 @@ def _model(path: Path) -> str | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found.get("model") if isinstance(found, dict) and isinstance(found.get("model"), str) else None
+
+
+class SecondStage(torch.nn.Module):
+    """The second stage of a cascade, to be trained. Its state dict is that of both stages, as in models/model.pt.
+
+    Args:
+        networks: both stages, a :class:`scripts.networks.Composite`.
+    """
+
+    def __init__(self, networks: Any) -> None:
+        super().__init__()
+        self.lowres, self.cascade = networks.lowres, networks.cascade
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of patches that have the one-hot channels of the first stage."""
+        return self.cascade[0](x)
 
 
 class AppendOneHotd(Transform):

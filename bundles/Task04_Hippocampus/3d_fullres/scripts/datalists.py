@@ -3,58 +3,85 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NIFTI = (".nii.gz", ".nii")
+from scripts.formats import by_case, case_name, image_files, segmentation_name
 
 
-def case_name(path: str | Path) -> str:
-    """File name of an image without .nii or .nii.gz."""
-    name = Path(path).name
-    return next((name[: -len(ending)] for ending in NIFTI if name.endswith(ending)), name)
-
-
-def _read(dataset_dir: str | Path) -> dict[str, Any]:
-    path = Path(dataset_dir) / "dataset.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.absolute()} does not exist. Name the folder of the dataset: --dataset_dir DIR")
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_folds(datalist: str | Path) -> list[list[dict[str, Any]]]:
+    """The training cases of a datalist, fold by fold: a list of {"name", "image", "label", "fold"} for each fold."""
+    entries = json.loads(Path(datalist).read_text(encoding="utf-8"))["training"]
+    return [[e for e in entries if e["fold"] == k] for k in range(1 + max(e["fold"] for e in entries))]
 
 
 def fold_cases(
-    dataset_dir: str | Path, folds_file: str | Path, fold: int
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Image and label paths of the training and of the validation cases of a fold.
+    dataset_dir: str | Path, datalist: str | Path, fold: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The training and the validation cases of a fold, {"name", "image", "label"}: `image` is a path, or a list of
+    paths, one a channel.
 
     Args:
-        dataset_dir: folder with the dataset.json that lists the cases.
-        folds_file: JSON list with a list of case names, the validation cases, for each fold.
+        dataset_dir: folder that the paths of the datalist are relative to.
+        datalist: MONAI datalist with folds: a fold's cases are those that it is validated on. A bundle that was shared
+            has none; the cases of any dataset.json are then divided into five folds.
         fold: counts from 0.
 
     Raises:
-        FileNotFoundError: no dataset.json in `dataset_dir`.
-        ValueError: there is no such fold, or dataset.json lacks a case.
+        ValueError: there is no such fold.
+        FileNotFoundError: a case is not there.
     """
-    folds = json.loads(Path(folds_file).read_text(encoding="utf-8"))
+    root = Path(dataset_dir)
+    folds = read_folds(datalist) if Path(datalist).is_file() else _divided_cases(root)
     if fold not in range(len(folds)):
         raise ValueError(f"There is no fold {fold}: there are {len(folds)}, counted from 0.")
-    root = Path(dataset_dir)
-    entries = {case_name(e["image"]): e for e in _read(root)["training"]}
-    missing = [name for names in folds for name in names if name not in entries]
+    cases = [
+        [{"name": e["name"], "image": _in(root, e["image"]), "label": _in(root, e["label"])} for e in part]
+        for part in folds
+    ]
+    files = {case["name"]: [*_paths(case["image"]), case["label"]] for part in cases for case in part}
+    missing = [name for name, paths in files.items() if not all(Path(path).exists() for path in paths)]
     if missing:
-        raise ValueError(
-            f"{root.absolute()}: dataset.json lacks {len(missing)} of the cases that the bundle was planned for, the "
-            f"first is {missing[0]}. Plan again with python -m autoplan, or name the right folder: --dataset_dir DIR"
+        raise FileNotFoundError(
+            f"{root.absolute()} lacks files of {len(missing)} of the cases that the bundle was planned for, the first "
+            f"is {missing[0]}. Name the right folder, --dataset_dir DIR, or plan again with python -m autoplan"
         )
-    cases = [[{key: str(root / entries[n][key]) for key in ("image", "label")} for n in names] for names in folds]
     return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
 
 
-def with_references(cases: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Cases whose labels are kept as they are, to be compared with predictions: {"image": path, "reference": path}."""
-    return [{"image": case["image"], "reference": case["label"]} for case in cases]
+def _divided_cases(root: Path) -> list[list[dict[str, Any]]]:
+    """The training cases of a dataset.json, fold by fold."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()} does not exist. Name the folder of the dataset: --dataset_dir DIR")
+    entries = json.loads(path.read_text(encoding="utf-8"))["training"]
+    cases = {case_name(e["image"]): e for e in entries}
+    return [[{"name": name, **cases[name]} for name in names] for names in divided(list(cases))]
+
+
+def divided(names: Sequence[str], num_folds: int = 5) -> list[list[str]]:
+    """Validation cases of each fold, as planning divides a dataset; the order of the names does not matter."""
+    generator = random.Random(12345)  # only random() is promised to stay the same from one Python version to the next
+    keys = {name: generator.random() for name in sorted(names)}
+    shuffled, count = sorted(keys, key=keys.__getitem__), min(num_folds, len(keys))
+    return [sorted(shuffled[k::count]) for k in range(count)]
+
+
+def _in(root: Path, image: str | Sequence[str]) -> Any:
+    """Paths from a folder; those that are absolute stay."""
+    return str(root / image) if isinstance(image, str) else [str(root / path) for path in image]
+
+
+def _paths(image: str | Sequence[str]) -> list[str]:
+    """The files of an image."""
+    return [image] if isinstance(image, str) else list(image)
+
+
+def with_references(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cases whose labels are kept as they are, to be compared with predictions: "reference" in place of "label"."""
+    return [{"name": case["name"], "image": case["image"], "reference": case["label"]} for case in cases]
 
 
 def images_to_predict(
@@ -62,41 +89,70 @@ def images_to_predict(
     output_dir: str | Path | None = None,
     skip_existing: bool = False,
     images: str | Path | None = None,
-) -> list[dict[str, str]]:
-    """Paths of the test images that dataset.json lists; without a dataset.json, of all NIfTI images in the folder.
+    channels: int = 1,
+) -> list[dict[str, Any]]:
+    """The test images that dataset.json lists; without a dataset.json, all images in the folder: {"name", "image"}.
 
     Args:
-        dataset_dir: folder with a dataset.json or with images.
+        dataset_dir: folder with a dataset.json or with images. Files CASE_0000, CASE_0001 and so on are the channels of
+            one image where there is one for each channel.
         output_dir: folder of the segmentations.
         skip_existing: leave out images whose segmentation is there.
-        images: JSON file with a list of paths; these images are predicted, whatever lies in `dataset_dir`.
+        images: a folder of images, or a JSON file with a list of images: each a path, or {"name", "image"} with a path
+            or a list of paths. These are predicted, whatever lies in `dataset_dir`.
+        channels: of an image.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
         ValueError: it has no images.
     """
-    paths = _listed(Path(dataset_dir)) if images is None else _named(Path(images))
-    if skip_existing and output_dir is not None:
-        paths = [path for path in paths if not (Path(output_dir) / f"{case_name(path)}.nii.gz").is_file()]
-    return [{"image": str(path)} for path in paths]
-
-
-def _listed(root: Path) -> list[Path]:
-    """The test images of a dataset, or all images of a folder."""
-    if (root / "dataset.json").is_file():
-        paths = [root / (e if isinstance(e, str) else e["image"]) for e in _read(root).get("test", [])]
-    elif root.is_dir():
-        paths = sorted(p for p in root.iterdir() if p.name.endswith(NIFTI) and not p.name.startswith("."))
+    if images is not None and not Path(images).is_dir():
+        cases = _named(Path(images))
     else:
+        cases = _listed(Path(dataset_dir), channels) if images is None else _found(Path(images), channels)
+    if skip_existing and output_dir is not None:
+        done = Path(output_dir)
+        cases = [c for c in cases if not (done / segmentation_name(_paths(c["image"])[0], c["name"])).is_file()]
+    return cases
+
+
+def _listed(root: Path, channels: int) -> list[dict[str, Any]]:
+    """The test images of a dataset, or all images of a folder."""
+    if not (root / "dataset.json").is_file():
+        return _found(root, channels)
+    entries = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("test", [])
+    paths = [root / (e if isinstance(e, str) else e["image"]) for e in entries]
+    return [_item(case_name(path), [path]) for path in paths] or _none(root)
+
+
+def _found(root: Path, channels: int) -> list[dict[str, Any]]:
+    """All images of a folder."""
+    if not root.is_dir():
         raise FileNotFoundError(f"{root.absolute()} is no folder. Name the one with the images: --dataset_dir DIR")
-    if not paths:
-        raise ValueError(f"{root.absolute()}: no images to predict, neither listed in dataset.json nor as files.")
-    return paths
+    return [_item(*case) for case in by_case(image_files(root), channels)] or _none(root)
 
 
-def _named(path: Path) -> list[Path]:
+def _none(root: Path) -> list[dict[str, Any]]:
+    raise ValueError(f"{root.absolute()}: no images to predict, neither listed in dataset.json nor as files.")
+
+
+def _item(name: str, paths: Sequence[Path]) -> dict[str, Any]:
+    return {"name": name, "image": str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]}
+
+
+def _named(path: Path) -> list[dict[str, Any]]:
     """The images that a JSON file names."""
-    named = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, str) or _is_case(e) for e in entries):
         raise ValueError(f'{path.absolute()}: no JSON list of paths. Write one, such as ["/data/a.nii.gz"].')
-    return [Path(name) for name in named]
+    return [_item(case_name(e), [Path(e)]) if isinstance(e, str) else e for e in entries]
+
+
+def _is_case(entry: object) -> bool:
+    """Whether an entry names a case and its files."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    image = entry.get("image")
+    return isinstance(image, str) or (
+        isinstance(image, list) and bool(image) and all(isinstance(i, str) for i in image)
+    )

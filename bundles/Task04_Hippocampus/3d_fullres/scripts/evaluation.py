@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from scripts.datalists import case_name
+from scripts.checkpoint import holds
 from scripts.files import file_digest, write_atomically, write_text_atomically
+from scripts.formats import case_name
 
 
 class DiceReport:
@@ -22,13 +25,15 @@ class DiceReport:
 
     It compares the "pred" of `engine.state.output` with the "reference" of `engine.state.batch`, one item a case. A
     class that is absent from both label and prediction has no Dice (null) and is left out of the means; absent from the
-    label alone it counts 0. The mean foreground Dice is the mean over the classes of the mean over the cases.
+    label alone it counts 0. The mean foreground Dice is the mean over the classes of the mean over the cases. The
+    means are also metrics of the engine: "val_mean_dice", and "val_dice_<class>" of each class that has one.
 
     Args:
         output_dir: folder of the two files; made when it does not exist.
         class_names: names of all classes, background first.
-        label_values: value of each class in predictions and labels.
-        model_file: the network that predicts; dice.json tells which one it was.
+        label_values: value of each class in the references; predictions hold class numbers.
+        network: that predicts.
+        model_file: its file; dice.json tells which one it was, or null where another program gave the network weights.
         settings: of the prediction; dice.json repeats them.
     """
 
@@ -37,25 +42,29 @@ class DiceReport:
         output_dir: str | Path,
         class_names: Sequence[str],
         label_values: Sequence[int],
+        network: torch.nn.Module,
         model_file: str | Path,
         settings: Mapping[str, Any],
     ) -> None:
         self.output_dir = Path(output_dir)
         self.classes = list(class_names)[1:]
         self.values = list(label_values)[1:]
-        self.model_file, self.settings = Path(model_file), dict(settings)
+        self.network, self.model_file, self.settings = network, Path(model_file), dict(settings)
         self.rows: dict[str, list[float | None]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Score after every case, write when all are done."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, _: Engine) -> None:
         self.rows.clear()
-        self.model = file_digest(self.model_file)
+        self.model = file_digest(self.model_file) if holds(self.network, self.model_file) else None
+        if self.model is None:
+            # The files of its cases are about to be replaced.
+            (self.output_dir / "dice.json").unlink(missing_ok=True)
 
     @staticmethod
     def _fail(engine: Engine, error: BaseException) -> None:
@@ -72,8 +81,8 @@ class DiceReport:
             name = case_name(output["pred"].meta["filename_or_obj"])
             self.rows[name] = dice(output["pred"], item["reference"], self.values)
 
-    def write(self, _: Engine) -> None:
-        """Write dice.csv and dice.json, and log the table."""
+    def write(self, engine: Engine) -> None:
+        """Write dice.csv and dice.json, log the table, and set the engine's metrics."""
         scores = np.array(list(self.rows.values()), dtype=float).reshape(len(self.rows), len(self.classes))
         counted = ~np.isnan(scores)
         means = [float(s[c].mean()) if c.any() else None for s, c in zip(scores.T, counted.T, strict=True)]
@@ -86,6 +95,8 @@ class DiceReport:
             "model": self.model,
             "settings": self.settings,
         }
+        engine.state.metrics["val_mean_dice"] = math.nan if foreground is None else foreground
+        engine.state.metrics.update(class_metrics("val_dice", self.classes, means))
         rows: list[list[object]] = [[name, *row] for name, row in self.rows.items()]
         lines: list[list[object]] = [["case", *self.classes], *rows, ["mean", *means]]
 
@@ -100,18 +111,26 @@ class DiceReport:
         logging.getLogger(__name__).info("mean foreground Dice: %s", _cell(foreground))
 
 
+def class_metrics(what: str, classes: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Metrics of an engine, `<what>_<class>` of each foreground class that has a value. A class goes by its number
+    where its name has signs that MLflow does not take."""
+    names = [name if re.fullmatch(r"[\w -]+", name) else str(number) for number, name in enumerate(classes, 1)]
+    return {f"{what}_{name}": value for name, value in zip(names, values, strict=True) if value is not None}
+
+
 def dice(pred: torch.Tensor, label: torch.Tensor, values: Sequence[int]) -> list[float | None]:
-    """Dice of each class; None for a class that neither the prediction nor the label holds.
+    """Dice of each foreground class; None for a class that neither the prediction nor the label holds.
 
     Args:
-        pred, label: label values, of equal shape.
-        values: of the classes to score.
+        pred: class numbers.
+        label: label values, of the same shape.
+        values: label value of each foreground class.
     """
     if pred.shape != label.shape:
         raise ValueError(f"prediction {tuple(pred.shape)} and label {tuple(label.shape)} differ in shape")
     scores: list[float | None] = []
-    for value in values:
-        p, t = pred == value, label == value
+    for number, value in enumerate(values, 1):
+        p, t = pred == number, label == value
         size = int(p.sum()) + int(t.sum())
         scores.append(2 * int((p & t).sum()) / size if size else None)
     return scores

@@ -11,6 +11,25 @@ from pathlib import Path
 TEMPORARY = ".????????.*"
 """Pattern of the names that files have while they are written."""
 
+CONTINUED = "_continued"
+"""Ending of the folder, beside that of a fold, for all that is done with weights from outside."""
+
+
+def continued(folder: str | Path) -> Path:
+    """That folder."""
+    path = Path(folder)
+    return path if path.name.endswith(CONTINUED) else path.with_name(path.name + CONTINUED)
+
+
+def validation_dir(ckpt_dir: str, loader: object) -> str:
+    """Folder of the predictions and scores of validation cases.
+
+    Args:
+        ckpt_dir: folder of the fold.
+        loader: what loads the fold's network; None where another program has switched it off, to give weights itself.
+    """
+    return str((continued(ckpt_dir) if loader is None else Path(ckpt_dir)) / "validation")
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name that is then renamed. When the writing fails, nothing is left of it.

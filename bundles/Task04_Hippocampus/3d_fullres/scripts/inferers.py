@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer, SlidingWindowInferer
 
 from scripts.cpu import sum_by_two_threads
+from scripts.inversion import labels_of, mean_rows
 from scripts.networks import append_one_hot, cropped_to, padded_to, window_size
 from scripts.precision import checked_switch, logits
 from scripts.resampling import resample, resampled_shape
@@ -20,6 +23,8 @@ NOT_FINITE = (
     "the network gives values that are NaN or infinite. Its weights are damaged, or the image's intensities are far "
     "from those of its training."
 )
+BLOCK = 2**22
+"""Probabilities that become float16 at a time: more would need more memory, and gain nothing."""
 Networks = Sequence[Callable[..., torch.Tensor]]
 Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
 
@@ -28,13 +33,56 @@ SMALL_WINDOW = 64**3
 gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
-class MirroredWindowInferer(SlidingWindowInferer):
+class RowInferer(Inferer, ABC):
+    """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once."""
+
+    @abstractmethod
+    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+        """Class probabilities of an image, some finished rows at a time: float16 (classes, rows, *plane), where a plane
+        has the other two axes in their order.
+
+        Args:
+            image: (C, X, Y, Z).
+            network: the network, or the module that has the networks of all members; scripted or not, and perhaps in
+                an object that has it as `predictor`, as MONAI Deploy's models do.
+            axis: spatial axis that the rows are counted along.
+        """
+
+    @abstractmethod
+    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+        """Voxels of an image of this shape whose probabilities are kept while rows along an axis are summed."""
+
+    def best_axis(self, shape: Sequence[int]) -> int:
+        """The axis along which the fewest voxels are open; the first of equals."""
+        return min(range(len(shape)), key=lambda axis: self.open_voxels(shape, axis))
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *further: torch.Tensor) -> torch.Tensor:
+        """Class probabilities, float16 (B, classes, X, Y, Z), of images (B, C, X, Y, Z).
+
+        Args:
+            inputs: the images.
+            network: see `rows`.
+            further: what `rows` takes beside the image, with one item for each.
+        """
+        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        shape = images.shape[2:]
+        axis, found = self.best_axis(shape), torch.empty(0)
+        for number, (image, *more) in enumerate(zip(images, *further, strict=True)):
+            first = 0
+            for rows in self.rows(image, network, axis, *more):
+                if not found.numel():
+                    found = rows.new_empty((len(images), len(rows), *shape))
+                found[number].movedim(axis + 1, 1)[:, first : first + rows.shape[1]] = rows
+                first += rows.shape[1]
+        return MetaTensor(found).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else found
+
+
+class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[misc]
     """Sliding window with half overlap and Gaussian weights; in every window the class probabilities are averaged over
     all mirrorings and, where there are several, over the networks.
 
     The windows and their weights are MONAI's. What differs is memory: sums and weights are kept only for the rows that
-    windows still reach, and finished rows become float16, so that an image of V voxels and K classes needs 2 K V bytes
-    and not 4 (K + 1) V. And a small image is padded no further than the network needs, see
+    windows still reach. And a small image is padded no further than the network needs, see
     :func:`scripts.networks.window_size`.
 
     Args:
@@ -62,7 +110,9 @@ class MirroredWindowInferer(SlidingWindowInferer):
         member: str | None = None,
         num_classes: int = 0,
     ) -> None:
-        super().__init__(roi_size=tuple(patch_size), sw_batch_size=sw_batch_size, overlap=overlap, mode="gaussian")
+        SlidingWindowInferer.__init__(
+            self, roi_size=tuple(patch_size), sw_batch_size=sw_batch_size, overlap=overlap, mode="gaussian"
+        )
         self.patch_size, self.shared = [int(n) for n in patch_size], float(overlap)
         self.slice_axis = slice_axis if len(patch_size) == 2 else None
         self.mirror = checked_switch("mirror", mirror)
@@ -70,27 +120,37 @@ class MirroredWindowInferer(SlidingWindowInferer):
         self.member = member
         self.num_classes = num_classes
 
-    def __call__(
-        self, inputs: torch.Tensor, network: torch.nn.Module, lowres: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Class probabilities, float16 (B, classes, X, Y, Z).
+    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+        """One window's rows, or a batch of slices, which are whole rows along one axis only."""
+        voxels = math.prod(shape) / shape[axis]
+        if self.slice_axis is None:
+            return voxels * window_size(list(shape), self.patch_size)[axis]
+        return voxels * self.sw_batch_size if axis == self.slice_axis else math.inf
+
+    def rows(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, lowres: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Class probabilities of one image, see :class:`RowInferer`.
 
         Args:
-            inputs: images (B, C, X, Y, Z).
-            network: the network, or the module that has the networks of `member`; scripted or not.
-            lowres: segmentation of the first stage, uint8 (B, 1, X, Y, Z), seen as one-hot channels.
+            image: (C, X, Y, Z).
+            network: see :class:`RowInferer`.
+            axis: that rows are counted along; for a network that sees slices, the axis along which they run.
+            lowres: segmentation by the first stage, uint8 (1, X, Y, Z), seen as one-hot channels.
         """
-        networks = [network] if self.member is None else list(getattr(network, self.member).children())
-        image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        networks = [network] if self.member is None else members(network, self.member)
         if self.slice_axis is None:
-            pred = self._windows(image, networks, lowres)
-        else:
-            axis = self.slice_axis + 2
-            pred = self._windows(image.movedim(axis, 1).flatten(0, 1), networks, None)
-            pred = pred.unflatten(0, (len(image), image.shape[axis])).movedim(1, axis)
-        return MetaTensor(pred).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else pred
+            for rows in self._windows(image[None], networks, axis, None if lowres is None else lowres[None]):
+                yield rows[0]
+            return
+        for slices in image.movedim(self.slice_axis + 1, 0).split(max(1, self.sw_batch_size)):
+            planes = torch.cat(list(self._windows(slices, networks, 0, None)), 2)
+            yield planes.transpose(0, 1)
 
-    def _windows(self, inputs: torch.Tensor, networks: Networks, lowres: torch.Tensor | None) -> torch.Tensor:
+    def _windows(
+        self, inputs: torch.Tensor, networks: Networks, axis: int, lowres: torch.Tensor | None
+    ) -> Iterator[torch.Tensor]:
+        """Probabilities of images or slices (B, C, *spatial): (B, classes, rows, *the other axes)."""
         size = list(inputs.shape[2:])
         patch = window_size(size, self.patch_size)
         inputs = padded_to(inputs, patch, [1] * len(patch))
@@ -98,18 +158,22 @@ class MirroredWindowInferer(SlidingWindowInferer):
         shape = inputs.shape[2:]
         steps = [max(1, int(p * (1 - self.shared))) if n > p else p for n, p in zip(shape, patch, strict=True)]
         importance = compute_importance_map(tuple(patch), mode="gaussian", device=inputs.device, dtype=torch.float32)
-        sums = _Sums(len(inputs), shape, importance)
+        sums = _Sums(len(inputs), shape, axis, importance)
+        batch = self.sw_batch_size
+        if inputs.device.type == "cpu":
+            batch = min(batch, max(1, SMALL_WINDOW // math.prod(patch)))
         # All windows that begin in one row, then those of the next: the rows before are finished.
-        for row, windows in itertools.groupby(dense_patch_slices(shape, patch, steps), key=lambda w: w[0].start):
-            sums.finish(row)
-            places = [(image, window) for window in windows for image in range(len(inputs))]
-            for first in range(0, len(places), self.sw_batch_size):
-                part = places[first : first + self.sw_batch_size]
+        windows = sorted(dense_patch_slices(shape, patch, steps), key=lambda w: w[axis].start)
+        for row, group in itertools.groupby(windows, key=lambda w: w[axis].start):
+            if row:
+                yield from sums.finish(row, size)
+            places = [(image, window) for window in group for image in range(len(inputs))]
+            for first in range(0, len(places), batch):
+                part = places[first : first + batch]
                 patches = torch.cat([self._patch(inputs, lowres, *place) for place in part])
                 for place, probabilities in zip(part, self._probabilities(patches, networks), strict=True):
                     sums.add(*place, probabilities)
-        sums.finish(shape[0])
-        return cropped_to(sums.finished, size)
+        yield from sums.finish(shape[axis], size)
 
     def _patch(
         self, inputs: torch.Tensor, lowres: torch.Tensor | None, image: int, window: tuple[slice, ...]
@@ -138,50 +202,66 @@ class MirroredWindowInferer(SlidingWindowInferer):
         return (sum_by_two_threads(summed, passes) if small else summed(passes)) / len(passes)
 
 
+def members(network: Any, name: str) -> list[torch.nn.Module]:
+    """The networks in a list of a module, or of the module that an object has as `predictor`."""
+    return list(getattr(getattr(network, "predictor", network), name).children())
+
+
 class _Sums:
-    """Weighted sums of the probabilities in windows, for the rows (indices of the first axis) that are still open, and
-    the finished probabilities, float16 (num, classes, *shape).
+    """Weighted sums of the probabilities in windows, for the rows along an axis that are still open: (images, classes,
+    rows of a window, *the other axes). Row r of the image is row r modulo their number here, so that nothing moves.
 
     Args:
         num: images.
         shape: of an image.
+        axis: that rows are counted along.
         importance: weights within a window.
     """
 
-    def __init__(self, num: int, shape: Sequence[int], importance: torch.Tensor) -> None:
-        self.num, self.shape, self.importance = num, tuple(shape), importance
-        self.weights = importance.new_zeros((len(importance), *self.shape[1:]))
+    def __init__(self, num: int, shape: Sequence[int], axis: int, importance: torch.Tensor) -> None:
+        self.num, self.axis = num, axis
+        self.importance = importance.movedim(axis, 0)
+        self.length = len(self.importance)
+        others = [n for a, n in enumerate(shape) if a != axis]
+        self.weights = importance.new_zeros((self.length, *others))
         self.row = 0
-        self.sums = self.finished = torch.empty(0)
+        self.sums = torch.empty(0)
 
     def add(self, image: int, window: tuple[slice, ...], probabilities: torch.Tensor) -> None:
         """Take in the probabilities (classes, *window) of a window that begins at the first open row."""
         if not self.sums.numel():
-            classes = len(probabilities)
-            self.sums = self.weights.new_zeros((self.num, classes, *self.weights.shape))
-            self.finished = probabilities.new_empty((self.num, classes, *self.shape), dtype=torch.float16)
-        where = (slice(None), *window[1:])
-        self.sums[image][(slice(None), *where)] += probabilities * self.importance
-        if image == 0:
-            self.weights[where] += self.importance
+            self.sums = self.weights.new_zeros((self.num, len(probabilities), *self.weights.shape))
+        where = tuple(w for a, w in enumerate(window) if a != self.axis)
+        weighted = probabilities.movedim(self.axis + 1, 1).mul_(self.importance)
+        begin, last = self.row % self.length, self.length - self.row % self.length
+        for here, there in ((slice(begin, None), slice(last)), (slice(begin), slice(last, None))):
+            self.sums[image][(slice(None), here, *where)] += weighted[:, there]
+            if image == 0:
+                self.weights[(here, *where)] += self.importance[there]
 
-    def finish(self, row: int) -> None:
-        """Close all rows before `row`."""
-        done = int(row) - self.row
-        if done:
-            probabilities = self.sums[:, :, :done] / self.weights[:done]
+    def finish(self, row: int, size: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Close all rows before `row`, and give their probabilities, float16 (images, classes, rows, *the other axes),
+        without the padding around an image of `size`."""
+        others = [n for a, n in enumerate(size) if a != self.axis]
+        # An image that is smaller than the window has padding in its rows, too, and all of them close at once.
+        unused = max(0, row - self.row - size[self.axis]) // 2
+        first, end = self.row + unused, min(row, self.row + unused + size[self.axis])
+        some = max(1, BLOCK // self.sums[:, :, 0].numel())
+        while first < end:
+            begin = first % self.length
+            num = min(some, end - first, self.length - begin)
+            sums, weights = self.sums[:, :, begin : begin + num], self.weights[begin : begin + num]
+            probabilities = sums / weights
             if not probabilities.sum().isfinite():
                 raise ValueError(NOT_FINITE)
-            self.finished[:, :, self.row : row] = probabilities
-            for open_rows, axis in ((self.sums, 2), (self.weights, 0)):
-                left = len(self.importance) - done
-                # A copy, for source and target may overlap.
-                open_rows.narrow(axis, 0, left).copy_(open_rows.narrow(axis, done, left).clone())
-                open_rows.narrow(axis, left, done).zero_()
-            self.row = int(row)
+            sums.zero_()
+            weights.zero_()
+            yield cropped_to(probabilities.to(torch.float16), [num, *others])
+            first += num
+        self.row = row
 
 
-class CascadeInferer(Inferer):
+class CascadeInferer(RowInferer):
     """Both stages of a cascade on an image of full resolution.
 
     Args:
@@ -204,34 +284,64 @@ class CascadeInferer(Inferer):
         self.lowres, self.cascade = lowres, cascade
         self.spacing, self.lowres_spacing = tuple(spacing), tuple(lowres_spacing)
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Class probabilities, float16 (B, classes, X, Y, Z), of images (B, C, X, Y, Z); `network` is the
+    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+        """Those of the second stage; the first one has finished by then."""
+        return self.cascade.open_voxels(shape, axis)
+
+    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+        """Class probabilities of one image, see :class:`RowInferer`; `network` is the
         :class:`scripts.networks.Composite` with both stages."""
-        return self.cascade(inputs, network, self.first_stage(inputs, network))
+        yield from self.cascade.rows(image, network, axis, self.first_stage(image[None], network)[0])
 
     def first_stage(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
         """Segmentation by the first stage, uint8 (B, 1, X, Y, Z): seen on the low resolution, given on the full one."""
         shape = inputs.shape[2:]
         low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
         inputs = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        low = torch.stack([resample(image, low_shape, "spline") for image in inputs])
-        segmentation = self.lowres(low, network).argmax(1, keepdim=True).to(torch.uint8)
-        return torch.stack([resample(labels, shape, "nearest") for labels in segmentation])
+        found = []
+        for image in inputs:
+            low = resample(image, low_shape, "spline")
+            axis = self.lowres.best_axis(low_shape)
+            labels = labels_of(self.lowres.rows(low, network, axis), [low_shape], axis)
+            found.append(resample(labels[None], shape, "nearest"))
+        return torch.stack(found)
 
 
-class MeanInferer(Inferer):
+class MeanInferer(RowInferer):
     """Mean of the class probabilities that several inferers give for the same image.
 
     Source: arXiv:1809.10486, section 2.6.
     """
 
-    def __init__(self, inferers: Sequence[Inferer]) -> None:
+    def __init__(self, inferers: Sequence[RowInferer]) -> None:
         super().__init__()
         self.inferers = list(inferers)
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
-        """Class probabilities, float16 (B, classes, X, Y, Z), of images (B, C, X, Y, Z)."""
-        total = self.inferers[0](inputs, network)
-        for inferer in self.inferers[1:]:
-            total += inferer(inputs, network)
-        return total if len(self.inferers) == 1 else total.div_(len(self.inferers))
+    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+        """Those of all members, which advance together."""
+        return sum(inferer.open_voxels(shape, axis) for inferer in self.inferers)
+
+    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+        """Mean class probabilities of one image, see :class:`RowInferer`."""
+        yield from mean_rows([inferer.rows(image, network, axis) for inferer in self.inferers])
+
+
+class PatchInferer(Inferer):
+    """All networks of a :class:`scripts.networks.Composite` on whole patches, which trains them together: the
+    logarithms of their mean class probabilities, which the softmax of a loss turns into these.
+
+    Args:
+        amp: mixed precision.
+        slice_axis: spatial axis along which slices run; patches of slices lack it.
+    """
+
+    def __init__(self, amp: bool, slice_axis: int) -> None:
+        super().__init__()
+        self.amp, self.axis = checked_switch("amp", amp), 2 + int(slice_axis)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Logarithms (B, classes, *spatial), float32, of patches (B, C, *spatial)."""
+        flat = inputs.ndim == 4
+        probabilities = logits(network, inputs.unsqueeze(self.axis) if flat else inputs, self.amp)
+        found = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        return found.squeeze(self.axis) if flat else found

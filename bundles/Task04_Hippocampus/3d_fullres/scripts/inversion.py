@@ -2,23 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from monai.inferers import Inferer
 from monai.transforms import Invertd
+
+from scripts.formats import case_name
+from scripts.probabilities import Stored, keeping
+from scripts.resampling import shapes_back
+
+
+def mean_rows(members: Sequence[Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """The mean of class probabilities that come row by row, (classes, rows, *plane), as many rows at a time as all
+    members have finished.
+
+    Raises:
+        ValueError: members with other classes, planes or numbers of rows.
+    """
+    if len(members) == 1:
+        yield from members[0]
+        return
+    waiting: list[torch.Tensor | None] = [None] * len(members)
+    while True:
+        for number, (member, rows) in enumerate(zip(members, waiting, strict=True)):
+            waiting[number] = next(member, None) if rows is None else rows
+        there = [rows for rows in waiting if rows is not None]
+        if not there:
+            return
+        shapes = {(len(rows), *rows.shape[2:]) for rows in there}
+        if len(there) < len(members) or len(shapes) > 1:
+            raise ValueError("the members of the ensemble predict on different grids")
+        num = min(rows.shape[1] for rows in there)
+        total = there[0][:, :num].clone()
+        for rows in there[1:]:
+            total += rows[:, :num]
+        waiting = [rows[:, num:] if rows.shape[1] > num else None for rows in there]
+        yield total.div_(len(members))
+
+
+def labels_of(rows: Iterator[torch.Tensor], shapes: Sequence[Sequence[int]], axis: int) -> torch.Tensor:
+    """The most probable class of every voxel on another grid over the same field of view, the first in a tie.
+
+    Probabilities are interpolated linearly, as `ResampleToSpacing.inverse` does it, and compared in float16. A row
+    needs the two that it lies between, so no more of the image is kept.
+
+    Args:
+        rows: class probabilities, (classes, rows, *plane), along an axis.
+        shapes: voxels of each spatial axis that `rows` has, and those of the grids that it is to be interpolated to,
+            one after the other.
+        axis: that the rows run along.
+
+    Returns:
+        Class numbers, uint8 of the last shape.
+    """
+    for shape, new_shape in itertools.pairwise(shapes):
+        if tuple(shape) != tuple(new_shape):
+            plane = [n for a, n in enumerate(new_shape) if a != axis]
+            rows = _interpolated(rows, shape[axis], new_shape[axis], plane)
+    labels, filled = torch.empty(0), 0
+    for some in rows:
+        found = some.to(torch.float16).max(0).indices
+        if not labels.numel():
+            labels = torch.empty(tuple(shapes[-1]), dtype=torch.uint8, device=found.device)
+        labels.movedim(axis, 0)[filled : filled + len(found)] = found
+        filled += len(found)
+    return labels
+
+
+def _interpolated(
+    rows: Iterator[torch.Tensor], num_in: int, num_out: int, plane: Sequence[int]
+) -> Iterator[torch.Tensor]:
+    """Rows interpolated to `num_out` ones with planes of another shape, one at a time: float32 (classes, 1, *plane)."""
+    last = first = torch.empty(0)
+    made, seen = 0, -1
+    for some in rows:
+        for row in some.unbind(1):
+            last, seen = first, seen + 1
+            first = torch.nn.functional.interpolate(row[None].float(), size=tuple(plane), mode="bilinear")[0]
+            while made < num_out:
+                place = max(0.0, (made + 0.5) * num_in / num_out - 0.5)
+                lower = int(place)
+                if min(lower + 1, num_in - 1) > seen:
+                    break
+                yield (first if lower == seen else torch.lerp(last, first, place - lower))[:, None]
+                made += 1
+
+
+def labels_of_files(paths: Sequence[str | Path]) -> dict[str, MetaTensor]:
+    """The mean of stored probabilities, segmented as `LabelInferer` does it.
+
+    Args:
+        paths: files of one case, one of each member of the ensemble.
+
+    Returns:
+        "pred": class numbers, uint8 (1, X, Y, Z); "image": a tensor without voxels, with the image's geometry.
+
+    Raises:
+        ValueError: files of other grids than each other's.
+    """
+    members = [Stored(path) for path in paths]
+    first = members[0]
+    for path, other in zip(paths[1:], members[1:], strict=True):
+        if (other.shape, other.axis) != (first.shape, first.axis):
+            raise ValueError(f"on another grid than {path}")
+    rows = mean_rows([member.rows() for member in members])
+    labels = labels_of(rows, shapes_back(first.image, first.shape), first.axis)
+    return {"pred": MetaTensor(labels[None]), "image": first.image}
+
+
+class LabelInferer(Inferer):
+    """Predicts label maps on the grid that images had before they were resampled; the probabilities of a whole image
+    never exist at once. `InvertToLabeld` does the rest of the inversion.
+
+    Args:
+        inferer: gives the class probabilities, row by row: a :class:`scripts.inferers.RowInferer`.
+        probabilities_dir: folder that gets the probabilities, as <case>.npz; None where nothing is kept.
+        axis: that rows are counted along; None: the one that takes the least memory. Probabilities that are to be
+            averaged later need the same one.
+    """
+
+    def __init__(self, inferer: Any, probabilities_dir: str | Path | None = None, axis: int | None = None) -> None:
+        super().__init__()
+        self.inferer, self.axis = inferer, axis
+        self.folder = None if probabilities_dir is None else Path(probabilities_dir)
+
+    def __call__(self, inputs: MetaTensor, network: torch.nn.Module) -> MetaTensor:
+        """Class numbers, uint8 (1, 1, X, Y, Z), of one image (1, C, X, Y, Z)."""
+        image: Any = inputs[0]
+        shape = image.shape[1:]
+        axis = self.inferer.best_axis(shape) if self.axis is None else self.axis
+        rows = self.inferer.rows(image.as_tensor(), network, axis)
+        segment = partial(labels_of, shapes=shapes_back(image, shape), axis=axis)
+        if self.folder is None:
+            labels = segment(rows)
+        else:
+            path = self.folder / f"{case_name(image.meta['filename_or_obj'])}.npz"
+            labels = keeping(path, rows, image, axis, segment)
+        return MetaTensor(labels[None, None]).copy_meta_from(inputs, copy_attr=False)
 
 
 class InvertToLabeld(Invertd):
     """Invert the preprocessing and take the most probable class of every voxel, the first in a tie.
 
-    It gives what `Invertd` and, from its values in float16, `AsDiscreted(argmax=True)` give, as uint8, but goes class
-    by class: on the image's own grid, which may be much finer, there is never more than the largest probability so far
-    and those of one class.
+    It takes what `LabelInferer` gives, or the class probabilities that other inferers give. From those it gives what
+    `Invertd` and, from its values in float16, `AsDiscreted(argmax=True)` give, as uint8, but goes class by class: on
+    the image's own grid, which may be much finer, there is never more than the largest probability so far and those of
+    one class.
 
     Args:
-        keys: the probabilities, (classes, X, Y, Z).
+        keys: the probabilities, (classes, X, Y, Z), or class numbers, uint8 (1, X, Y, Z).
         transform: the preprocessing.
         orig_keys: the preprocessed image.
     """
@@ -29,6 +167,10 @@ class InvertToLabeld(Invertd):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key, orig_key in self.key_iterator(d, self.orig_keys):
+            if d[key].dtype == torch.uint8:
+                found = super().__call__({key: MetaTensor(d[key].as_tensor()), orig_key: d[orig_key]})[key]
+                d[key] = MetaTensor(found.as_tensor().to(torch.uint8)).copy_meta_from(found)
+                continue
             largest = label = torch.empty(0)
             for number, probabilities in enumerate(d[key]):
                 single = {key: MetaTensor(probabilities[None]), orig_key: d[orig_key]}

@@ -141,6 +141,25 @@ def _add_mean(found: list[torch.Tensor], folds: list[torch.Tensor]) -> None:
         found.append(torch.stack(folds).mean(0))
 
 
+def with_weights(network: torch.nn.Module, path: str) -> torch.nn.Module:
+    """The network with the weights in a file, from which its training starts.
+
+    Args:
+        network: any network.
+        path: a flat state dict of it.
+
+    Raises:
+        ValueError: there is no such file, or it holds the weights of another network.
+    """
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: the weights that this training starts from. Bring it back.") from None
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds the weights of another network. {error}") from None
+    return network
+
+
 def check_patch_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
     """Refuse patches that the network cannot take: each axis must be a multiple of its strides, and the deepest level
     needs more than one voxel for its instance norm.

@@ -13,9 +13,10 @@ import torch
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
+from monai.utils import ensure_tuple
 
-from scripts.datalists import case_name
 from scripts.files import write_atomically
+from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
@@ -23,12 +24,21 @@ AFFINE_TOLERANCE_MM = 0.1
 """Distance in mm that a corner of an image may have under two affines that count as equal; as in planning."""
 
 
-class WholeFileWriter(NibabelWriter):
-    """Writer for `SaveImaged` that writes atomically: a file that exists is whole.
+class SegmentationWriter(NibabelWriter):
+    """Writer for `SaveImaged` that writes class numbers as the dataset's label values, and atomically: a file that
+    exists is whole.
 
     It never resamples. MONAI 1.6.1 goes through its resampling even where that is switched off, and fails there on an
     image whose axes are stored in another order than right, anterior, superior.
+
+    Args:
+        label_values: value of each class in the file.
+        output_dtype: type of the file's values.
     """
+
+    def __init__(self, label_values: Sequence[int], output_dtype: Any = np.uint8, **options: Any) -> None:
+        super().__init__(output_dtype=output_dtype, **options)
+        self.label_values = np.asarray(label_values)
 
     @classmethod
     def resample_if_needed(cls, data_array: Any, affine: Any = None, **_: Any) -> tuple[Any, Any]:
@@ -36,25 +46,45 @@ class WholeFileWriter(NibabelWriter):
         return data_array, affine
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
-        """Take the segmentation (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
-        self.data_obj = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+        """Take class numbers (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
+        classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+        self.data_obj = self.label_values.astype(self.output_dtype)[classes]
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
-        """Write the image that was set."""
-        write = super().write
-        write_atomically(filename, lambda temporary: write(temporary, verbose, **kwargs))
+        """Write the image that was set, with the suffix of its image's format in place of `filename`'s."""
+        path, write = self._target(Path(filename)), super().write
+        if format_of(path) is NIFTI:
+            write_atomically(path, lambda temporary: write(temporary, verbose, **kwargs))
+        else:
+            write_atomically(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
+
+    def _target(self, path: Path) -> Path:
+        """The path of the segmentation. MONAI takes the last part of a folder's name for a suffix."""
+        whole = segmentation_name(self.subject)
+        if not suffix_of(self.subject):
+            return path.with_name(whole)
+        return path.with_name(case_name(path) + whole.removeprefix(case_name(self.subject)))
+
+    def _values(self) -> np.ndarray:
+        """The segmentation as numbers of the file's type."""
+        return np.asarray(self.data_obj).astype(self.output_dtype)
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine of the image, and its name."""
+        super().set_metadata(meta_dict, resample, **options)
+        self.subject = str((meta_dict or {})["filename_or_obj"])
 
 
 class ImageDataset(Dataset):
     """Preprocessed images; one that cannot be read or preprocessed becomes an item that says why.
 
     Args:
-        data: {"image": path} of each image.
+        data: {"name", "image"} of each image; the image is a path, or a list of paths, one a channel.
         transform: the preprocessing.
     """
 
     def __init__(
-        self, data: Sequence[Mapping[str, str]], transform: Callable[[dict[str, Any]], dict[str, Any]]
+        self, data: Sequence[Mapping[str, Any]], transform: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> None:
         super().__init__(data, transform)
 
@@ -65,7 +95,7 @@ class ImageDataset(Dataset):
                 check_geometry(item["image"].meta)
             return item
         except Exception as error:
-            return {FAULT: _cause(error), "image": self.data[index]["image"]}
+            return {FAULT: _cause(error), "image": ensure_tuple(self.data[index]["image"])[0]}
 
 
 def check_geometry(meta: Mapping[str, Any]) -> None:
@@ -75,7 +105,10 @@ def check_geometry(meta: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they put a corner of the image at different places.
     """
-    image: Any = nibabel.load(meta["filename_or_obj"])
+    path = meta.get("file", meta["filename_or_obj"])
+    if format_of(path) is not NIFTI:
+        return
+    image: Any = nibabel.load(path)
     difference = (image.affine - np.asarray(meta["original_affine"]))[:3]
     corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*(np.array(image.shape[:3]) - 1), 1)
     distance = np.linalg.norm(difference @ corners.T, axis=0).max()

@@ -16,15 +16,24 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from tqdm import tqdm
 
-from scripts.datalists import case_name
+from scripts.evaluation import class_metrics
 from scripts.files import write_atomically
+from scripts.formats import case_name
 
 logger = logging.getLogger(__name__)
 
 
 class PatchDice(Metric):
     """Dice of every foreground class over all voxels of the validation patches of an epoch: an estimate of the Dice of
-    whole cases. Updated with (logits (B, classes, ...), label (B, 1, ...)); a class that never occurs gives NaN."""
+    whole cases. Updated with (logits (B, classes, ...), label (B, 1, ...)); a class that never occurs gives NaN.
+
+    Args:
+        class_names: names of all classes, background first.
+    """
+
+    def __init__(self, class_names: Sequence[str], **options: Any) -> None:
+        self.classes = list(class_names)[1:]
+        super().__init__(**options)
 
     def reset(self) -> None:
         """Forget all patches."""
@@ -38,10 +47,11 @@ class PatchDice(Metric):
         counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double().cpu()
         self._counts = counts if self._counts is None else self._counts + counts
 
-    def compute(self) -> list[float]:
-        """Dice of each foreground class, over all ranks."""
+    def compute(self) -> dict[str, float]:
+        """Dice of each foreground class, over all ranks: "val_patch_dice_<class>"."""
         counts = idist.all_reduce(self._counts.to(idist.device())).cpu() if idist.get_world_size() > 1 else self._counts
-        return (2 * counts.diagonal() / (counts.sum(0) + counts.sum(1)))[1:].tolist()
+        dice = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
+        return class_metrics("val_patch_dice", self.classes, dice[1:].tolist())
 
 
 class EpochLog:
@@ -95,7 +105,7 @@ class EpochLog:
     def _advance(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix_str(f"loss {float(engine.state.output['loss'].detach()):.3f}", refresh=False)
+            self._bar.set_postfix_str(f"loss {engine.state.output[0]['loss']:.3f}", refresh=False)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -110,7 +120,7 @@ class EpochLog:
         names = ("train_loss", "val_loss", "train_average", "val_average", "lr")
         row = {"epoch": engine.state.epoch, **{name: metrics[name] for name in names}}
         row |= {"seconds": seconds, "waiting_seconds": self._waited}
-        dice = self.validator.state.metrics["patch_dice"]
+        dice = self.validator.state.metrics["patch_dice"].values()
         row |= {f"dice_{name}": value for name, value in zip(self.classes, dice, strict=True)}
         self.history.append(row)
         left = (engine.state.max_epochs - engine.state.epoch) * seconds

@@ -47,6 +47,7 @@ class LossRules:
         validator: engine whose `state.metrics["val_loss"]` is the validation loss of the epoch.
         schedule: a learning-rate schedule of torch's, stepped every epoch, that takes the place of the rule for the
             learning rate; None for the rule.
+        warm_up: another, stepped every iteration, on top of either; None for no warm-up.
         train_average_weight, val_average_weight: weight of the old average against the epoch's loss.
         lr_patience, lr_delta: no improvement of the training average by at least `lr_delta` in `lr_patience` epochs ...
         lr_divisor: ... divides the learning rate by this, and counting starts again.
@@ -63,6 +64,7 @@ class LossRules:
         validator: Engine,
         *,
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+        warm_up: torch.optim.lr_scheduler.LRScheduler | None = None,
         train_average_weight: float = 0.93,
         val_average_weight: float = 0.9,
         lr_patience: int = 30,
@@ -72,7 +74,7 @@ class LossRules:
         stop_delta: float = 5e-3,
         stop_lr: float = 1e-6,
     ) -> None:
-        self.optimizer, self.validator, self.schedule = optimizer, validator, schedule
+        self.optimizer, self.validator, self.schedule, self.warm_up = optimizer, validator, schedule, warm_up
         self.train_average_weight, self.val_average_weight = train_average_weight, val_average_weight
         self.lr_patience, self.lr_divisor = lr_patience, lr_divisor
         self.stop_patience, self.stop_lr = stop_patience, stop_lr
@@ -94,7 +96,8 @@ class LossRules:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def collect(self, engine: Engine) -> None:
-        """Take in the loss of one iteration.
+        """Take in the loss of one iteration, and leave it as the output, in the form that MONAI's tracking by MLflow
+        reads. The images and logits of the batch are of no more use.
 
         Raises:
             FloatingPointError: it is not finite.
@@ -105,8 +108,11 @@ class LossRules:
                 f"the training loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}, cases "
                 f"{', '.join(engine.state.batch.get('case', ['unknown']))}. Try a lower learning rate, or --amp False."
             )
+        engine.state.output = [{"loss": loss}]
         self.loss_sum += loss
         self.num_losses += 1
+        if self.warm_up is not None:
+            self.warm_up.step()
 
     def __call__(self, engine: Engine) -> None:
         total, count = (idist.all_reduce(v) for v in (self.loss_sum, float(self.num_losses)))
@@ -148,6 +154,7 @@ class LossRules:
             "loss_sum": self.loss_sum,
             "num_losses": self.num_losses,
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "warm_up": None if self.warm_up is None else self.warm_up.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +176,8 @@ class LossRules:
         self.loss_sum, self.num_losses = state["loss_sum"], state["num_losses"]
         if self.schedule is not None:
             self.schedule.load_state_dict(saved)
+        if self.warm_up is not None and state.get("warm_up") is not None:
+            self.warm_up.load_state_dict(state["warm_up"])
 
 
 def _length(schedule: dict[str, Any] | None) -> tuple[bool, int | None]:

@@ -74,7 +74,8 @@ SETTINGS = dict.fromkeys(("target_spacing", "patch_size", "strides", "features",
 
 
 def evaluate() -> None:
-    names = json.loads((BUNDLE / "configs" / "folds.json").read_text())[int(FOLD)]
+    cases = json.loads((BUNDLE / "configs" / "datalist.json").read_text())["training"]
+    names = [case["name"] for case in cases if case["fold"] == int(FOLD)]
     found = {"mean_foreground_dice": 0.5 + int(FOLD) / 10, "cases": {n: {"ball": 0.5} for n in names}}
     for name in names:
         replace(FOLDER / "validation" / "probabilities" / f"{name}.npz", "")

@@ -1,0 +1,400 @@
+"""A folder for the Model Zoo: a bundle of `sharing`, and what the zoo asks for beside its networks."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoplan import prediction, probe, render, results, saved, sharing, verification
+from autoplan.errors import AutoplanError, TemplateError
+from autoplan.facts import Case, Plan
+from autoplan.files import file_digest, read_object
+from autoplan.overlays import format_json, templates_folder
+from autoplan.settings import MEMBERS
+from autoplan.verification import LARGE_FILE_BYTES, Check
+
+FIRST_VERSION = "0.1.0"
+NETWORKS, EXPORTS = "networks", "exports"
+LARGEST_AXIS, SLICES = 48, 16
+"""Voxels of the stored image along an axis, at most; and along that of slices, where networks see slices alone."""
+SMOOTHNESS = (0.0, 1.0, 2.0, 4.0)
+"""Standard deviations, in voxels, of the Gaussian filters of the noise that the stored image is chosen from."""
+KNOWN = {"configs", "docs", "models", "scripts", "LICENSE", "large_files.yml"}
+"""What a folder that was written here has at its top."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What people say of a bundle that they share.
+
+    Attributes:
+        name: of the bundle and its folder.
+        authors: who trained it.
+        data_source: where the data come from.
+        data_license: their license, or a file with its text.
+        version: empty for the next one.
+        url: address of the folder where files will lie that are too large for the zoo.
+        torchscript, onnx: whether to export models/model.ts and models/model.onnx.
+    """
+
+    name: str
+    authors: str
+    data_source: str
+    data_license: str
+    version: str = ""
+    url: str = ""
+    torchscript: bool = False
+    onnx: bool = False
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """Files of the exports."""
+        wanted = {"models/model.ts": self.torchscript, "models/model.onnx": self.onnx}
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder that was written, or one that holds the same already: `checks` is empty then."""
+
+    folder: Path
+    version: str
+    checks: Sequence[Check]
+
+
+def check(request: Request) -> None:
+    """Refuses what cannot be shared, before anything is done.
+
+    Raises:
+        AutoplanError: something is not said, or cannot be.
+    """
+    needed = {"name": request.name, "authors": request.authors, "data_license": request.data_license,
+              "data_source": request.data_source}  # fmt: skip
+    if missing := [f"--{flag}" for flag, value in needed.items() if not value.strip()]:
+        raise AutoplanError(f"share needs {', '.join(missing)}: nobody but you knows. See share --help.")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+){2,}", request.name) or "segmentation" not in request.name:
+        raise AutoplanError(
+            f"--name {request.name}: the Model Zoo takes anatomy, modality and task in lower case, joined by _, such "
+            "as hippocampus_mri_segmentation."
+        )
+    if request.version and not re.fullmatch(r"\d+\.\d+\.\d+", request.version):
+        raise AutoplanError(f"--version {request.version}: give three numbers, such as 1.0.0.")
+    if request.url and not re.match(r"https?://", request.url):
+        raise AutoplanError(f"--url {request.url}: give an address that begins with https://.")
+    if request.onnx:
+        _check_onnx()
+
+
+def _check_onnx() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise AutoplanError(f"--onnx needs {' and '.join(missing)}: python -m pip install {' '.join(missing)}")
+
+
+def publish(root: Path, bundle: str, folds: Sequence[int], output: Path, request: Request) -> Published:
+    """Write the folder, or leave it as it is where nothing has changed.
+
+    Args:
+        root: folder of the task's bundles.
+        bundle: one that `select` wrote, or a configuration.
+        folds: of a configuration: whose networks; all that are finished if empty.
+        output: folder that the bundle's own is made in.
+        request: what people say.
+
+    Raises:
+        AutoplanError: the bundle cannot be shared, the version exists, or a check fails; nothing is changed then.
+    """
+    check(request)
+    plan, target = saved.load_plan(root), output / request.name
+    _check_target(target)
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f".{uuid.uuid4().hex[:8]}.{request.name}"
+    try:
+        source = _source(plan, root, bundle, folds, temporary)
+        files = _files(plan, source, root, request)
+        changed = _changed(target, files, source, request)
+        there = _metadata(target)
+        if not changed and request.version in ("", there["version"]):
+            return Published(target, str(there["version"]), [])
+        version = _version(there, changed, request.version)
+        built = temporary / request.name
+        files["configs/metadata.json"] = _versioned(files["configs/metadata.json"], there, version, changed)
+        checks = _build(built, files, source, request)
+        if target.is_dir():
+            target.rename(temporary / "before")
+        built.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Published(target, version, checks)
+
+
+# Where it comes from.
+
+
+def _source(plan: Plan, root: Path, bundle: str, folds: Sequence[int], temporary: Path) -> Path:
+    """The folder of a bundle of `sharing`."""
+    if bundle in MEMBERS:
+        source, key = temporary / "source", read_object(root / saved.PLAN).get("fingerprint")
+        name = f"{plan.name}_{bundle}"
+        sharing.share_configuration(plan, root, source, bundle, folds, name=name, fingerprint_key=str(key))
+        return source
+    if folds:
+        raise AutoplanError(f"--folds {folds[0]}: {bundle} holds the folds that select chose. Name a configuration.")
+    source, select = root / bundle, f"python -m autoplan select {root.name} --bundles {root.parent}"
+    inference = read_object(source / "configs" / "inference.json")
+    if not any(f"{member}_folds" in inference for member in MEMBERS.values()):
+        raise TemplateError(f"{source}: is no bundle that select wrote. Choose the best model first: {select}")
+    if not (source / "models" / "model.pt").is_file():
+        raise TemplateError(f"{source}: has no weights. Choose the best model again: {select}")
+    scripts = {name: data for name, data in render.copied(templates_folder()).items() if name.startswith("scripts/")}
+    if any(not (source / name).is_file() or (source / name).read_bytes() != data for name, data in scripts.items()):
+        raise TemplateError(f"{source}: was written by another version of autoplan. Write it again: {select}")
+    return source
+
+
+def _figures(root: Path, inference: Mapping[str, Any]) -> dict[str, tuple[Path, str]]:
+    """Curves of the trainings of the networks: name in docs -> file, and what it shows."""
+    found = {}
+    for name, member in MEMBERS.items():
+        for k in inference.get(f"{member}_folds", []):
+            path = results.fold_folder(root / name, k) / "progress.png"
+            if path.is_file():
+                found[f"{name}_fold_{k}.png"] = (path, f"Losses and estimated Dice of every epoch: {name}, fold {k}")
+    return found
+
+
+def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, bytes]:
+    """The files of the folder but for weights, exports and the stored segmentation; metadata.json without version."""
+    inference, metadata = (read_object(source / "configs" / f"{name}.json") for name in ("inference", "metadata"))
+    inference |= {"bundle_root": f"$scripts.root({request.name!r})", "dataset_dir": "$@bundle_root + '/data'"}
+    metadata |= {"name": request.name, "authors": request.authors, "data_source": request.data_source}
+    configs = {"inference.json": inference, **render.going_on(plan, inference)}
+    figures = _figures(root, inference)
+    said = render.Shared(request.data_source, {name: text for name, (_, text) in figures.items()})
+    readme = render.shared_readme(plan, metadata, inference, configs["train.json"], said)
+    return {
+        **render.copied(templates_folder()),
+        **{f"configs/{name}": format_json(config).encode() for name, config in configs.items()},
+        "configs/metadata.json": format_json(metadata).encode(),
+        "docs/README.md": readme.encode(),
+        "docs/data_license.txt": _license(plan, request).encode(),
+        **{f"docs/{name}": path.read_bytes() for name, (path, _) in figures.items()},
+    }
+
+
+def _license(plan: Plan, request: Request) -> str:
+    path = Path(request.data_license)
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else request.data_license
+    return (
+        "The images and labels that the networks of this bundle were trained on are not in it. They have terms of "
+        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {text}\n"
+    )
+
+
+# What is there already.
+
+
+def _check_target(target: Path) -> None:
+    """Refuses a folder that would lose what others put there."""
+    if not target.exists():
+        return
+    others = sorted(p.name for p in target.iterdir() if p.name not in KNOWN) if target.is_dir() else [""]
+    if others or not _metadata(target):
+        what = f"holds {others[0]}, which share has not written" if others and others[0] else "is no shared bundle"
+        raise AutoplanError(f"{target} {what}. Move it away, or name another folder: --output DIR")
+
+
+def _metadata(target: Path) -> dict[str, Any]:
+    """The metadata of a version that is there; empty where there is none."""
+    found = read_object(target / "configs" / "metadata.json")
+    return found if isinstance(found.get("version"), str) and isinstance(found.get("changelog"), dict) else {}
+
+
+def _changed(target: Path, files: Mapping[str, bytes], source: Path, request: Request) -> list[str]:
+    """Which parts of a bundle differ from the version that is there: "networks", "configs", …; all of a new one."""
+    if not target.is_dir():
+        return [NETWORKS]
+    changed = {name.partition("/")[0] for name, data in files.items() if not _is(target / name, data)}
+    changed |= {"docs" for p in target.glob("docs/*.*") if p.relative_to(target).as_posix() not in files}
+    there = {name for name in ("models/model.ts", "models/model.onnx") if (target / name).is_file()}
+    parts = [NETWORKS] if not _same(source / "models" / "model.pt", target / "models" / "model.pt") else []
+    return [*parts, *sorted(changed), *([EXPORTS] if there != set(request.exports) else [])]
+
+
+def _same(first: Path, second: Path) -> bool:
+    return second.is_file() and file_digest(first) == file_digest(second)
+
+
+def _is(path: Path, data: bytes) -> bool:
+    """Whether a file holds this; of metadata.json, all but what tells versions apart."""
+    if not path.is_file():
+        return False
+    if path.name != "metadata.json":
+        return path.read_bytes() == data
+    return _unversioned(read_object(path)) == _unversioned(json.loads(data))
+
+
+def _unversioned(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if key not in ("version", "changelog")}
+
+
+def _version(there: Mapping[str, Any], changed: Sequence[str], wanted: str) -> str:
+    """The version to write: the one that is wanted, or the next; other networks raise the second number.
+
+    Raises:
+        AutoplanError: the version that is wanted exists.
+    """
+    if wanted:
+        if wanted in there.get("changelog", {}):
+            raise AutoplanError(f"--version {wanted} exists; the newest is {there['version']}. Take a higher one.")
+        return wanted
+    if not there:
+        return FIRST_VERSION
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", there["version"])
+    if found is None:
+        raise AutoplanError(f"the version that is there, {there['version']!r}, has no next one. Say which: --version")
+    major, minor, patch = map(int, found.groups())
+    return f"{major}.{minor + 1}.0" if NETWORKS in changed else f"{major}.{minor}.{patch + 1}"
+
+
+def _versioned(metadata: bytes, there: Mapping[str, Any], version: str, changed: Sequence[str]) -> bytes:
+    """The metadata with its version, and an entry in the changelog."""
+    found = json.loads(metadata)
+    entry = f"changed: {', '.join(changed)}" if there and changed else "the same under another version"
+    if not there or NETWORKS in changed:
+        dice = found["eval_metrics"]["mean_dice"]["mean foreground"]
+        folds = ", ".join(map(str, found["eval_metrics"]["folds"]))
+        score = "" if dice is None else f"; mean foreground Dice {dice:.4f} in cross-validation"
+        entry = f"{'other networks' if there else 'first version'} (fold {folds}){score}"
+    changelog = {version: entry, **there.get("changelog", {})}
+    return format_json({**found, "version": version, "changelog": changelog}).encode()
+
+
+# Writing.
+
+
+def _build(built: Path, files: Mapping[str, bytes], source: Path, request: Request) -> list[Check]:
+    """Write the folder and check it.
+
+    Raises:
+        AutoplanError: an export failed, a large file has no address, or a check failed.
+    """
+    for name, data in files.items():
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        (built / name).write_bytes(data)
+    (built / "models").mkdir()
+    shutil.copyfile(source / "models" / "model.pt", built / "models" / "model.pt")
+    for name in request.exports:
+        _export(built, name)
+    _list_large_files(built, request.url)
+    store_segmentation(built)
+    checks = verification.verify(built)
+    verification.check_passed(Path(request.name), checks)
+    return checks
+
+
+def _export(built: Path, name: str) -> None:
+    """Write an exported network by the program of MONAI that does it."""
+    verb = "ckpt_export" if name.endswith(".ts") else "onnx_export"
+    given = ["--filepath", name, "--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
+    words = ["-W", "ignore", "-B", "-m", "monai.bundle", verb, "network_def", *given]
+    done = subprocess.run(
+        [sys.executable, *words, "--config_file", "configs/inference.json"],
+        cwd=built, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode or not (built / name).is_file():
+        said = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        raise AutoplanError(f"{name} cannot be exported: {said[:300]}")
+
+
+def _list_large_files(built: Path, url: str) -> None:
+    """large_files.yml, where files are too large for the zoo."""
+    large = [path for path in sorted((built / "models").iterdir()) if path.stat().st_size > LARGE_FILE_BYTES]
+    if large and not url:
+        sizes = ", ".join(f"{path.name} ({path.stat().st_size >> 20} MiB)" for path in large)
+        raise AutoplanError(
+            f"the Model Zoo takes no file above {LARGE_FILE_BYTES >> 20} MiB: {sizes}. Say in which folder they will "
+            "lie: --url https://…"
+        )
+    lines = ["large_files:"]
+    for path in large:
+        lines += [
+            f'- path: "models/{path.name}"', f'  url: "{url.rstrip("/")}/{path.name}"',
+            f'  hash_val: "{hashlib.sha256(path.read_bytes()).hexdigest()}"', '  hash_type: "sha256"',
+        ]  # fmt: skip
+    if large:
+        (built / "large_files.yml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# The stored segmentation.
+
+
+def store_segmentation(built: Path) -> None:
+    """Put a small synthetic image into the bundle, and what the bundle predicts for it: of several images, the one with
+    the most classes and the most foreground, so that other weights predict something else."""
+    import numpy as np
+
+    from autoplan.images import read_volume
+
+    with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
+        images, output = Path(folder) / "images", Path(folder) / "predicted"
+        images.mkdir()
+        paths = [images / f"image_{number}.nii.gz" for number in range(len(SMOOTHNESS))]
+        for number, path in enumerate(paths):
+            _save(synthetic(built, number), built, path)
+        cases = [Case(path.name.partition(".")[0], (path.name,)) for path in paths]
+        prediction.predict(built, images, cases, output, force=True, settings={})
+
+        def interest(path: Path) -> tuple[int, float]:
+            segmentation = read_volume(output / path.name).array
+            return len(np.unique(segmentation)), min(float((segmentation > 0).mean()), 0.5)
+
+        best = max(paths, key=interest)
+        (built / probe.VERIFICATION).mkdir(parents=True)
+        shutil.copyfile(best, built / probe.IMAGE)
+        shutil.copyfile(output / best.name, built / probe.SEGMENTATION)
+
+
+def synthetic(bundle: Path, number: int) -> Any:
+    """A small image of smooth noise with intensities like those that the bundle knows.
+
+    Args:
+        bundle: a bundle of `sharing`.
+        number: which of `SMOOTHNESS`; the same number gives the same image.
+
+    Returns:
+        float32 (X, Y, Z, C), in steps, so that a compressed file is small.
+    """
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    config = read_object(bundle / "configs" / "inference.json")
+    tensor = read_object(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
+    shape = [SLICES if n == 1 else min(n, LARGEST_AXIS) for n in tensor["spatial_shape"]]
+    channels = []
+    random = np.random.RandomState(number)  # its numbers stay the same from one version to the next
+    for known in config["normalization"]:
+        noise = gaussian_filter(random.standard_normal(shape), SMOOTHNESS[number])
+        noise = np.round(noise / noise.std() * 16) / 16
+        mean, std = (100.0, 20.0) if known is None else (known["mean"], known["std"])
+        channels.append(mean + std * noise)
+    return np.stack(channels, -1).astype(np.float32)
+
+
+def _save(image: Any, bundle: Path, path: Path) -> None:
+    """Write an image with the bundle's own spacing, in RAS order."""
+    import nibabel
+    import numpy as np
+
+    spacing = read_object(bundle / "configs" / "inference.json")["target_spacing"]
+    array, affine = image[..., 0] if image.shape[-1] == 1 else image, np.diag([*spacing, 1.0])
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)  # type: ignore[no-untyped-call]  # nibabel's own

@@ -1,0 +1,248 @@
+"""Section "Provenance": versions, machine, commands, hashes, and a text for a methods section."""
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from autoplan import __version__, crossvalidation, layouts, results, saved
+from autoplan.choice import mean_intervals
+from autoplan.dataset import DESCRIPTION
+from autoplan.facts import Configuration, Dataset, Plan
+from autoplan.files import file_digest
+from autoplan.jobs import flags_of_recipe
+from autoplan.processes import memory_limit, num_processors
+from autoplan.report.blocks import Block, Code, Section, Table, Text, Values, counted, number, words
+from autoplan.report.blocks import Row as Line
+from autoplan.report.cases import Summary
+from autoplan.report.scores import Result
+from autoplan.report.training import Training
+
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "matplotlib")
+CITATIONS = (
+    "Isensee F., Petersen J., Klein A. et al. nnU-Net: Self-adapting Framework for U-Net-Based Medical Image "
+    "Segmentation. arXiv:1809.10486 (2018).",
+    "Cardoso M. J., Li W., Brown R. et al. MONAI: An open-source framework for deep learning in healthcare. "
+    "arXiv:2211.02701 (2022).",
+    "Paszke A., Gross S., Massa F. et al. PyTorch: An Imperative Style, High-Performance Deep Learning Library. "
+    "NeurIPS 2019. arXiv:1912.01703.",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a page comes from. Pairs are names and values, as they are shown; `recipes` holds the settings of the first
+    finished training of each configuration."""
+
+    versions: tuple[tuple[str, str], ...]
+    machine: tuple[tuple[str, str], ...]
+    hashes: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+    recipes: Mapping[str, Mapping[str, object]]
+
+
+def read(
+    dataset: Dataset, plan: Plan, folder: Path, key: str, summaries: Sequence[Summary], trainings: Sequence[Training]
+) -> Provenance:
+    """What can be known of where everything comes from.
+
+    Args:
+        dataset: what dataset.json says.
+        plan: folds and configurations.
+        folder: of the task's bundles.
+        key: digest of the dataset's files.
+        summaries: of all images; they know the digests of their voxels.
+        trainings: whatever was trained.
+    """
+    done = [(t, results.training(results.fold_folder(folder / t.row.configuration, t.row.fold))) for t in trainings]
+    finished = [(t, found) for t, found in done if found is not None]
+    recipes: dict[str, Mapping[str, object]] = {}
+    for t, found in finished:
+        recipes.setdefault(t.row.configuration, {**found.settings, "max_epochs": found.max_epochs})
+    shared = [path for path in sorted(folder.glob("*/models/model.pt")) if path.parents[1].name not in recipes]
+    return Provenance(
+        (("autoplan", __version__), ("Python", platform.python_version()), *((p, _version(p)) for p in PACKAGES)),
+        _machine(),
+        (
+            *((p.name, file_digest(p)) for p in (dataset.root / DESCRIPTION, folder / layouts.RECORD) if p.is_file()),
+            ("names, sizes and checksums of all files", key[:16]),
+            ("voxels of all images", _voxels(summaries)),
+            ("plan.json", file_digest(folder / saved.PLAN)),
+            *((f"{t.name}, model.pt", found.model) for t, found in finished),
+            *((f"{path.parents[1].name}, model.pt", file_digest(path)) for path in shared),
+        ),
+        tuple(_commands(plan, folder, trainings)),
+        recipes,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> tuple[tuple[str, str], ...]:
+    """The machine that the page is made on."""
+    return (
+        ("system", platform.platform()),
+        ("processor", f"{_processor()}, {counted(num_processors(), 'core')} to use"),
+        ("memory", f"{memory_limit() / 2**30:.0f} GiB"),
+        ("GPU", _gpus() or "none"),
+    )
+
+
+def _processor() -> str:
+    """Its name, where the system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _gpus() -> str:
+    """Names of the GPUs, by nvidia-smi."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    try:
+        said = subprocess.run(
+            [program, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True,
+            timeout=10, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(said.split("\n")).strip("; ")
+
+
+def _voxels(summaries: Sequence[Summary]) -> str:
+    """Digest of the voxels of all images that can be read, whatever their compression."""
+    digest = hashlib.sha256()
+    for s in sorted(summaries, key=lambda s: (s.is_test, s.name)):
+        digest.update(f"{s.name} {s.is_test} {s.content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[str]:
+    """The commands that make everything again."""
+    first = plan.configurations[0].name
+    where = crossvalidation.where_flag(folder / first)
+    commands = [crossvalidation.planning_command(folder / first)]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for t in trainings:
+        flags = flags_of_recipe(folder / t.row.configuration, t.row.fold)
+        groups.setdefault((t.row.configuration, flags), []).append(t.row.fold)
+    commands += [crossvalidation.making_command(folder / name, folds) for (name, _), folds in groups.items()]
+    others = ("select", *(("predict",) if (folder / "best").is_dir() else ()), "report")
+    return [*commands, *(f"python -m autoplan {command} {plan.name}{where}" for command in others)]
+
+
+def section(plan: Plan, provenance: Provenance, result: Result | str | None) -> Section:
+    """Where everything comes from, and how to write about it."""
+    methods = methods_text(plan, provenance, result if isinstance(result, Result) else None)
+    hashes = [Line(words(name, value)) for name, value in provenance.hashes]
+    blocks: list[Block] = [
+        Text("Versions of the programs, and the machine that this page was made on:"),
+        Values([*provenance.versions, *provenance.machine]),
+        Text("The commands that make it again, beside the folder of the datasets:"),
+        Code("\n".join(provenance.commands)),
+        Table("Digests, first 16 hexadecimal digits of SHA-256", ("what", "digest"), hashes, text=2),
+        Text("For a methods section; cite the dataset, too:"),
+        Code(methods),
+    ]
+    return Section("provenance", "Provenance", blocks, {**asdict(provenance), "methods": methods})
+
+
+# The text.
+
+
+def methods_text(plan: Plan, provenance: Provenance, result: Result | None) -> str:
+    """What was done, in the words of a paper, with its numbers."""
+    paragraphs = [
+        f"{_data(plan)} {_preprocessing(plan)}",
+        *(_network(c, plan, provenance.recipes.get(c.name)) for c in plan.configurations),
+        _validation(plan, result),
+        "\n".join(f"[{i}] {text}" for i, text in enumerate(CITATIONS, 1)),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _data(plan: Plan) -> str:
+    names = ", ".join(name for _, name in plan.labels[1:])
+    channels = ", ".join(plan.modalities)
+    return (
+        f"Networks for the segmentation of {names} were trained on {plan.num_training} images ({channels}). They were "
+        f"planned by autoplan {__version__}, which follows nnU-Net [1], as bundles of MONAI [2] on PyTorch [3]."
+    )
+
+
+def _preprocessing(plan: Plan) -> str:
+    """Crop, resampling and normalization."""
+    spacing = " x ".join(f"{s:.4g}" for s in plan.spacing)
+    masked = " over its nonzero voxels" if plan.nonzero_only else ""
+    found = []
+    for modality, n in zip(plan.modalities, plan.normalization, strict=True):
+        found.append(
+            f"the intensities of {modality} were normalized image by image to mean 0 and standard deviation 1{masked}"
+            if n is None
+            else f"the intensities of {modality} were clipped to [{n.lower:.4g}, {n.upper:.4g}], the 0.5 and 99.5 "
+            f"percentiles of the foreground, and normalized by its mean {n.mean:.4g} and standard deviation {n.std:.4g}"
+        )
+    return (
+        f"Images were cropped to their nonzero region and resampled to {spacing} mm (third-order splines, labels by "
+        f"nearest neighbour); {'; '.join(found)}."
+    )
+
+
+def _network(c: Configuration, plan: Plan, recipe: Mapping[str, object] | None) -> str:
+    """A network, and how it was trained where that is known."""
+    patch = " x ".join(map(str, recipe.get("patch_size", c.patch_size) if recipe else c.patch_size))  # type: ignore[call-overload]
+    said = (
+        f"{c.name}: a U-Net of {len(c.features)} levels with {c.features[0]} to {c.features[-1]} feature maps, "
+        f"instance normalization and leaky ReLU; patches of {patch} voxels."
+    )
+    if plan.origin is not None:
+        said += f" It went on from {plan.origin.title}, which was trained on {plan.origin.dataset}."
+    if not recipe:
+        return said + " It is not trained yet."
+    mirrored = ", mirroring" if recipe.get("mirror_prob") else ""
+    return said + (
+        f" It was trained in batches of {recipe.get('batch_size')} by Adam (AMSGrad) with an initial learning rate of "
+        f"{recipe.get('learning_rate')} and weight decay {recipe.get('weight_decay')}, on the sum of Dice loss and "
+        f"cross-entropy, for up to {recipe.get('max_epochs')} epochs of {recipe.get('epoch_length')} batches, with "
+        f"random rotation, scaling, elastic deformation, change of gamma{mirrored}."
+    )
+
+
+def _validation(plan: Plan, result: Result | None) -> str:
+    """Cross-validation, choice, postprocessing and score."""
+    names = dict(plan.labels)
+    kept = ", ".join(names[value] for value in plan.single_component)
+    cleaned = f"All but the largest connected component of {kept} was removed. " if kept else ""
+    if result is None or not result.readable:
+        return f"Networks are compared by {len(plan.folds)}-fold cross-validation. {cleaned}".strip()
+    folds = sorted(set(result.folds.values()))
+    means, interval = _scores(result)
+    was = "was chosen" if result.chosen is not None and result.chosen.is_current else "was evaluated"
+    told = f" (95 % bootstrap interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+    return (
+        f"{cleaned}{' + '.join(result.members)} {was} by cross-validation: {counted(len(result.readable), 'case')} of "
+        f"{counted(len(folds), 'fold')} of {len(plan.folds)}, each predicted by a network that had not seen it. The "
+        f"mean foreground Dice was {means}{told}."
+    )
+
+
+def _scores(result: Result) -> tuple[str, tuple[float, float] | None]:
+    """Mean over the classes of the mean over the cases, and its interval."""
+    rows = [c.dice for c in result.readable]
+    columns = [[v for v in column if v is not None] for column in zip(*rows, strict=True)]
+    means = [sum(column) / len(column) for column in columns if column]
+    _, interval = mean_intervals(rows)
+    return (number(sum(means) / len(means), 4) if means else "not defined"), interval

@@ -1,0 +1,484 @@
+"""Formats of image files: which there are, what each needs, where the voxels of a file lie, and how one is written.
+
+Each bundle has it among its `scripts`, and autoplan reads it from there, so planning, training and prediction see the
+same voxels at the same place. NIfTI alone is read elsewhere: by MONAI's NibabelReader in a
+bundle, by a reader that checks more in planning.
+
+An array is (X, Y, Z, C), in the order of the file's axes: the first runs along a row. World is RAS+ in mm. What has no
+spacing has 1 mm a pixel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its suffixes (none: a folder), the packages that read it, the suffix of a segmentation of its images,
+    and whether it holds pictures, which have no place in the world."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    packages: tuple[str, ...]
+    segmentation: str
+    lossy: tuple[str, ...] = ()
+
+
+NIFTI = Format("NIfTI", (".nii.gz", ".nii"), ("nibabel",), ".nii.gz")
+DICOM = Format("DICOM", (), ("pydicom", "python-gdcm"), ".nii.gz")
+NRRD = Format("NRRD", (".nrrd", ".nhdr"), ("SimpleITK",), ".nrrd")
+META = Format("MetaImage", (".mha", ".mhd"), ("SimpleITK",), ".mha")
+PICTURE = Format("picture", (".png", ".jpg", ".jpeg", ".bmp"), ("pillow",), ".png", lossy=(".jpg", ".jpeg"))
+TIFF = Format("TIFF", (".tif", ".tiff"), ("tifffile", "imagecodecs"), ".tif")
+FORMATS = (NIFTI, NRRD, META, PICTURE, TIFF, DICOM)
+SUFFIXES = tuple(suffix for f in FORMATS for suffix in f.suffixes)
+MODULES = {"pillow": "PIL", "python-gdcm": "gdcm"}
+"""Modules that are not called as their package is."""
+PLACE_TOLERANCE_MM = 0.1
+"""Distance in mm of a DICOM slice from its place on a regular grid that is taken for rounding."""
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the world of ITK and DICOM (left, posterior, superior) to RAS, and back."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where the voxels of a file lie, and what they are: `shape` (X, Y, Z), `affine` 4x4, voxel to world.
+
+    `num_bytes` is what the array takes. `colours`: the numbers are those of a palette. `alpha`: the file has one more
+    channel, the opacity, which is not among the `channels`.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    affine: NDArray[np.float64]
+    num_bytes: int
+    colours: bool = False
+    alpha: bool = False
+
+
+Opened = tuple[Header, Callable[[], NDArray[Any]]]
+"""The header of a file, and what then reads the array."""
+
+
+# Names.
+
+
+def suffix_of(path: str | PurePath) -> str:
+    """The suffix of an image file, as the file has it; "" for a folder or a file of no known format."""
+    name = PurePath(path).name
+    lowered = name.lower()
+    return next((name[-len(s) :] for s in SUFFIXES if lowered.endswith(s)), "")
+
+
+def format_of(path: str | PurePath) -> Format | None:
+    """The format of an image: by its name, or because it is a folder of DICOM files. None where it is no image."""
+    suffix = suffix_of(path).lower()
+    if not suffix:
+        return DICOM if is_series(path) else None
+    return next(f for f in FORMATS if suffix in f.suffixes)
+
+
+def case_name(path: str | PurePath) -> str:
+    """File name of an image without its suffix; the name of a folder."""
+    name = PurePath(path).name
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def segmentation_name(image: str | PurePath, name: str | None = None) -> str:
+    """File name of the segmentation of an image: its own, or that of its case, in a format that stores whole numbers
+    unchanged."""
+    suffix = suffix_of(image).lower()
+    found = next((f for f in FORMATS if suffix in f.suffixes), DICOM)
+    return (case_name(image) if name is None else name) + found.segmentation
+
+
+def by_case(images: Iterable[Path], channels: int) -> list[tuple[str, list[Path]]]:
+    """Names of cases and their files: CASE_0000, CASE_0001 and so on are the channels of CASE where each case has all
+    channels. Other files are a case each."""
+    images, groups = list(images), dict[str, list[Path]]()
+    for image in sorted(images):
+        groups.setdefault(re.sub(r"_\d{4}$", "", case_name(image)), []).append(image)
+    wanted = [f"_{channel:04}" for channel in range(channels)]
+    if all([case_name(p)[-5:] for p in paths] == wanted for paths in groups.values()):
+        return list(groups.items())
+    return [(case_name(image), [image]) for image in images]
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images of a folder, by name: files, and folders that hold a DICOM series; hidden ones do not count. A folder
+    that is a series itself is the only one."""
+    there = sorted(p for p in Path(folder).iterdir() if p.name[0] != ".")
+    images = [p for p in there if (suffix_of(p) and p.is_file()) or is_series(p)]
+    return images or ([Path(folder)] if is_series(folder) else [])
+
+
+def is_series(folder: str | PurePath) -> bool:
+    """Whether a path is a folder that holds a DICOM file."""
+    return Path(folder).is_dir() and any(True for _ in _dicom_files(Path(folder)))
+
+
+def files_of(image: str | Path) -> list[Path]:
+    """The files that an image consists of: those of a series, the data beside a header, or itself."""
+    path = Path(image)
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    if suffix_of(path).lower() in (".mhd", ".nhdr"):
+        stem = path.with_suffix("")
+        data = (stem.with_name(stem.name + end) for end in (".raw", ".zraw", ".raw.gz", ".img"))
+        return [path, *(p for p in data if p.is_file())]
+    return [path]
+
+
+def names_of(images: Iterable[str | Path]) -> tuple[str, ...]:
+    """Names of the formats of these images, in the order of `FORMATS`."""
+    found = {format_of(image) for image in images}
+    return tuple(f.name for f in FORMATS if f in found)
+
+
+def packages_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Packages that read the formats of these names."""
+    there = set(names)
+    return tuple(dict.fromkeys(package for f in FORMATS if f.name in there for package in f.packages))
+
+
+def unneeded_packages(names: Iterable[str]) -> tuple[str, ...]:
+    """Packages that read other formats alone than those of these names; bundles always need nibabel."""
+    needed = {*packages_of(names), *NIFTI.packages}
+    return tuple(p for p in packages_of(f.name for f in FORMATS) if p not in needed)
+
+
+def missing_packages(images: Iterable[str | Path]) -> list[str]:
+    """Packages that these images need and that are not installed."""
+    return [p for p in packages_of(names_of(images)) if importlib.util.find_spec(MODULES.get(p, p)) is None]
+
+
+# Reading.
+
+
+def open_image(path: str | Path) -> Opened:
+    """The header of an image that is not NIfTI, and what reads its voxels.
+
+    Raises:
+        ImportError: a package is missing; the message has the command that installs it.
+        OSError, ValueError: the file cannot be read, or holds no image that can be used.
+    """
+    path = Path(path)
+    found = format_of(path)
+    readers = {NRRD: _open_itk, META: _open_itk, PICTURE: _open_picture, TIFF: _open_tiff, DICOM: _open_series}
+    if found not in readers:
+        raise ValueError(f"it is no image of a known format ({', '.join(SUFFIXES)}, or a folder of DICOM files)")
+    if missing := missing_packages([path]):
+        raise ImportError(f"{found.name} needs packages that are not installed: pip install {' '.join(missing)}")
+    with _plain_errors():
+        header, load = readers[found](path)
+
+    def checked() -> NDArray[Any]:
+        with _plain_errors():
+            array = load()
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"its values are of type {array.dtype}, not numbers")
+        return array.reshape(*header.shape, header.channels)
+
+    return header, checked
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the packages, which are of many kinds, as ValueError."""
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:
+        said = re.sub(r"(?s)^.*?ERROR: (\w+\(0x\w+\): )?", "", str(error))
+        raise ValueError(said or type(error).__name__) from error
+
+
+def _header(
+    shape: Sequence[int],
+    channels: int,
+    affine: NDArray[np.float64],
+    itemsize: int,
+    *,
+    colours: bool = False,
+    alpha: bool = False,
+) -> Header:
+    """A header, checked; a plane becomes a volume of one slice."""
+    whole = (*(int(n) for n in shape), 1, 1)[:3]
+    if min(whole) < 1:
+        raise ValueError(f"its shape is {tuple(shape)}")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < np.finfo(np.float32).tiny:
+        raise ValueError("its affine is singular or not finite")
+    return Header(whole, channels, affine, int(np.prod(whole, dtype=object)) * channels * itemsize, colours, alpha)
+
+
+def _open_itk(path: Path) -> Opened:
+    """NRRD and MetaImage of two to four axes; the fourth, and the components of a voxel, are channels.
+
+    MONAI 1.6.1's ITKReader fails on most files with several components, and its NrrdReader on those and on NRRD's own
+    spaces; on other files this gives what they do.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if format_of(path) is NRRD else "MetaImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    rank, size, components = reader.GetDimension(), reader.GetSize(), reader.GetNumberOfComponents()
+    if rank not in (2, 3, 4):
+        raise ValueError(f"it has {rank} axes, not 2, 3 or 4")
+    spatial, affine = min(rank, 3), np.eye(4)
+    direction = np.reshape(reader.GetDirection(), (rank, rank))[:spatial, :spatial]
+    affine[:spatial, :spatial] = direction * reader.GetSpacing()[:spatial]
+    affine[:spatial, 3] = reader.GetOrigin()[:spatial]
+    channels = components * (size[3] if rank == 4 else 1)
+
+    def load() -> NDArray[Any]:
+        array: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+        return array.transpose(*reversed(range(rank)), *range(rank, array.ndim))
+
+    itemsize = max(1, sitk.Image([1] * rank, reader.GetPixelID(), components).GetSizeOfPixelComponent())
+    return _header(size[:3], channels, LPS @ affine, itemsize), load
+
+
+def _open_picture(path: Path) -> Opened:
+    """PNG, JPEG and BMP. Numbers of a palette are read as they are, for labels are often stored so."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # what fits into memory is for the caller to say
+    with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
+        mode, size = image.mode, image.size
+    with path.open("rb") as file:
+        start = file.read(26)
+    if start[:4] == b"\x89PNG" and start[24] == 16 and start[25] in (2, 4, 6):
+        raise ValueError("it has 16 bits a colour, which cannot be read from PNG; store it as TIFF")
+    bands = {"LA": 1, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
+    channels, alpha = bands.get(mode, 1), mode in ("LA", "RGBA", "PA")
+
+    def load() -> NDArray[Any]:
+        with Image.open(path) as image:
+            array = np.asarray(image.convert("RGB") if mode in ("CMYK", "YCbCr") else image)
+        return _opaque(array, alpha=alpha).swapaxes(0, 1)
+
+    return _header(size, channels, np.eye(4), 4, colours=mode in ("P", "PA"), alpha=alpha), load
+
+
+def _open_tiff(path: Path) -> Opened:
+    """TIFF: a plane or a stack of planes, grey or with channels."""
+    import tifffile
+
+    with _heard("tifffile") as faults, tifffile.TiffFile(path) as file:
+        num_images = len(file.series)
+        if faults or num_images != 1:
+            raise ValueError(faults[0] if faults else f"it holds {num_images} images of different kinds, not one")
+        series = file.series[0]
+        page: Any = series.keyframe
+        kept = [i for i, axis in enumerate(series.axes) if axis in "XY" or series.shape[i] > 1]
+        axes = "".join(series.axes[i] for i in kept)
+        sizes = dict(zip(axes, (series.shape[i] for i in kept), strict=True))
+        itemsize = series.dtype.itemsize
+    stacked, channels = [a for a in axes if a not in "XYSC"], [a for a in axes if a in "SC"]
+    if "X" not in axes or "Y" not in axes or len(stacked) > 1 or len(channels) > 1:
+        raise ValueError(
+            f"its axes are {axes}; a plane or a stack of planes is read, with at most one axis of channels"
+        )
+    alpha = bool(page.extrasamples) and channels == ["S"]
+    order = ["X", "Y", *stacked, *channels]
+
+    def load() -> NDArray[Any]:
+        with tifffile.TiffFile(path) as file:
+            array = np.asarray(file.series[0].asarray()).reshape([sizes[a] for a in axes])
+        return _opaque(array.transpose([axes.index(a) for a in order]), alpha=alpha)
+
+    num_channels = sizes[channels[0]] - alpha if channels else 1
+    shape = [sizes[a] for a in order[: 2 + len(stacked)]]
+    return _header(shape, num_channels, np.eye(4), itemsize, colours=page.photometric == 3, alpha=alpha), load
+
+
+@contextmanager
+def _heard(name: str) -> Iterator[list[str]]:
+    """What a package logs as an error meanwhile, instead of raising one: that a file is truncated."""
+    logger, said = logging.getLogger(name), list[str]()
+    handler, propagate = logging.Handler(logging.ERROR), logger.propagate
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _opaque(array: NDArray[Any], *, alpha: bool) -> NDArray[Any]:
+    """A picture without its alpha channel, the last. One that says something is no stray one."""
+    if not alpha:
+        return array
+    if (array[..., -1] != array[..., -1].flat[0]).any():
+        raise ValueError("it has an alpha channel, and parts of it are transparent; save it without")
+    return array[..., :-1]
+
+
+# DICOM.
+
+_TAGS = (
+    "SeriesInstanceUID", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "InstanceNumber", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices", "BitsAllocated",
+)  # fmt: skip
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files of a folder: those with the mark of the format behind 128 bytes."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name[0] != "." and path.name != "DICOMDIR":
+            with path.open("rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    yield path
+
+
+def series_files(folder: str | Path) -> list[Path]:
+    """The files of a series in the order of their places, checked as in `open_image`."""
+    return [path for path, _ in _sorted_slices(Path(folder))]
+
+
+def _open_series(folder: Path) -> Opened:
+    """A DICOM series of one image a file; slices run along the normal of the first one, whatever their numbers are."""
+    slices = _sorted_slices(folder)
+    first, last = slices[0][1], slices[-1][1]
+    along, down = np.reshape(np.array(first.ImageOrientationPatient, float), (2, 3))
+    start, end = (np.array(s.ImagePositionPatient, float) for s in (first, last))
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along * float(first.PixelSpacing[1]), down * float(first.PixelSpacing[0])
+    if len(slices) > 1:
+        affine[:3, 2] = (end - start) / (len(slices) - 1)
+    else:
+        thickness = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1.0
+        affine[:3, 2] = np.cross(along, down) * float(thickness)
+    affine[:3, 3] = start
+    channels = int(first.get("SamplesPerPixel", 1))
+    paths = [path for path, _ in slices]
+
+    def load() -> NDArray[Any]:
+        planes = [_pixels(path) for path in paths]
+        return np.stack(planes, axis=2, dtype=np.result_type(*planes))
+
+    return _header((first.Columns, first.Rows, len(slices)), channels, LPS @ affine, 4), load
+
+
+def _pixels(path: Path) -> NDArray[Any]:
+    """Values of a slice, (X, Y) or (X, Y, C), as rescaled by its header."""
+    import pydicom
+
+    slice_ = pydicom.dcmread(path)
+    array: NDArray[Any] = slice_.pixel_array.swapaxes(0, 1)
+    slope, intercept = float(slice_.get("RescaleSlope", 1)), float(slice_.get("RescaleIntercept", 0))
+    if slope.is_integer() and intercept.is_integer():
+        return array.astype(np.int32) * int(slope) + int(intercept)
+    return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _sorted_slices(folder: Path) -> list[tuple[Path, Any]]:
+    """Files and headers of a series, by place along the normal of the slices.
+
+    Raises:
+        ValueError: the files are of several series, are no slices, differ in kind, or one is missing.
+    """
+    import pydicom
+
+    read = ((p, pydicom.dcmread(p, stop_before_pixels=True, specific_tags=list(_TAGS))) for p in _dicom_files(folder))
+    slices = [(path, header) for path, header in read if "Rows" in header]
+    if not slices:
+        raise ValueError("the folder holds no DICOM image")
+    for path, header in slices:
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            raise ValueError(f"{path.name} holds many frames; a series of one image a file is read")
+        absent = [t for t in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not header.get(t)]
+        if absent:
+            raise ValueError(f"{path.name} has no {absent[0]}, so its place is unknown")
+    series = {str(header.get("SeriesInstanceUID")) for _, header in slices}
+    if len(series) > 1:
+        raise ValueError(f"the folder holds {len(series)} series; put each into a folder of its own")
+    _check_alike(slices)
+    normal = np.cross(*np.reshape(np.array(slices[0][1].ImageOrientationPatient, float), (2, 3)))
+    slices.sort(key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
+    _check_places(slices, normal)
+    return slices
+
+
+def _check_alike(slices: Sequence[tuple[Path, Any]]) -> None:
+    """Raises where a slice has another size, spacing or orientation than the first."""
+
+    def kind(header: Any) -> NDArray[np.float64]:
+        numbers = (header.Rows, header.Columns, header.get("SamplesPerPixel", 1), *header.PixelSpacing)
+        return np.array([*numbers, *header.ImageOrientationPatient], float)
+
+    first = kind(slices[0][1])
+    for path, header in slices:
+        if not np.allclose(kind(header), first, atol=1e-4):
+            raise ValueError(f"{path.name} has another size, spacing or orientation than {slices[0][0].name}")
+
+
+def _check_places(slices: Sequence[tuple[Path, Any]], normal: NDArray[np.float64]) -> None:
+    """Raises where slices do not lie one step apart each."""
+    if len(slices) < 2:
+        return
+    positions = np.array([header.ImagePositionPatient for _, header in slices], float)
+    steps = np.diff(positions @ normal)
+    step = float(np.median(steps))
+    for (path, header), (next_path, _), distance in zip(slices, slices[1:], steps, strict=False):
+        names = f"{path.name} and {next_path.name}"
+        if distance < PLACE_TOLERANCE_MM / 10:
+            raise ValueError(f"{names} lie at the same place")
+        if distance > 1.5 * step:
+            number = header.get("InstanceNumber")
+            behind = "" if number is None else f"; {path.name} is number {number}"
+            raise ValueError(
+                f"a slice is missing between {names}, which are {distance:.4g} mm apart and not {step:.4g}{behind}"
+            )
+    line = np.linspace(positions[0], positions[-1], len(slices))
+    if (furthest := float(np.linalg.norm(positions - line, axis=1).max())) > PLACE_TOLERANCE_MM:
+        raise ValueError(f"its slices are not evenly spaced: one lies {furthest:.3g} mm from its place")
+
+
+# Writing.
+
+
+def write_image(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write whole numbers (X, Y, Z) in the format of the path's suffix: NRRD, MetaImage, PNG or TIFF.
+
+    Raises:
+        ImportError: as `open_image`.
+    """
+    path, planes = Path(path), array.transpose(2, 1, 0)
+    found = format_of(path)
+    if missing := missing_packages([path]):
+        raise ImportError(f"{path.name} needs packages that are not installed: pip install {' '.join(missing)}")
+    if found is PICTURE:
+        from PIL import Image
+
+        Image.fromarray(planes[0]).save(path)
+    elif found is TIFF:
+        import tifffile
+
+        tifffile.imwrite(path, planes[0] if len(planes) == 1 else planes, photometric="minisblack", compression="zlib")
+    else:
+        import SimpleITK as sitk  # noqa: N813
+
+        image, world = sitk.GetImageFromArray(planes), LPS @ affine
+        spacing = np.linalg.norm(world[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(world[:3, 3].tolist())
+        image.SetDirection((world[:3, :3] / spacing).ravel().tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)

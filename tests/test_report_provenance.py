@@ -1,0 +1,118 @@
+"""Section "Provenance" of the report: digests, commands, and the text for a paper."""
+
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from conftest import TINY_PLAN, write_project
+
+from autoplan import dataset as datasets
+from autoplan.facts import Origin
+from autoplan.jobs import Row
+from autoplan.report import provenance
+from autoplan.report.blocks import Code, Table
+from autoplan.report.cases import Summary
+from autoplan.report.scores import Result, Scored
+from autoplan.report.training import Training
+
+RECIPE = {"mirror_prob": 0.5, "batch_size": 2, "learning_rate": 3e-4, "weight_decay": 3e-5, "max_epochs": 9,
+          "epoch_length": 7, "patch_size": [16, 16]}  # fmt: skip
+NOTHING = provenance.Provenance((), (), (), (), {})
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch) -> provenance.Provenance:
+    """Of a task with one finished training."""
+    project = write_project(tmp_path)
+    monkeypatch.chdir(project)
+    folder = (project / "bundles" / TINY_PLAN.name).relative_to(project)
+    fold = folder / "2d" / "models" / "fold_1"
+    fold.mkdir(parents=True)
+    (fold / "model.pt").write_text("network")
+    (fold / "finished.json").write_text('{"model": "abc", "epochs": 3, "max_epochs": 9, "schedule": true, '
+                                        '"settings": {"batch_size": 4, "mirror_prob": 0.5}}')  # fmt: skip
+    (folder / "best" / "models").mkdir(parents=True)
+    (folder / "best" / "models" / "model.pt").write_text("shared")
+    trainings = [Training(Row("2d", 1, "trained", 3, 9), [], (), None)]
+    dataset = datasets.load(project / "data" / TINY_PLAN.name)
+    summaries = [Summary("case_0", False, content="x")]
+    return provenance.read(dataset, TINY_PLAN, folder, "k" * 64, summaries, trainings)
+
+
+def test_what_it_comes_from(found) -> None:
+    hashes = dict(found.hashes)
+    assert hashes["2d fold 1, model.pt"] == "abc"
+    assert {"dataset.json", "voxels of all images", "plan.json", "best, model.pt"} < set(hashes)
+    assert dict(found.versions)["monai"].startswith("1.")
+    assert dict(found.machine)["memory"].endswith("GiB")
+    assert found.recipes["2d"] == {"batch_size": 4, "mirror_prob": 0.5, "max_epochs": 9}
+    first, train, *others = found.commands
+    assert first == f"python -m autoplan {TINY_PLAN.name}"
+    assert train.startswith(f"python -m autoplan train {TINY_PLAN.name} --configurations 2d --folds 1 --quick")
+    assert [words.split()[3] for words in others] == ["select", "predict", "report"]
+    blocks = provenance.section(TINY_PLAN, found, None).blocks
+    assert next(b.text for b in blocks if isinstance(b, Code)).splitlines() == list(found.commands)
+    assert any(isinstance(b, Table) for b in blocks)
+
+
+def test_the_digest_of_voxels_tells_images_apart() -> None:
+    images = [Summary("a", False, content="1"), Summary("b", True, content="2")]
+    first = provenance._voxels(images)
+    assert provenance._voxels(images[::-1]) == first
+    assert provenance._voxels([images[0], replace(images[1], content="3")]) != first
+
+
+def scored(*dice: float | None) -> Result:
+    """The result of three cases with these Dice."""
+    cases = tuple(Scored(f"c{i}", dice=dice) for i in range(3))
+    return Result(("2d", "3d_fullres"), {c.name: 0 for c in cases}, cases, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "recipes", "result", "words"),
+    [
+        pytest.param(TINY_PLAN, {}, None, ["5-fold cross-validation", "not trained yet", "component of ball"],
+                     id="planned"),
+        pytest.param(
+            TINY_PLAN, {"2d": RECIPE}, scored(0.8, 0.9),
+            ["2d + 3d_fullres was evaluated", "0.8500 (95 % bootstrap", "up to 9 epochs of 7 batches", "mirroring"],
+            id="evaluated",
+        ),
+        pytest.param(replace(TINY_PLAN, nonzero_only=True), {}, scored(None, None), ["not defined", "nonzero voxels"],
+                     id="no class"),
+        pytest.param(replace(TINY_PLAN, origin=Origin("b", "1.0", "m", "Task")), {}, None, ["went on from b 1.0"],
+                     id="fine-tuned"),
+    ],
+)  # fmt: skip
+def test_methods(plan, recipes, result, words) -> None:
+    text = provenance.methods_text(plan, replace(NOTHING, recipes=recipes), result)
+    for expected in (*words, "arXiv:1809.10486", "clipped to [-50, 150]", "1.5 x 1.25 x 2 mm"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("NVIDIA H100, 81559 MiB\nNVIDIA H100, 81559 MiB\n", "NVIDIA H100, 81559 MiB; NVIDIA H100, 81559 MiB"),
+        (None, ""),
+    ],
+)
+def test_gpus(monkeypatch, answer, said) -> None:
+    def run(*_, **__):
+        if answer is None:
+            raise subprocess.CalledProcessError(9, "nvidia-smi")
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(provenance.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(provenance.subprocess, "run", run)
+    assert provenance._gpus() == said
+
+
+def test_packages_and_processors_that_are_not_known(monkeypatch) -> None:
+    def missing(_):
+        raise OSError
+
+    monkeypatch.setattr(provenance.Path, "read_text", missing)
+    assert provenance._processor()
+    assert provenance._version("no-such-package-at-all") == "not installed"
