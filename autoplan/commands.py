@@ -22,7 +22,7 @@ from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
-from autoplan.errors import AutoplanError, one_line
+from autoplan.errors import AutoplanError, one_line, shortened
 from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
 from autoplan.files import check_writable
 from autoplan.flags import Command
@@ -77,8 +77,7 @@ def plan(
             stay in one fold.
     """
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
-    _check("force", force, holds=isinstance(force, bool), takes="no value")
-    _check("cascade", cascade, holds=cascade in get_args(Cascade), takes="auto, never or always")
+    _check_planning(cascade, force=force)
     _check_processes(num_processes)
     check_writable(Path(bundles), "--bundles")
     given = layouts.Layout(images, labels, labels_are, channels, table, group_by)
@@ -348,7 +347,7 @@ def run(
         table: csv file with the columns case, label, one a channel, and perhaps fold.
         group_by: column of the table, or regular expression on the names, as for plan.
     """
-    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    _check_planning(cascade, force=force)
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     check_settings(settings, _keys())
     reported = partial(_reported, dataset, root, bundles)
@@ -477,7 +476,13 @@ COMMANDS: dict[str, Command] = {
 def _check(flag: str, value: object, *, holds: bool, takes: str) -> None:
     """Refuses a flag's value, before anything is done."""
     if not holds:
-        raise AutoplanError(f"--{flag} takes {takes}, not {datasets.shortened(repr(value))}.")
+        raise AutoplanError(f"--{flag} takes {takes}, not {shortened(repr(value))}.")
+
+
+def _check_planning(cascade: str, *, force: bool) -> None:
+    """Refuses flags of a plan whose values cannot be right."""
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    _check("cascade", cascade, holds=cascade in get_args(Cascade), takes="auto, never or always")
 
 
 def _check_processes(number: object) -> None:
@@ -629,6 +634,8 @@ def _reported(dataset: str, root: str, bundles: str) -> Iterator[None]:
 
 
 def _report_if_possible(dataset: str, root: str, bundles: str) -> None:
+    if not (Path(bundles) / _task(dataset) / saved.PLAN).exists():
+        return
     try:
         report(dataset, root=root, bundles=bundles)
     except (AutoplanError, OSError) as error:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan import images
-from autoplan.errors import DatasetError, one_line
+from autoplan.errors import DatasetError, one_line, shortened
 from autoplan.facts import Case, Dataset
 from autoplan.files import read_json
 from autoplan.images import Volume, case_name
@@ -37,8 +37,6 @@ MAX_INTENSITY = 1e14
 such voxels still fits into."""
 MAX_NAME = 200
 """Characters of the name of a class or channel at most. Our choice."""
-MAX_SHOWN = 60
-"""Characters of a text that a message shows."""
 MAX_PATH = 1000
 """Characters of a path at most. Our choice: file systems end at 4096, with the folder in front."""
 
@@ -200,11 +198,6 @@ def _check_name(key: str, name: str) -> None:
 def _has_control_characters(text: str) -> bool:
     """Whether a text holds a control character or a line break."""
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text that is too long to be shown."""
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _modalities(content: dict[str, Any]) -> tuple[str, ...]:

@@ -1,5 +1,8 @@
 """The errors that a user can correct. `__main__.main` turns each into one message on stderr and exit status 1."""
 
+MAX_SHOWN = 60
+"""Characters of a given word that a message shows at most."""
+
 
 class AutoplanError(Exception):
     """What is wrong, where, and how to correct it."""
@@ -24,3 +27,8 @@ class TrainingError(AutoplanError):
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long to be shown."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

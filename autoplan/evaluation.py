@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from autoplan import dataset as datasets
 from autoplan import images
-from autoplan.errors import DatasetError
+from autoplan.errors import DatasetError, shortened
 from autoplan.facts import to_dict
 from autoplan.files import write_atomically, write_text_atomically
 from autoplan.images import bounding_box, spacing
@@ -232,7 +232,7 @@ def pairs(labels: Path, predictions: Path) -> tuple[tuple[Pair, ...], tuple[str,
 def _files(folder: Path, flag: str, faults: list[str]) -> dict[str, Path]:
     """The images of a folder by case, in alphabetical order."""
     if not os.path.isdir(folder):
-        faults.append(f"--{flag} {datasets.shortened(str(folder))}: there is no such folder. Name one with images.")
+        faults.append(f"--{flag} {shortened(str(folder))}: there is no such folder. Name one with images.")
         return {}
     found: dict[str, Path] = {}
     for path in images.image_files(folder):

@@ -89,8 +89,7 @@ def _known(name: str, command: Command, word: str, settings: Collection[str], hi
     said = f"{name}: there is no flag {word.partition('=')[0]}."
     if found := closest(flag.strip("_"), known):
         raise AutoplanError(f"{said} Did you mean --{found}?")
-    ours = f" The settings of a training are {', '.join(settings)}." if settings else ""
-    raise AutoplanError(f"{said}{ours} The flags are {_listed(flags(command))}.")
+    raise AutoplanError(f"{said} Its flags: {PROGRAM} {name} --help")
 
 
 def _value(name: str, flag: str, parameter: inspect.Parameter | None, word: str, rest: list[str]) -> Any:

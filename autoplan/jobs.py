@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autoplan import lease, results, tables
-from autoplan.errors import TrainingError
+from autoplan.errors import TrainingError, shortened
 from autoplan.facts import ConfigurationName
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
 from autoplan.files import read_object
-from autoplan.settings import evaluation_only, flags_of_training
+from autoplan.settings import evaluation_only, flags_of_training, refusal
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
 LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
@@ -137,18 +137,20 @@ def _config(bundle: Path) -> dict[str, Any]:
     return config
 
 
-def check_settings(names: Iterable[str], keys: Collection[str]) -> None:
-    """Refuses settings that a train.json with these keys does not have.
+def check_settings(given: Mapping[str, str], keys: Collection[str]) -> None:
+    """Refuses settings that a train.json with these keys does not have, and values that cannot be theirs.
 
     Raises:
         TrainingError: the first of them, by its name.
     """
     known = flags_of_training(keys)
-    for name in names:
+    for name, value in given.items():
         if name in keys and name not in known:
             raise TrainingError(f"--{name} cannot be set here: it is a part of the bundles, or every job has its own.")
         if name not in known:
             raise TrainingError(f"there is no flag --{name}. The settings of a training are {', '.join(known)}.")
+        if takes := refusal(name, value):
+            raise TrainingError(f"--{name} takes {takes}, not {shortened(value)}.")
 
 
 def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
@@ -342,8 +344,15 @@ def is_trained(job: Job) -> bool:
 
 
 def is_done(job: Job) -> bool:
-    """Whether the training has ended, by the job's recipe, and its results are there."""
-    return is_trained(job) and has_results(job)
+    """Whether the training has ended, by the job's recipe, and its results are there, predicted as the job says."""
+    return is_trained(job) and has_results(job) and _is_predicted_so(job)
+
+
+def _is_predicted_so(job: Job) -> bool:
+    """Whether the cases were predicted with the settings of the evaluation that the job has."""
+    asked = {name: value for name, value in job.settings if name in evaluation_only()}
+    used = results.prediction_settings(job.folder)
+    return all(name in used and value == str(used[name]) for name, value in asked.items())
 
 
 def has_results(job: Job) -> bool:

@@ -15,19 +15,15 @@ from autoplan.facts import (
     Origin,
     Plan,
     from_dict,
-    to_dict,
 )
 from autoplan.files import file_digest, read_object
 from autoplan.finetuning import Network, Source
-from autoplan.overlays import read_template, templates_folder
 from autoplan.settings import MEMBERS
 
 WEIGHTS = "models/pretrained.pt"
 """Where a bundle that goes on has the weights that its trainings start from."""
 OUTPUT = "output_block.conv.conv."
 """How the names of the weights begin that have a channel for each class."""
-SEED = 0
-"""Of the weights of new classes."""
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
 
@@ -157,7 +153,7 @@ def inherited(
         TemplateError: a weight is missing, or has another shape than the bundle's configs say.
     """
     classes = finetuning.inherited_classes(plan, source)
-    found = dict(fresh(plan, configuration))
+    found = dict(weights.fresh(plan, configuration))
     for name, tensor in found.items():
         old = there.get(f"{network.prefix}{name}")
         output = name.startswith(OUTPUT)
@@ -175,18 +171,3 @@ def inherited(
         else:
             found[name] = old
     return found
-
-
-def fresh(plan: Plan, configuration: Configuration) -> dict[str, Any]:
-    """Random weights of the network that the bundle of a configuration has; the same at every call."""
-    import torch
-    from monai.bundle import ConfigParser
-
-    values = {"patch_size": to_dict(configuration.patch_size), "strides": to_dict(configuration.strides)}
-    values |= {"features": list(configuration.features), "normalization": [None] * len(plan.modalities)}
-    values["class_names"] = [str(value) for value, _ in plan.labels]
-    part = read_template(templates_folder() / "configs" / "parts" / "network.json")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        network = ConfigParser({**values, "network_def": part}).get_parsed_content("network_def")
-    return dict(network.state_dict())

@@ -1,14 +1,38 @@
 """The keys of a bundle's configs that a user may read or set, from one list: templates/docs/settings.json."""
 
+import ast
 import json
-from collections.abc import Collection
+import math
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from autoplan.overlays import templates_folder
 
 Kind = Literal["path", "job", "planned", "training", "evaluation", "prediction", "machine"]
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "count": ("a whole number, 1 or more", lambda v: type(v) is int and v >= 1),
+    "count or 0": ("a whole number, 0 or more", lambda v: type(v) is int and v >= 0),
+    "positive": ("a number above 0", lambda v: _number(v) and v > 0),
+    "positive or 0": ("a number, 0 or more", lambda v: _number(v) and v >= 0),
+    "part": ("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1),
+    "part below 1": ("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1),
+    "switch": ("True or False", lambda v: type(v) is bool),
+    "spacing": (
+        'three lengths in mm, such as "[1,1,3]"',
+        lambda v: type(v) in (list, tuple) and len(v) == 3 and all(_number(x) and x > 0 for x in v),
+    ),
+    "device": ("cpu or cuda:0", lambda v: re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(v)) is not None),
+}
+"""What a setting may take: in words, and as a test of the value that MONAI's command line reads from the text."""
 
 
 @dataclass(frozen=True)
@@ -17,25 +41,41 @@ class Setting:
 
     `kind` is "planned" for what the plan decides; "path" for a folder that a training reads or writes; "job" for what
     every job has for itself; "training", "evaluation" and "prediction" by what it is about; "machine" for what changes
-    no result. `meaning` is the end of a sentence.
+    no result. `meaning` is the end of a sentence. `takes` is a key of TAKES; empty where any value will do.
     """
 
     name: str
     kind: Kind
     meaning: str
+    takes: str = ""
 
 
 @lru_cache(maxsize=1)
 def load() -> tuple[Setting, ...]:
     """All settings, in the order in which they are explained."""
     found = json.loads((templates_folder() / "docs" / "settings.json").read_text(encoding="utf-8"))
-    return tuple(Setting(name, entry["kind"], entry["meaning"]) for name, entry in found.items())
+    return tuple(Setting(name, **entry) for name, entry in found.items())
 
 
 def flags_of_training(keys: Collection[str]) -> list[str]:
     """The keys of a train.json that are flags of `train`, and the settings of the evaluation that follows."""
     known = {s.name for s in load() if s.kind not in ("job", "evaluation")}
     return [*(key for key in keys if key in known or _bare(key) in known), *evaluation_only()]
+
+
+def refusal(name: str, text: str) -> str:
+    """What a setting takes, in words, where a text that was typed for it is nothing of the kind; else empty. An
+    expression of MONAI's is not looked at."""
+    by_name = {s.name: s.takes for s in load()}
+    takes = by_name.get(name) or by_name.get(_bare(name))
+    if not takes or text.startswith(("$", "@")):
+        return ""
+    words, holds = TAKES[takes]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    return "" if holds(value) else words
 
 
 def paths() -> tuple[str, ...]:
@@ -53,7 +93,7 @@ def explained(keys: Collection[str]) -> list[Setting]:
     by_name = {s.name: s for s in load()}
     found = [(key, by_name.get(key) or by_name.get(_bare(key))) for key in keys]
     return [
-        Setting(key, s.kind, s.meaning if key == s.name else f"{s.meaning} (networks `{key.partition('_')[0]}`)")
+        Setting(key, s.kind, s.meaning + ("" if key == s.name else f" (networks `{key.partition('_')[0]}`)"), s.takes)
         for key, s in found
         if s is not None
     ]

@@ -46,11 +46,10 @@ def share(
     folder = root / (name or "best")
     check_name(name)
     found = {m: _finished(plan, root / m) for m in choice.winner.members}
-    files = _files(
-        plan, found, root, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
+    _write(
+        plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
         performance=_performance(choice), about=_about(plan, fingerprint_key, "cross-validation"),
     )  # fmt: skip
-    _write(folder, files, found, root)
     return folder
 
 
@@ -79,8 +78,7 @@ def share_configuration(
     found = {configuration: {k: finished[k] for k in sorted(chosen)}}
     performance = _validated(plan, root / configuration, tuple(sorted(chosen)))
     about = _about(plan, fingerprint_key, "by hand")
-    files = _files(plan, found, root, "data", name=name, performance=performance, about=about)
-    _write(folder, files, found, root)
+    _write(plan, found, root, folder, "data", name=name, performance=performance, about=about)
 
 
 def _validated(plan: Plan, bundle: Path, folds: tuple[int, ...]) -> render.Performance:
@@ -100,23 +98,25 @@ def _about(plan: Plan, fingerprint_key: str, choice: str) -> dict[str, Any]:
     return {"choice": choice, "dataset": dataset}
 
 
-def _files(
+def _write(
     plan: Plan,
     found: Finished,
     root: Path,
+    folder: Path,
     dataset_dir: str,
     *,
     name: str,
     performance: render.Performance,
     about: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """The files of the bundle of some finished folds of configurations, but for its weights."""
+) -> None:
+    """Write the bundle of some finished folds of configurations, its weights first."""
     folds = {m: tuple(found[m]) for m in found}
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
-    return render.render_shared(
+    trained = _trained(plan, folds, settings)
+    files = render.render_shared(
         plan,
-        _trained(plan, folds, settings),
+        trained,
         dataset_dir,
         name=name,
         mirror=all(s["mirror"] for s in settings.values()),
@@ -124,11 +124,9 @@ def _files(
         performance=performance,
         provenance={**about, "networks": {m: {f"fold_{k}": found[m][k].model for k in folds[m]} for m in folds}},
     )
-
-
-def _write(folder: Path, files: dict[str, bytes], found: Finished, root: Path) -> None:
-    """Write a bundle, its weights first."""
-    _write_weights({m: [root / m / "models" / f"fold_{k}" / "model.pt" for k in found[m]] for m in found}, folder)
+    tensors = _weights({m: [results.fold_folder(root / m, k) / "model.pt" for k in folds[m]] for m in folds})
+    _check_weights(plan, trained, tensors, root)
+    weights.save(tensors, folder / "models" / "model.pt")
     render.write(folder, files)
 
 
@@ -254,14 +252,31 @@ def _performance(choice: Choice) -> render.Performance:
     return render.Performance(len(choice.cases), choice.setting.folds, (("mean foreground", best.foreground), *classes))
 
 
-def _write_weights(models: Mapping[str, Sequence[Path]], folder: Path) -> None:
-    """One flat file of all networks."""
+def _weights(models: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """The weights of all networks, flat."""
     found = {}
     for name, paths in models.items():
         for number, path in enumerate(paths):
             tensors = weights.load(path, "Remove the fold's folder and train it again.")
             found.update({_key(name, number, key): value for key, value in tensors.items()})
-    weights.save(found, folder / "models" / "model.pt")
+    return found
+
+
+def _check_weights(plan: Plan, trained: Sequence[render.Trained], found: Mapping[str, Any], root: Path) -> None:
+    """Refuses weights of other networks than the settings of the predictions say, before anything is written."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in found.items()}
+    for network in trained:
+        expected = weights.fresh(plan, network.configuration, device="meta")
+        member = MEMBERS[network.configuration.name]
+        for number, fold in enumerate(network.folds):
+            own = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+            there = {key: shapes.pop(f"{member}.{number}.{key}", None) for key in own}
+            if wrong := next((key for key in own if there[key] != own[key]), None):
+                raise TemplateError(
+                    f"{root.name}, {member}: model.pt of fold {fold} is of another network than validation/dice.json "
+                    f"says: {wrong} has the shape {there[wrong]}, not {own[wrong]}. Remove the fold's folder and train "
+                    "it again."
+                )
 
 
 def _key(configuration: str, number: int, key: str) -> str:

@@ -1,11 +1,17 @@
-"""Files of weights: flat dictionaries of tensors by name."""
+"""Weights of networks: flat dictionaries of tensors by name, their files, and those that a configuration has."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autoplan.errors import TemplateError
+from autoplan.facts import Configuration, Plan, to_dict
 from autoplan.files import write_atomically
+from autoplan.overlays import read_template, templates_folder
+from autoplan.plan import num_input_channels
+
+SEED = 0
+"""Of random weights."""
 
 
 def load(path: Path, remedy: str) -> dict[str, Any]:
@@ -38,3 +44,20 @@ def save(tensors: Mapping[str, Any], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
+
+
+def fresh(plan: Plan, configuration: Configuration, *, device: str = "cpu") -> dict[str, Any]:
+    """Random weights of the network that the bundle of a configuration has; the same at every call. The device "meta"
+    has shapes only, and takes no time."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    channels = num_input_channels(configuration.name, modalities=plan.modalities, labels=plan.labels)
+    values = {"patch_size": to_dict(configuration.patch_size), "strides": to_dict(configuration.strides)}
+    values |= {"features": list(configuration.features), "normalization": [None] * channels}
+    values["class_names"] = [str(value) for value, _ in plan.labels]
+    part = read_template(templates_folder() / "configs" / "parts" / "network.json")
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(SEED)
+        network = ConfigParser({**values, "network_def": part}).get_parsed_content("network_def")
+    return dict(network.state_dict())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ NAN = "FloatingPointError: the training loss is nan in epoch 1, iteration 2, cas
 UP_TO_TRAINING = """
 import sys
 from autoplan import __main__ as m, commands
-commands.select = commands.predict = lambda *_, **__: None
+commands.select = commands.predict = commands.report = lambda *_, **__: None
 sys.exit(m.main())
 """
-"""The command line, whose `run` ends after the trainings: the stand-ins leave no predictions to choose by."""
+"""The command line, whose `run` ends after the trainings: the stand-ins leave nothing to choose by or to show."""
 
 
 def start(*words: str) -> "subprocess.Popen[str]":
@@ -258,14 +259,14 @@ def descendants(pid: int) -> list[int]:
 
 def table_of(text: str) -> list[str]:
     """The last table that a command printed."""
-    lines = text.splitlines()
-    return lines[max(i for i, line in enumerate(lines) if line.startswith("configuration  fold")) :]
+    table = text[text.rindex("configuration  fold") :].splitlines()
+    return list(takewhile(lambda line: line.startswith(("configuration", "2d", "3d")), table))
 
 
 def test_run_killed_five_times_ends_like_an_undisturbed_one(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("select", "predict"):
+    for name in ("select", "predict", "report"):
         monkeypatch.setattr(command_line, name, lambda *_, **__: None)
     for name in ("undisturbed", "killed"):
         write_tiny(tmp_path / name / "data" / "Task90_Tiny")

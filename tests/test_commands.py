@@ -83,7 +83,9 @@ def test_words_become_arguments(words: list[str], expected: dict) -> None:
     ("words", "said"),
     [
         pytest.param(["a", "--wrod", "x"], "no flag --wrod. Did you mean --word?", id="mistyped"),
-        pytest.param(["a", "--zzz"], "no flag --zzz. The flags are --number, --length,", id="nothing like it"),
+        pytest.param(
+            ["a", "--zzz"], "no flag --zzz. Its flags: python -m autoplan example --help", id="nothing like it"
+        ),
         pytest.param(["a", "-w", "x"], "no flag -w", id="one letter"),
         pytest.param(["a", "-"], "no flag -", id="a dash"),
         pytest.param(["a", "--", "b"], "no flag --", id="two dashes"),
@@ -138,7 +140,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture) -> None:
         pytest.param(["statsu", "Task04"], "Did you mean status?", id="letters swapped"),
         pytest.param(["Predict", "Task04"], "Did you mean predict?", id="capital"),
         pytest.param(["trian"], "Did you mean train?", id="alone"),
-        pytest.param(["Task99"], "neither a folder with dataset.json nor", id="a dataset"),
+        pytest.param(["Task99"], "neither a folder nor the name of one under data", id="a dataset"),
         pytest.param(["plan"], "DATASET is missing", id="no dataset"),
     ],
 )
@@ -278,9 +280,10 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
         monkeypatch.setattr(commands, name, lambda dataset, n=name, **given: called.update({n: given}))
     words = ["--root", "r", "--bundles", "b", "--cascade", "never", "--force", "--configurations", "2d", "--folds", "0"]
     words += ["--quick", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
-    words += ["--max_epochs", "3", "--device", "cpu"]
+    layout = {"images": "i", "labels": "l", "labels_are": "a,b", "channels": "CT", "table": "t", "group_by": "g"}
+    words += ["--max_epochs", "3", "--device", "cpu", *(f"--{name}={value}" for name, value in layout.items())]
     assert main(["run", str(tiny.folder), *words]) == 0
-    assert called["plan"] == {"root": "r", "bundles": "b", "cascade": "never", "force": True}
+    assert called["plan"] == {"root": "r", "bundles": "b", "cascade": "never", "force": True, **layout}
     assert called["train"] == {
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
         "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "root": "r",
@@ -297,17 +300,21 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     ("failing", "status", "expected"),
     [
         pytest.param("", 0, ["plan", "report", "train", "report", "select", "report", "predict"], id="all is well"),
+        pytest.param("plan", 1, ["plan"], id="nothing is planned"),
         pytest.param("train", 1, ["plan", "report", "train", "report"], id="a training fails"),
         pytest.param("report", 0, ["plan", "report", "train", "report", "select", "report", "predict"], id="no report"),
     ],
 )
-def test_run_reports_after_each_phase(failing, status, expected, monkeypatch, tiny, capsys) -> None:
+def test_run_reports_after_each_phase(failing, status, expected, monkeypatch, tiny, tmp_path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
     called = []
 
     def note(name: str) -> None:
         called.append(name)
         if name == failing:
             raise AutoplanError("it does not work")
+        Path("bundles", TASK).mkdir(parents=True, exist_ok=True)
+        Path("bundles", TASK, "plan.json").touch()
 
     for name in ("plan", "train", "select", "predict", "report"):
         monkeypatch.setattr(commands, name, lambda *_, n=name, **__: note(n))

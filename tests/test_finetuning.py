@@ -39,7 +39,7 @@ def bundle(tmp_path: Path, project: Path) -> Path:
     """A bundle of TINY_PLAN with weights."""
     found = tmp_path / "given"
     shutil.copytree(project / "bundles" / TINY_PLAN.name / CONFIGURATION, found)
-    network = pretrained.fresh(TINY_PLAN, TINY_PLAN.configuration(CONFIGURATION))
+    network = weights.fresh(TINY_PLAN, TINY_PLAN.configuration(CONFIGURATION))
     # A weight stands there under two names.
     weights.save({name: 1.5 * value + 0.01 for name, value in network.items()}, found / "models" / "model.pt")
     return found
@@ -89,7 +89,7 @@ def test_weights_are_taken_over_class_by_class(bundle: Path, tmp_path: Path) -> 
     old, new = (
         torch.load(path, weights_only=True) for path in (bundle / "models/model.pt", found / pretrained.WEIGHTS)
     )
-    fresh = pretrained.fresh(TARGET, TINY_PLAN.configuration(CONFIGURATION))
+    fresh = weights.fresh(TARGET, TINY_PLAN.configuration(CONFIGURATION))
     assert old.keys() == new.keys()
     outputs = [name for name in old if name.startswith(pretrained.OUTPUT)]
     assert len(outputs) == 2

@@ -58,3 +58,35 @@ def test_the_readme_explains_each_key_once(configuration) -> None:
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len({*rows}) > 30
     assert "lowres_patch_size" in rows or configuration != "3d_cascade_fullres"
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "refused"),
+    [
+        ("max_epochs", "1 1000", "0 -1 x 1.5 1e3 True [1] None"),
+        ("epoch_length", "250", "0 y"),
+        ("lowres_batch_size", "2", "0 two"),
+        ("seed", "0 7", "-1 0.5"),
+        ("learning_rate", "3e-4 1", "0 -1 nan inf 1e999 fast"),
+        ("weight_decay", "0 3e-5", "-1"),
+        ("mirror_prob", "0 0.5 1", "1.1 -0.1 half"),
+        ("overlap", "0 0.5", "1"),
+        ("amp", "True False", "true 1 yes"),
+        ("target_spacing", "[1,1,3] (1,1,3)", "[1,1] [0,1,1] 1 [1,1,x]"),
+        ("device", "cpu cuda cuda:0", "gpu cuda:x CPU"),
+        ("num_workers", "0 2", "-1"),
+        ("dataset_dir", "anything", ""),
+        ("lr_schedule", "None", ""),
+        ("max_epochs", "$1+1 @batch_size", "[" * 9999),
+    ],
+)
+def test_values_of_settings(name, takes, refused) -> None:
+    assert [text for text in takes.split() if settings.refusal(name, text)] == []
+    assert [text for text in refused.split() if not settings.refusal(name, text)] == []
+
+
+@pytest.mark.parametrize("configuration", NAMES)
+def test_what_the_bundles_hold_is_a_value_of_each_setting(configuration) -> None:
+    for config in configs(configuration).values():
+        values = {key: str(value) for key, value in config.items() if is_value(key, value) and value is not None}
+        assert {key: settings.refusal(key, text) for key, text in values.items() if settings.refusal(key, text)} == {}

@@ -168,17 +168,32 @@ def test_the_same_networks_make_the_same_bytes(trained, monkeypatch) -> None:
     assert (share(trained, "2d") / "models" / "model.pt").read_bytes() == first
 
 
-def test_another_spacing_than_the_planned_one_is_refused(trained) -> None:
-    path = trained / "bundles" / TASK / "3d_lowres" / "models" / "fold_{}" / "validation" / "dice.json"
-    files = [type(path)(str(path).format(k)) for k in FOLDS["3d_lowres"]]
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        pytest.param({"target_spacing": [2.0, 2.0, 2.0]}, "trained with target_spacing", id="spacing"),
+        pytest.param({"features": [4, 9, 12]}, "is of another network than validation/dice.json says", id="features"),
+        pytest.param(
+            {"strides": [[1, 1, 1], [2, 1, 1], [2, 2, 1]]},
+            "is of another network than validation/dice.json says",
+            id="strides",
+        ),
+    ],
+)
+def test_predictions_by_settings_that_are_not_the_network_s_are_refused(settings, said, trained) -> None:
+    folders = [trained / "bundles" / TASK / "3d_lowres" / "models" / f"fold_{k}" for k in FOLDS["3d_lowres"]]
+    files = [folder / "validation" / "dice.json" for folder in folders]
     before = [f.read_text() for f in files]
+    model = trained / "bundles" / TASK / "best" / "models" / "model.pt"
+    model.unlink(missing_ok=True)
     try:
         for file, text in zip(files, before, strict=True):
             scored = json.loads(text)
-            scored["settings"]["target_spacing"] = [2.0, 2.0, 2.0]
+            scored["settings"] |= settings
             file.write_text(json.dumps(scored))
-        with pytest.raises(TemplateError, match="trained with target_spacing"):
+        with pytest.raises(TemplateError, match=said):
             share(trained, "3d_lowres")
+        assert not model.exists()
     finally:
         for file, text in zip(files, before, strict=True):
             file.write_text(text)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TINY_PLAN
 
-from autoplan import pretrained, probe, verification, weights
+from autoplan import probe, verification, weights
 from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, TemplateError
 from autoplan.verification import Check
@@ -27,7 +27,7 @@ def sound(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with weights and what it predicts for a small image; not to be changed."""
     bundle = tmp_path_factory.mktemp("sound") / NAME
     shutil.copytree(project / "bundles" / TINY_PLAN.name / "3d_fullres", bundle)
-    network = pretrained.fresh(TINY_PLAN, TINY_PLAN.configuration("3d_fullres"))
+    network = weights.fresh(TINY_PLAN, TINY_PLAN.configuration("3d_fullres"))
     weights.save(network, bundle / "models" / "model.pt")
     image = np.random.default_rng(0).normal(40, 30, (20, 18, 9, 2)).astype(np.float32)
     (bundle / "docs" / "verification").mkdir()
@@ -67,7 +67,7 @@ def flipped(bundle: Path) -> None:
 
 
 def other_topology(bundle: Path) -> None:
-    network = pretrained.fresh(TINY_PLAN, TINY_PLAN.configuration("3d_lowres"))
+    network = weights.fresh(TINY_PLAN, TINY_PLAN.configuration("3d_lowres"))
     weights.save(network, bundle / "models" / "model.pt")
 
 

@@ -101,9 +101,14 @@ FLAGS = {
         "--configurations 4d", "--configurations ..", "--configurations ,", "--configurations cache", "--jobs 0",
         "--jobs x", "--jobs 1e9", "--mirror maybe", "--quick=7", "--device cuda:7", "--fold 3", "--bundle_root x",
         "--slurm nowhere.yml", "--slurm file", "--slurm empty",
+        "--max_epochs x", "--max_epochs -1", "--max_epochs 0", "--epoch_length x", "--learning_rate nan",
+        "--device foo",
         "--slurm pipe", "--scheduler tcp://127.0.0.1:1", "--scheduler x://y", "--scheduler $x",
     ],
-    "status": ["--folds x", "--folds 9", "--configurations 4d", "--json=7", "--quick=7", "--jobs 2", "--nonsense 7"],
+    "status": [
+        "--folds x", "--folds 9", "--configurations 4d", "--json=7", "--quick=7", "--jobs 2", "--nonsense 7",
+        "--max_epochs x",
+    ],
     "select": [
         "--name choice.json", "--name plan.json", "--name ..", "--name .", "--name a/b", "--name cache", "--name 2d",
         "--name 3d_lowres", f"--name {LONG}", "--name $x", "--name -x", "--name=", "--num_processes 0", "--name a\nb",
@@ -112,7 +117,10 @@ FLAGS = {
         "--name nothing", "--name ..", "--name /", f"--name {LONG}", "--force=7", "--images nowhere", "--images empty",
         "--images file", "--images pipe", "--device foo", "--name 2d",
     ],
-    "run": ["--folds x", "--jobs 0", "--mirror maybe", "--cascade x", "--nonsense 7", "--device cuda:7", "--quick=7"],
+    "run": [
+        "--folds x", "--jobs 0", "--mirror maybe", "--cascade x", "--nonsense 7", "--device cuda:7", "--quick=7",
+        "--max_epochs x",
+    ],
 }  # fmt: skip
 
 
