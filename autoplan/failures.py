@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoplan.files import regular
+
 START = "autoplan: started"
 END = "autoplan: ended with status"
 """How the lines begin that a job adds to its log."""
@@ -25,7 +27,7 @@ class Failure:
 def log_tail(path: Path) -> str:
     """The end of a log, from the line on that says that its last process started."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
@@ -119,7 +121,7 @@ def last_start(log: Path) -> str:
     """The line of a log that says how the training was last started."""
     found, wanted = b"", f"{START} training".encode()
     try:
-        with log.open("rb") as file:
+        with regular(log).open("rb") as file:
             for line in file:
                 found = line if line.startswith(wanted) else found
     except OSError:

@@ -1,8 +1,10 @@
 """Files that are whole or not there, and JSON that is read with care."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,18 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def regular(path: Path) -> Path:
+    """A path that is there and no pipe or device, which reading would wait for without end.
+
+    Raises:
+        OSError: it is one, or nothing is there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    return path
+
+
 def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
@@ -53,7 +67,7 @@ def read_json(path: Path) -> Any:
             can be written with.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular(path).read_text(encoding="utf-8"))
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -72,7 +86,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def file_digest(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()[:16]

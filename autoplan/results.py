@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoplan.errors import TrainingError, one_line
-from autoplan.files import file_digest, read_json, read_object
+from autoplan.files import file_digest, read_json, read_object, regular
 
 FINISHED = "finished.json"
 PREDICTION_SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
@@ -158,7 +158,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
     Dice of a class that never occurs, is left out, and so is an epoch without its number; nothing where curve.csv is
     damaged."""
     try:
-        with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
+        with regular(folder / "curve.csv").open(encoding="utf-8", newline="") as file:
             rows = [{name: _number(float(text)) for name, text in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error):
         return []

@@ -6,7 +6,7 @@ from typing import Any
 
 from autoplan.errors import TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
-from autoplan.files import write_atomically
+from autoplan.files import regular, write_atomically
 from autoplan.overlays import read_template, templates_folder
 from autoplan.plan import num_input_channels
 
@@ -23,7 +23,7 @@ def load(path: Path, remedy: str) -> dict[str, Any]:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(regular(path), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in too many ways to name
         raise TemplateError(f"{path}: is no file of weights ({type(error).__name__}). {remedy}") from error
     named = isinstance(found, dict) and all(

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
     "lease": {"files"},
     "results": {"errors", "files"},
-    "failures": set(),
+    "failures": {"files", "errors"},
     "jobs": {"settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
     "supervisor": {"facts", "lease", "processes", "failures", "jobs"},
     "backends": {"facts", "supervisor", "lease", "processes", "failures", "jobs"},

@@ -11,6 +11,7 @@ from autoplan import jobs, results
 from autoplan.errors import TrainingError
 from autoplan.facts import Plan
 from autoplan.failures import START
+from autoplan.files import regular
 from autoplan.report import charts
 from autoplan.report.blocks import Block, Cell, Figure, Grid, Note, Row, Section, Severity, Table, Text, cell, words
 
@@ -87,7 +88,7 @@ def _starts(log: Path) -> tuple[Start, ...]:
     found: list[Start] = []
     begun = re.compile(rf"{START} (\w+), (\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d)")
     try:
-        with log.open(encoding="utf-8", errors="replace") as file:
+        with regular(log).open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 if match := begun.match(line):
                     found.append(Start(match[1], match[2], 0))
@@ -101,7 +102,7 @@ def _starts(log: Path) -> tuple[Start, ...]:
 def _energy(path: Path) -> float | None:
     """kWh of all starts, as codecarbon has measured them."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with regular(path).open(encoding="utf-8", newline="") as file:
             values = [float(line["energy_consumed"]) for line in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None

@@ -1,6 +1,7 @@
 """What the commands keep on disk, damaged in every way: each is one line, or done again."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -107,6 +108,13 @@ def test_what_is_whole_is_selected(copy, capsys) -> None:
     assert command(["select", TASK, "--num_processes", "1"], capsys).status == 0
 
 
+NO_FILES = {
+    "folder": Path.mkdir,
+    "broken link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
 STATE = ["finished.json", "validation/dice.json", "curve.csv", "lease.json"]
 
 
@@ -126,15 +134,21 @@ def test_wrong_results(copy, capsys, name, fields) -> None:
 
 
 @pytest.mark.parametrize("name", [*STATE, "model.pt"])
-@pytest.mark.parametrize("kind", ["folder", "broken link", "link to itself"])
+@pytest.mark.parametrize("kind", NO_FILES)
 def test_results_that_are_no_files(copy, capsys, name, kind) -> None:
     path = copy / "bundles" / TASK / "2d" / FOLD / name
     path.unlink(missing_ok=True)
-    if kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to("nowhere" if kind == "broken link" else path.name)
+    NO_FILES[kind](path)
     look(capsys, copy)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "2d/configs/datalist.json", "2d/configs/train.json"])
+def test_plans_that_are_pipes(copy, capsys, name) -> None:
+    path = copy / "bundles" / TASK / name
+    path.unlink()
+    os.mkfifo(path)
+    assert command(["select", TASK, "--num_processes", "1"], capsys).status == 1
+    assert command(["train", TASK, "--configurations", "2d"], capsys).status == 1
 
 
 HEADER = "epoch,train_average,val_average,seconds\n"
