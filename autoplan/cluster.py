@@ -5,10 +5,12 @@ limit does not count them, and a worker that dies takes its training along. A jo
 given to another; when a worker dies, the scheduler gives its job to another, which goes on from the last checkpoint.
 """
 
+import asyncio
 import logging
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections import Counter
@@ -19,7 +21,7 @@ from urllib.parse import urlparse
 
 from autoplan import backends
 from autoplan.backends import Outcome
-from autoplan.errors import TrainingError, one_line
+from autoplan.errors import TrainingError, one_line, shortened
 from autoplan.failures import Failure
 from autoplan.jobs import Job
 
@@ -27,6 +29,8 @@ try:
     import yaml
     from dask.utils import parse_bytes
     from distributed import Client, KilledWorker, Security, get_worker
+    from distributed.comm import connect as open_comm
+    from distributed.comm import parse_address, parse_host_port
     from distributed.core import Status
 except ImportError as missing:
     raise TrainingError(f"a cluster needs {missing.name}: pip install autoplan[cluster]") from None
@@ -35,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 GPU = "GPU"
 """The resource that a job asks for where a worker has it."""
-CONNECT_SECONDS = 10
+SCHEMES = ("tcp", "tls")
+"""How a scheduler may be spoken to."""
+CONNECT_SECONDS = 5
 LOST_SECONDS = 15.0
 """How long a scheduler may be out of reach before it counts as gone."""
 
@@ -116,9 +122,13 @@ def connect(address: str) -> Cluster:
     """
     if address.startswith("tls://"):
         _check_certificates(address)
+    scheme, _, location = address.rpartition("://")
+    if scheme not in ("", *SCHEMES) or not re.search(r"[^:]:\d{1,5}$", location):
+        raise TrainingError(f"--scheduler {shortened(address)}: an address is like tcp://host:8786 or tls://host:8786.")
     try:
+        asyncio.run(_greet(address))
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, asyncio.TimeoutError) as error:
         if "encryption required" in str(error):
             said = f"Dask's configuration requires encryption, and {address} has none. Use an address with tls://"
         else:
@@ -128,6 +138,21 @@ def connect(address: str) -> Cluster:
     if not client.scheduler_info(n_workers=-1)["workers"]:
         logger.warning("%s has no workers yet: dask worker %s --nthreads 1 --memory-limit 0", address, address)
     return Cluster(client)
+
+
+async def _greet(address: str) -> None:
+    """One connection, closed at once. Dask's client tries again and again, and what it does in the background goes on
+    when it has given up.
+
+    Raises:
+        OSError: nothing listens there, or it does not speak as this command does.
+        RuntimeError: Dask's configuration requires encryption, and the address has none.
+    """
+    arguments = Security().get_connection_args("client")
+    with socket.create_connection(parse_host_port(parse_address(address)[1]), timeout=CONNECT_SECONDS):
+        pass
+    comm = await asyncio.wait_for(open_comm(address, timeout=CONNECT_SECONDS, **arguments), CONNECT_SECONDS)
+    comm.abort()
 
 
 def _check_certificates(address: str) -> None:
@@ -173,6 +198,10 @@ def _is_line(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and re.fullmatch(r"[^\s-]\S*", value) is not None
+
+
 def _is_time(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", value) is not None
 
@@ -190,8 +219,8 @@ def _are_lines(value: object) -> bool:
 
 SLURM_KEYS: dict[str, tuple[Callable[[object], bool], str]] = {
     "workers": (_is_count, "a whole number from 1"),
-    "partition": (_is_line, "a name"),
-    "account": (_is_line, "a name; put quotes around digits"),
+    "partition": (_is_name, "a name"),
+    "account": (_is_name, "a name; put quotes around digits"),
     "time": (_is_time, "how long a worker may run, in quotes, such as '24:00:00'"),
     "cpus": (_is_count, "a whole number from 1"),
     "memory": (_is_memory, "a size such as 32GB"),
@@ -213,7 +242,7 @@ def read_slurm(path: Path) -> dict[str, Any]:
         )
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} cannot be read: {one_line(error)}") from None
     _check_slurm(path, given)
     gpus = given.get("gpus", 1)

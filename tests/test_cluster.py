@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,10 +141,38 @@ def test_a_client_that_goes_away_takes_its_trainings_along(
     assert [name for name, _ in stub.notes("end")] == ["training 2d 0", "evaluating 2d 0"]
 
 
-def test_no_scheduler(stub: Stub, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+NOT_AN_ADDRESS = "an address is like tcp://host:8786 or tls://host:8786."
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("tcp://127.0.0.1:9", "no scheduler answers at tcp://127.0.0.1:9 (ConnectionRefusedError)"),
+        ("127.0.0.1:9", "no scheduler answers at 127.0.0.1:9"),
+        ("tcp://nowhere.invalid:9", "no scheduler answers at tcp://nowhere.invalid:9 (gaierror)"),
+        ("tcp://127.0.0.1:99999", "no scheduler answers at tcp://127.0.0.1:99999"),
+        ("tcp://127.0.0.1", NOT_AN_ADDRESS),
+        ("x://127.0.0.1:9", NOT_AN_ADDRESS),
+        ("inproc://1:2", NOT_AN_ADDRESS),
+        ("tcp://:9", NOT_AN_ADDRESS),
+        ("$x", NOT_AN_ADDRESS),
+        ("x" * 5000, NOT_AN_ADDRESS),
+    ],
+)
+def test_no_scheduler_is_one_line_at_once(stub: Stub, capsys: pytest.CaptureFixture, address: str, said: str) -> None:
+    begun = time.monotonic()
+    assert main([*WORDS, "--scheduler", address]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert time.monotonic() - begun < 3
+
+
+def test_a_scheduler_that_says_nothing(stub: Stub, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    assert main([*WORDS, "--scheduler", "tcp://127.0.0.1:9"]) == 1
-    assert "no scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert main([*WORDS, "--scheduler", f"tcp://127.0.0.1:{server.getsockname()[1]}"]) == 1
+    assert "no scheduler answers" in capsys.readouterr().err
 
 
 SLURM = "partition: gpu\naccount: me\ntime: '24:00:00'\nworkers: 4\ncpus: 12\nmemory: 64GB\n"
@@ -183,8 +213,8 @@ def test_slurm_files_that_say_something_else(tmp_path: Path, text: str, said: st
 
 WRONG = {
     "workers": ("[2]", "{a: 1}", "null", "-1", "0", "two", "1.5", "true"),
-    "partition": ("[gpu]", "{a: 1}", "null", "-1", "''", '"gpu\\n#SBATCH x"'),
-    "account": ("[me]", "{a: 1}", "null", "-1", "''"),
+    "partition": ("[gpu]", "{a: 1}", "null", "-1", "''", '"gpu\\n#SBATCH x"', "-x", "a b"),
+    "account": ("[me]", "{a: 1}", "null", "-1", "''", "-x"),
     "time": ("[1]", "{a: 1}", "null", "-1", "'-1'", "tomorrow", "60"),
     "cpus": ("[2]", "{a: 1}", "null", "-1", "0", "many"),
     "memory": ("[2]", "{a: 1}", "null", "-1", "'-1GB'", "much", "32"),
@@ -206,7 +236,9 @@ def test_a_wrong_value_for_slurm_is_one_line(tmp_path: Path, key: str, value: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\xfa", b"time: [\n", b"[" * 5000], ids=["bytes", "open", "deep"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\xfa", b"time: [\n", b"[" * 5000, b"time: !!bool x", b"time: !!int ''", b"time: !!float []"]
+)
 def test_a_slurm_file_that_is_no_yaml_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "slurm.yaml"
     path.write_bytes(content)
@@ -267,8 +299,9 @@ def test_certificates_that_cannot_be_read(certificate: tuple[Path, Path], tmp_pa
 
 def test_encryption_that_is_required_refuses_plain_addresses() -> None:
     required = {"distributed.comm.require-encryption": True}
-    with dask_config.set(required), pytest.raises(TrainingError, match="requires encryption"):
-        cluster.connect("tcp://127.0.0.1:9")
+    with dask_config.set(required), socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(TrainingError, match="requires encryption"):
+            cluster.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_without_sbatch_it_is_an_error(
