@@ -299,9 +299,10 @@ def test_certificates_that_cannot_be_read(certificate: tuple[Path, Path], tmp_pa
 
 def test_encryption_that_is_required_refuses_plain_addresses() -> None:
     required = {"distributed.comm.require-encryption": True}
-    with dask_config.set(required), socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(TrainingError, match="requires encryption"):
-            cluster.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with dask_config.set(required), pytest.raises(TrainingError, match="requires encryption"):
+            cluster.connect(address)
 
 
 def test_without_sbatch_it_is_an_error(
