@@ -212,6 +212,8 @@ def predict(
         device: cpu or cuda:0; the GPU, where there is one, if not given.
     """
     _check("force", force, holds=isinstance(force, bool), takes="no value")
+    check_settings({} if device is None else {"device": device}, ["device"])
+    _check_gpu(device or "")
     if images is None:
         loaded, _ = _load(dataset, root, bundles)
         folder, cases = loaded.root, list(loaded.test)
@@ -562,6 +564,12 @@ def _check_training(
         )
 
 
+def _check_gpu(device: str) -> None:
+    """Refuses a GPU where there is none."""
+    if device.startswith("cuda") and not backends.gpus():
+        raise AutoplanError(f"--device {device}: no GPU is visible here. Leave it out, or name cpu.")
+
+
 def known_settings() -> tuple[list[str], list[str]]:
     """Names of the settings of a training, and of the keys beside them that cannot be set."""
     keys = _keys()
@@ -583,6 +591,7 @@ def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, s
         from autoplan import cluster
 
         return cluster.connect(scheduler) if scheduler else cluster.start(Path(slurm))
+    _check_gpu(settings.get("device", ""))
     return backends.Machine(jobs, devices=[] if settings.get("device") == "cpu" else None)
 
 

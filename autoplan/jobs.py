@@ -167,7 +167,7 @@ def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
     patch, strides = (_parsed(config.get(f"{prefix}{name}")) for name in ("patch_size", "strides"))
     if patch is None or strides is None:
         return
-    name = f"--{prefix}patch_size {config[f'{prefix}patch_size']}"
+    name = f"--{prefix}patch_size {shortened(str(config[f'{prefix}patch_size']))}"
     try:
         if not all(type(n) is int and n > 0 for n in (*patch, *(n for axis in strides for n in axis))):
             raise ValueError
@@ -176,7 +176,7 @@ def check_patch_size(config: Mapping[str, Any], prefix: str = "") -> None:
         voxels = math.prod(n // s for n, s in zip(patch, steps, strict=True)) if fits else 0
     except (TypeError, ValueError):
         said = 'takes a list of whole numbers, such as "[64,64,32]", and strides a list of such lists'
-        raise TrainingError(f"{name[:100]}: {said}.") from None
+        raise TrainingError(f"{name}: {said}.") from None
     if voxels < 2:
         raise TrainingError(
             f"{name}: does not fit the network. Each axis must be a multiple of {steps}, one of them at least twice "

@@ -169,10 +169,13 @@ def test_a_dataset_may_be_called_almost_like_a_command(
         pytest.param(["status", "T", "--bundles", "b" * 5000], "bbb", id="long bundles"),
         pytest.param(["train", "T", "--mirror", "perhaps"], "--mirror takes True or False", id="mirror"),
         pytest.param(["run", "T", "--mirror", "perhaps"], "--mirror takes True or False", id="mirror of run"),
+        pytest.param(["predict", "T", "--device", "foo"], "--device takes cpu or cuda:0, not foo", id="device"),
+        pytest.param(["predict", "T", "--device", "cuda:0"], "no GPU is visible here", id="a GPU that is not there"),
         pytest.param(["run", "T", "--force=maybe"], "--force takes no value", id="force of run"),
     ],
 )
-def test_odd_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_odd_arguments(words: list[str], said: str, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert said in error_of(words, capsys)
 
 

@@ -94,7 +94,7 @@ def test_refused(task: Path, command: str, arguments: list[str], said: str, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--misspelt", "1"], "there is no flag --misspelt. The settings of a training are "),
+        (["--misspelt", "1"], "there is no flag --misspelt. Its flags: "),
         (["--fold", "1"], "--fold cannot be set here"),
         (["--folds", "one"], "--folds takes numbers such as 0,1"),
         (["--jobs", "0"], "--jobs takes"),
