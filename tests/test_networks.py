@@ -253,3 +253,10 @@ def test_patches_that_the_network_cannot_take_are_refused(patch_size, strides, s
     with pytest.raises(ValueError, match=re.escape(f"The smallest that works is {smallest}.")):
         check_patch_size(patch_size, strides)
     check_patch_size(smallest, strides)
+
+
+@pytest.mark.parametrize("kind", ["slices", "lowres", "cascade"])
+def test_so_are_those_of_each_network_of_several(kind) -> None:
+    network = unet((16, 16) if kind == "slices" else PATCH, CHANNELS)
+    with pytest.raises(ValueError, match="The smallest that works is"):
+        Composite(**{kind: Folds(network, [3, 3] if kind == "slices" else [3, 3, 3])})

@@ -223,5 +223,6 @@ def _sizes(folds: Folds | None) -> tuple[list[int], list[int]]:
     if folds is None:
         return [1, 1, 1], [1, 1, 1]  # TorchScript cannot tell the type of an empty list
     strides: Any = folds.network.strides
+    check_patch_size(folds.patch_size, strides)
     steps = zip(*strides, strict=True)
     return [int(n) for n in folds.patch_size], [math.prod(s) for s in steps]
