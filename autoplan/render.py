@@ -383,7 +383,7 @@ def going_on(plan: Plan, inference: Mapping[str, Any]) -> dict[str, dict[str, An
     if base == "3d_fullres" and "lowres_spacing" in inference:
         train = overlaid(train, {"_after_": {"target_spacing": {"lowres_spacing": None}}})
     for key in ("strides", "features"):
-        del train[key]
+        del train[key], train["training_settings"][key]
     own = [key for key in inference if key.partition("_")[0] in members.values() and key != "lowres_spacing"]
     parts = {key: inference[key] for key in own}
     networks = {key: parts.pop(key) for key in own if key.endswith("_networks")}
