@@ -30,6 +30,7 @@ TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         'three lengths in mm, such as "[1,1,3]"',
         lambda v: type(v) in (list, tuple) and len(v) == 3 and all(_number(x) and x > 0 for x in v),
     ),
+    "size": ("a size such as 4GB", lambda v: re.fullmatch(r"(?i)[1-9]\d*(\.\d+)? ?[kmgt]?i?b?", str(v)) is not None),
     "device": ("cpu or cuda:0", lambda v: re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(v)) is not None),
 }
 """What a setting may take: in words, and as a test of the value that MONAI's command line reads from the text."""

@@ -1,11 +1,13 @@
 """Peak memory of a bundle's inference on a large volume, against the volume itself.
 
     python benchmarks/inference_memory.py [--shape 400 512 512] [--classes 2] [--configuration 3d_fullres]
+        [--max_memory 4GB] [--limit 4e9]
 
 Makes a random CT volume, a bundle with a small network and random weights, and predicts with `monai.bundle run
 inference`, without mirroring, in a process of its own. Counted is the peak of that process's resident memory as the
-kernel knows it, above what it has after its imports, and, every half second, the memory of the process and of its
-loader's worker together (shared pages once).
+kernel knows it, above what it has after its imports; every tenth of a second, what of it is no file (rows that
+--max_memory keeps in a file are cached by the system, which takes them back where memory is short); and, every half
+second, the memory of the process and of its loader's worker together (shared pages once).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import contextlib
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +27,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from autoplan.facts import ChannelNormalization, Configuration, Plan
+from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
 from autoplan.render import render_all
 
 PATCH = (64, 64, 64)
@@ -98,6 +101,8 @@ def main() -> None:
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--overlap", type=float, default=0.25, help="less than the half that is usual saves time")
     parser.add_argument("--spacing", type=float, default=1.0, help="mm of the volume's voxels; the plan has 1 mm")
+    parser.add_argument("--max_memory", help="such as 4GB")
+    parser.add_argument("--limit", type=float, help="bytes that each process may have for its data (RLIMIT_DATA)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -108,7 +113,9 @@ def main() -> None:
         volume = coarse.astype(np.int16).repeat(8, 0).repeat(8, 1).repeat(8, 2)[tuple(map(slice, given.shape))]
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([given.spacing] * 3 + [1])), images / "large.nii.gz")
         plan = small_plan(given.classes, 1.0)
-        render_all(plan, folder / "data", folder / "bundles")
+        cases = tuple(Case(f"case_{i}", (f"imagesTr/case_{i}.nii.gz",), f"labelsTr/case_{i}.nii.gz") for i in range(5))
+        dataset = Dataset(folder / "data", plan.name, plan.modalities, plan.labels, cases, ())
+        render_all(plan, dataset, folder / "bundles")
         bundle = folder / "bundles" / plan.name / given.configuration
         weights = (
             "import sys, torch; sys.path.insert(0, sys.argv[1]); from monai.bundle import ConfigParser as C; p = C();"
@@ -126,11 +133,18 @@ def main() -> None:
             "False",
         ]
         arguments += ["--overlap", str(given.overlap)]
+        arguments += ["--max_memory", given.max_memory] if given.max_memory else []
         arguments += ["--dataset_dir", str(images), "--output_dir", str(folder / "out")]
+
+        def limit() -> None:
+            if given.limit:
+                resource.setrlimit(resource.RLIMIT_DATA, (int(given.limit),) * 2)
+
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", RUN, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=limit,
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdin is not None
@@ -139,22 +153,26 @@ def main() -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdin.close()
+        base_anonymous = resident(process.pid, "RssAnon")
         curve: list[tuple[float, int]] = []
-        highest = 0
+        highest = anonymous = 0
         reader = threading.Thread(target=lambda: print(process.stdout.read()[-2000:]))  # type: ignore[union-attr]
         reader.start()
         while process.poll() is None:
             curve.append((time.monotonic() - started, memory(process.pid) - base))
             try:
                 highest = max(highest, resident(process.pid, "VmHWM") - base_resident)
+                for _ in range(5):
+                    anonymous = max(anonymous, resident(process.pid, "RssAnon") - base_anonymous)
+                    time.sleep(0.1)
             except (OSError, StopIteration):
                 break
-            time.sleep(0.5)
         reader.join()
         size = 4 * math.prod(given.shape)
         when, peak = max(curve, key=lambda item: item[1])
         print(json.dumps({"exit": process.returncode, "volume_MB": size / 1e6, "peak_MB": highest / 1e6,
-                          "peak_volumes": highest / size, "with_worker_volumes": peak / size, "at_s": when,
+                          "peak_volumes": highest / size,
+                          "without_files_MB": anonymous / 1e6, "with_worker_volumes": peak / size, "at_s": when,
                           "seconds": curve[-1][0]}, indent=1))  # fmt: skip
         step = max(1, len(curve) // 40)
         print(" ".join(f"{seconds:.0f}s:{used / size:.1f}" for seconds, used in curve[::step]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from scripts import inferers
+from scripts import inferers, memory
 from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
 from scripts.networks import window_size
 from scripts.resampling import resampled_shape
@@ -284,6 +284,47 @@ def test_rows_along_any_axis_are_the_same(shape, axis) -> None:
     torch.testing.assert_close(found.float(), infer(image[None], depends_on_place)[0].float(), **HALF)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("patch_size", "calls"), [((8, 8, 8), 8 * 5), ((8, 8), 4 * 5 * 8)], ids=["3D", "2D"])
+def test_windows_of_one_value_are_predicted_once(patch_size, calls, batch) -> None:
+    """Zeros at one end of an image, ones at the other, noise between: the same as where each window is predicted."""
+    image = torch.cat([torch.zeros(1, 24, 8, 8), noise(1, 8, 8, 8), torch.ones(1, 24, 8, 8)], 1)
+    network = Recorder(depends_on_place)
+    infer = MirroredWindowInferer(patch_size, 2, sw_batch_size=batch)
+    found = infer(image[None], network)
+    assert sum(shape[0] for shape in network.shapes) <= calls, "3 of 13 windows are mixed, 2 are of one value"
+    distinct = image[None] + 1e-7 * noise(*image.shape)
+    expected = infer(distinct, Recorder(depends_on_place))
+    torch.testing.assert_close(found.float(), expected.float(), **HALF)
+
+
+def test_values_are_told_apart() -> None:
+    seen = []
+    predict = inferers._Predictor(lambda x: (seen.append(len(x)), x.clone())[1])
+    values = [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]
+    for windows in (torch.tensor(values), torch.tensor([2.0, 0.0, 3.0, 2.0])):
+        given = windows.reshape(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 2).contiguous()
+        outputs = predict(given)
+        assert [float(out.mean()) for out in outputs] == windows.tolist()
+        for out in outputs:
+            out.zero_()
+    assert seen == [3, 2], "of 0, 1 and 2 the last one is kept"
+
+
+def test_sums_in_a_file_are_the_same(tmp_path) -> None:
+    image, infer = noise(2, 37, 30, 25), MirroredWindowInferer((16, 8, 8))
+    made = []
+
+    def zeros(shape, device):
+        made.append(memory.zeros_in_file(tmp_path / "scratch", shape))
+        return made[-1]
+
+    expected = torch.cat(list(infer.rows(image, depends_on_place, 0)), 1)
+    assert torch.equal(torch.cat(list(infer.rows(image, depends_on_place, 0, zeros=zeros)), 1), expected)
+    assert [tuple(sums.shape) for sums in made] == [(1, 2, 16, 30, 25)]
+    assert list((tmp_path / "scratch").iterdir()) == [], "the file has no name"
+
+
 # The cascade.
 
 
@@ -308,9 +349,9 @@ class Witness:
     def best_axis(self, shape):
         return self.inferer.best_axis(shape)
 
-    def rows(self, image, network, axis):
+    def rows(self, image, network, axis, **options):
         self.seen.append(image)
-        return self.inferer.rows(image, network, axis)
+        return self.inferer.rows(image, network, axis, **options)
 
 
 def three_classes(x):

@@ -107,7 +107,8 @@ SCRIPTS_MAY_IMPORT = {
     "files": set(),
     "formats": set(),
     "inferers": {"cpu", "inversion", "networks", "precision", "resampling"},
-    "inversion": {"formats", "probabilities", "resampling"},
+    "inversion": {"formats", "memory", "probabilities", "resampling"},
+    "memory": set(),
     "networks": {"resampling"},
     "normalization": set(),
     "patches": {"augmentation", "cache", "cascade"},
@@ -116,7 +117,7 @@ SCRIPTS_MAY_IMPORT = {
     "probabilities": {"files", "formats"},
     "progress": {"evaluation", "files", "formats"},
     "readers": {"formats"},
-    "resampling": {"cpu"},
+    "resampling": {"memory"},
     "stopping": set(),
 }
 """What each module of a bundle's scripts may import of them."""

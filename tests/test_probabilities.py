@@ -173,6 +173,12 @@ class Decided:
     def __init__(self, probabilities):
         self.probabilities = probabilities
 
+    def window_voxels(self, shape):
+        return 1
+
+    def open_voxels(self, shape, axis):
+        return 1
+
     def rows(self, image, network, axis):
         yield from self.probabilities.movedim(axis + 1, 1).split(3, 1)
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from scripts.cache import CaseCache, read_arrays, read_case, remove_damaged, settings_digest, write_arrays
 from scripts.datalists import read_folds
+from scripts.formats import name_of
 from scripts.inversion import labels_of
 from scripts.networks import append_one_hot
 from scripts.probabilities import Stored
@@ -74,7 +75,7 @@ class LowresSegmentations:
         Args:
             items: {"name", "image", "label"} of each case; preprocessed if they are not.
         """
-        sources = [self.source(str(item["name"])) for item in items]
+        sources = [self.source(name_of(item)) for item in items]
         # Cases that are there were checked when the cache was filled.
         cases = [self.cache.write(item) for item in items]
         targets = [self._target(case, source) for case, source in zip(cases, sources, strict=True)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -93,6 +93,12 @@ def case_name(path: str | PurePath) -> str:
     """File name of an image without its suffix; the name of a folder."""
     name = PurePath(path).name
     return name[: len(name) - len(suffix_of(name))]
+
+
+def name_of(case: Mapping[str, Any]) -> str:
+    """Name of a case of a datalist: its item "name", or that of its first image, where a program gives none."""
+    image = case["image"]
+    return str(case["name"]) if "name" in case else case_name(image if isinstance(image, (str, PurePath)) else image[0])
 
 
 def segmentation_name(image: str | PurePath, name: str | None = None) -> str:

@@ -26,6 +26,8 @@ NOT_FINITE = (
 BLOCK = 2**22
 """Probabilities that become float16 at a time: more would need more memory, and gain nothing."""
 Networks = Sequence[Callable[..., torch.Tensor]]
+Zeros = Callable[[Sequence[int], torch.device], torch.Tensor]
+"""Makes a float32 tensor of a shape on a device, filled with 0: in memory, or in a file."""
 Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
 
 SMALL_WINDOW = 64**3
@@ -33,11 +35,18 @@ SMALL_WINDOW = 64**3
 gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
+def zeros_in_memory(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Zeros, float32."""
+    return torch.zeros(tuple(shape), device=device)
+
+
 class RowInferer(Inferer, ABC):
     """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once."""
 
     @abstractmethod
-    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+    def rows(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
+    ) -> Iterator[torch.Tensor]:
         """Class probabilities of an image, some finished rows at a time: float16 (classes, rows, *plane), where a plane
         has the other two axes in their order.
 
@@ -46,11 +55,16 @@ class RowInferer(Inferer, ABC):
             network: the network, or the module that has the networks of all members; scripted or not, and perhaps in
                 an object that has it as `predictor`, as MONAI Deploy's models do.
             axis: spatial axis that the rows are counted along.
+            zeros: where the sums of the open rows are kept.
         """
 
     @abstractmethod
     def open_voxels(self, shape: Sequence[int], axis: int) -> float:
         """Voxels of an image of this shape whose probabilities are kept while rows along an axis are summed."""
+
+    @abstractmethod
+    def window_voxels(self, shape: Sequence[int]) -> int:
+        """Voxels in the windows of an image of this shape that a network sees at once."""
 
     def best_axis(self, shape: Sequence[int]) -> int:
         """The axis along which the fewest voxels are open; the first of equals."""
@@ -127,8 +141,20 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
             return voxels * window_size(list(shape), self.patch_size)[axis]
         return voxels * self.sw_batch_size if axis == self.slice_axis else math.inf
 
+    def window_voxels(self, shape: Sequence[int]) -> int:
+        """A batch of windows, which a CPU sees fewer of."""
+        plane = [n for axis, n in enumerate(shape) if axis != self.slice_axis]
+        window = math.prod(window_size(plane, self.patch_size))
+        return window * min(self.sw_batch_size, max(1, SMALL_WINDOW // window))
+
     def rows(
-        self, image: torch.Tensor, network: torch.nn.Module, axis: int, lowres: torch.Tensor | None = None
+        self,
+        image: torch.Tensor,
+        network: torch.nn.Module,
+        axis: int,
+        lowres: torch.Tensor | None = None,
+        *,
+        zeros: Zeros = zeros_in_memory,
     ) -> Iterator[torch.Tensor]:
         """Class probabilities of one image, see :class:`RowInferer`.
 
@@ -137,18 +163,20 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
             network: see :class:`RowInferer`.
             axis: that rows are counted along; for a network that sees slices, the axis along which they run.
             lowres: segmentation by the first stage, uint8 (1, X, Y, Z), seen as one-hot channels.
+            zeros: see :class:`RowInferer`.
         """
         networks = [network] if self.member is None else members(network, self.member)
+        predict = _Predictor(lambda patches: self._probabilities(patches, networks))
         if self.slice_axis is None:
-            for rows in self._windows(image[None], networks, axis, None if lowres is None else lowres[None]):
+            for rows in self._windows(image[None], predict, axis, None if lowres is None else lowres[None], zeros):
                 yield rows[0]
             return
         for slices in image.movedim(self.slice_axis + 1, 0).split(max(1, self.sw_batch_size)):
-            planes = torch.cat(list(self._windows(slices, networks, 0, None)), 2)
+            planes = torch.cat(list(self._windows(slices, predict, 0, None, zeros)), 2)
             yield planes.transpose(0, 1)
 
     def _windows(
-        self, inputs: torch.Tensor, networks: Networks, axis: int, lowres: torch.Tensor | None
+        self, inputs: torch.Tensor, predict: _Predictor, axis: int, lowres: torch.Tensor | None, zeros: Zeros
     ) -> Iterator[torch.Tensor]:
         """Probabilities of images or slices (B, C, *spatial): (B, classes, rows, *the other axes)."""
         size = list(inputs.shape[2:])
@@ -158,7 +186,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         shape = inputs.shape[2:]
         steps = [max(1, int(p * (1 - self.shared))) if n > p else p for n, p in zip(shape, patch, strict=True)]
         importance = compute_importance_map(tuple(patch), mode="gaussian", device=inputs.device, dtype=torch.float32)
-        sums = _Sums(len(inputs), shape, axis, importance)
+        sums = _Sums(len(inputs), shape, axis, importance, zeros)
         batch = self.sw_batch_size
         if inputs.device.type == "cpu":
             batch = min(batch, max(1, SMALL_WINDOW // math.prod(patch)))
@@ -171,7 +199,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
             for first in range(0, len(places), batch):
                 part = places[first : first + batch]
                 patches = torch.cat([self._patch(inputs, lowres, *place) for place in part])
-                for place, probabilities in zip(part, self._probabilities(patches, networks), strict=True):
+                for place, probabilities in zip(part, predict(patches), strict=True):
                     sums.add(*place, probabilities)
         yield from sums.finish(shape[axis], size)
 
@@ -189,22 +217,57 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         passes = [(network, flip) for flip in flips for network in networks]
 
         def summed(some: Sequence[Pass]) -> torch.Tensor:
-            total: Any = 0.0
+            total: Any = None
             # Around all passes: what autocast makes of the weights is kept until it is left.
             with torch.autocast(window.device.type, enabled=self.amp):
                 for network, flip in some:
                     mirrored = window.flip(flip) if flip else window
                     probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
-                    total = total + (probabilities.flip(flip) if flip else probabilities)
+                    probabilities = probabilities.flip(flip) if flip else probabilities
+                    total = probabilities if total is None else total.add_(probabilities)
             return total
 
         small = window.device.type == "cpu" and window[:, 0].numel() <= SMALL_WINDOW
-        return (sum_by_two_threads(summed, passes) if small else summed(passes)) / len(passes)
+        return (sum_by_two_threads(summed, passes) if small else summed(passes)).div_(len(passes))
 
 
 def members(network: Any, name: str) -> list[torch.nn.Module]:
     """The networks in a list of a module, or of the module that an object has as `predictor`."""
     return list(getattr(getattr(network, "predictor", network), name).children())
+
+
+class _Predictor:
+    """The probabilities of windows. One with the same value everywhere, as air in a clipped CT or the zeros around a
+    brain have, has the same output wherever it lies: the last such output is kept.
+
+    Args:
+        network: gives the probabilities (B, classes, *spatial) of windows (B, C, *spatial).
+    """
+
+    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.network = network
+        self.value: tuple[float, ...] | None = None
+        self.output = torch.empty(0)
+
+    def __call__(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        """Probabilities (classes, *spatial) of each window, which the caller may change."""
+        values = _constants(windows)
+        known = {} if self.value is None else {self.value: self.output}
+        new = [n for n, value in enumerate(values) if value is None or value not in (*known, *values[:n])]
+        outputs = self.network(windows if len(new) == len(windows) else windows[new]) if new else ()
+        found = dict(zip(new, outputs, strict=True))
+        for number, output in found.items():
+            if (value := values[number]) is not None:
+                known[value] = output.clone()
+                self.value, self.output = value, known[value]
+        return [found[n] if n in found else known[value].clone() for n, value in enumerate(values)]  # type: ignore[index]
+
+
+def _constants(windows: torch.Tensor) -> list[tuple[float, ...] | None]:
+    """The value in each channel of each window (B, C, *spatial) that has one value a channel; None for the others."""
+    flat = windows.flatten(2)
+    same = (flat.amax(2) == flat.amin(2)).all(1).tolist()
+    return [tuple(window[:, 0].tolist()) if is_same else None for window, is_same in zip(flat, same, strict=True)]
 
 
 class _Sums:
@@ -216,10 +279,13 @@ class _Sums:
         shape: of an image.
         axis: that rows are counted along.
         importance: weights within a window.
+        zeros: where the sums are kept.
     """
 
-    def __init__(self, num: int, shape: Sequence[int], axis: int, importance: torch.Tensor) -> None:
-        self.num, self.axis = num, axis
+    def __init__(
+        self, num: int, shape: Sequence[int], axis: int, importance: torch.Tensor, zeros: Zeros = zeros_in_memory
+    ) -> None:
+        self.num, self.axis, self.zeros = num, axis, zeros
         self.importance = importance.movedim(axis, 0)
         self.length = len(self.importance)
         others = [n for a, n in enumerate(shape) if a != axis]
@@ -230,7 +296,7 @@ class _Sums:
     def add(self, image: int, window: tuple[slice, ...], probabilities: torch.Tensor) -> None:
         """Take in the probabilities (classes, *window) of a window that begins at the first open row."""
         if not self.sums.numel():
-            self.sums = self.weights.new_zeros((self.num, len(probabilities), *self.weights.shape))
+            self.sums = self.zeros((self.num, len(probabilities), *self.weights.shape), self.weights.device)
         where = tuple(w for a, w in enumerate(window) if a != self.axis)
         weighted = probabilities.movedim(self.axis + 1, 1).mul_(self.importance)
         begin, last = self.row % self.length, self.length - self.row % self.length
@@ -288,12 +354,21 @@ class CascadeInferer(RowInferer):
         """Those of the second stage; the first one has finished by then."""
         return self.cascade.open_voxels(shape, axis)
 
-    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+    def window_voxels(self, shape: Sequence[int]) -> int:
+        """Of the stage that sees more."""
+        return max(self.lowres.window_voxels(shape), self.cascade.window_voxels(shape))
+
+    def rows(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
+    ) -> Iterator[torch.Tensor]:
         """Class probabilities of one image, see :class:`RowInferer`; `network` is the
         :class:`scripts.networks.Composite` with both stages."""
-        yield from self.cascade.rows(image, network, axis, self.first_stage(image[None], network)[0])
+        lowres = self.first_stage(image[None], network, zeros)[0]
+        yield from self.cascade.rows(image, network, axis, lowres, zeros=zeros)
 
-    def first_stage(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+    def first_stage(
+        self, inputs: torch.Tensor, network: torch.nn.Module, zeros: Zeros = zeros_in_memory
+    ) -> torch.Tensor:
         """Segmentation by the first stage, uint8 (B, 1, X, Y, Z): seen on the low resolution, given on the full one."""
         shape = inputs.shape[2:]
         low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
@@ -302,7 +377,7 @@ class CascadeInferer(RowInferer):
         for image in inputs:
             low = resample(image, low_shape, "spline")
             axis = self.lowres.best_axis(low_shape)
-            labels = labels_of(self.lowres.rows(low, network, axis), [low_shape], axis)
+            labels = labels_of(self.lowres.rows(low, network, axis, zeros=zeros), [low_shape], axis)
             found.append(resample(labels[None], shape, "nearest"))
         return torch.stack(found)
 
@@ -321,9 +396,15 @@ class MeanInferer(RowInferer):
         """Those of all members, which advance together."""
         return sum(inferer.open_voxels(shape, axis) for inferer in self.inferers)
 
-    def rows(self, image: torch.Tensor, network: torch.nn.Module, axis: int) -> Iterator[torch.Tensor]:
+    def window_voxels(self, shape: Sequence[int]) -> int:
+        """Of the member that sees most."""
+        return max(inferer.window_voxels(shape) for inferer in self.inferers)
+
+    def rows(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
+    ) -> Iterator[torch.Tensor]:
         """Mean class probabilities of one image, see :class:`RowInferer`."""
-        yield from mean_rows([inferer.rows(image, network, axis) for inferer in self.inferers])
+        yield from mean_rows([inferer.rows(image, network, axis, zeros=zeros) for inferer in self.inferers])
 
 
 class PatchInferer(Inferer):

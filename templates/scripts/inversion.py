@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,15 @@ from monai.inferers import Inferer
 from monai.transforms import Invertd
 
 from scripts.formats import case_name
+from scripts.memory import as_bytes, as_text, memory_bytes, need, zeros_in_file
 from scripts.probabilities import Stored, keeping
 from scripts.resampling import shapes_back
+
+logger = logging.getLogger(__name__)
+SHARE = 0.75
+"""Of the memory that there is, what a prediction may take where no limit is given. Our choice."""
+WORTH_SAYING = 10**9
+"""Bytes from which on it is said beforehand what an image takes."""
 
 
 def mean_rows(members: Sequence[Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
@@ -125,26 +133,67 @@ class LabelInferer(Inferer):
         probabilities_dir: folder that gets the probabilities, as <case>.npz; None where nothing is kept.
         axis: that rows are counted along; None: the one that takes the least memory. Probabilities that are to be
             averaged later need the same one.
+        max_memory: what the prediction of an image on a CPU may take, such as "4GB", above what the process has after
+            its imports; None: three quarters of the memory that there is. Where the open rows do not fit, they are kept
+            in a file.
+        num_classes: with the background.
+        scratch_dir: folder of that file.
     """
 
-    def __init__(self, inferer: Any, probabilities_dir: str | Path | None = None, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        inferer: Any,
+        probabilities_dir: str | Path | None = None,
+        axis: int | None = None,
+        max_memory: str | float | None = None,
+        num_classes: int = 2,
+        scratch_dir: str | Path = ".",
+    ) -> None:
         super().__init__()
         self.inferer, self.axis = inferer, axis
         self.folder = None if probabilities_dir is None else Path(probabilities_dir)
+        self.limit = None if max_memory is None else as_bytes(max_memory)
+        self.num_classes, self.scratch = num_classes, Path(scratch_dir)
 
     def __call__(self, inputs: MetaTensor, network: torch.nn.Module) -> MetaTensor:
         """Class numbers, uint8 (1, 1, X, Y, Z), of one image (1, C, X, Y, Z)."""
         image: Any = inputs[0]
         shape = image.shape[1:]
         axis = self.inferer.best_axis(shape) if self.axis is None else self.axis
-        rows = self.inferer.rows(image.as_tensor(), network, axis)
-        segment = partial(labels_of, shapes=shapes_back(image, shape), axis=axis)
+        shapes = shapes_back(image, shape)
+        rows = self.inferer.rows(image.as_tensor(), network, axis, **self._storage(image, shapes[-1], network, axis))
+        segment = partial(labels_of, shapes=shapes, axis=axis)
         if self.folder is None:
             labels = segment(rows)
         else:
             path = self.folder / f"{case_name(image.meta['filename_or_obj'])}.npz"
             labels = keeping(path, rows, image, axis, segment)
         return MetaTensor(labels[None, None]).copy_meta_from(inputs, copy_attr=False)
+
+    def _storage(self, image: MetaTensor, shape: Sequence[int], network: torch.nn.Module, axis: int) -> dict[str, Any]:
+        """Where the open rows of an image are kept: the option "zeros" of the inferer, or nothing.
+
+        Raises:
+            ValueError: what cannot be kept in a file does not fit.
+        """
+        limit = self.limit or int(SHARE * memory_bytes())
+        if image.device.type != "cpu" or not limit:
+            return {}
+        voxels = self.inferer.window_voxels(image.shape[1:]), self.inferer.open_voxels(image.shape[1:], axis)
+        needed = need(image.shape, shape, voxels[0], _features(network), self.num_classes, voxels[1])
+        fits = needed.image + needed.windows + needed.rows <= limit
+        name = case_name(image.meta["filename_or_obj"])
+        if self.limit or not fits or needed.image + needed.windows + needed.rows > WORTH_SAYING:
+            logger.info("%s takes about %s%s", name, needed, "" if fits else "; the open rows are kept in a file")
+        if needed.image + needed.windows > limit:
+            raise ValueError(f"it would take about {needed}, of which {as_text(limit)} are to be used at most")
+        return {} if fits else {"zeros": lambda shape, _: zeros_in_file(self.scratch, shape)}
+
+
+def _features(network: Any) -> int:
+    """Feature maps of the first layer of a network, or of the one that an object has as `predictor`."""
+    parameters = getattr(getattr(network, "predictor", network), "parameters", lambda: ())
+    return next((len(weights) for weights in parameters()), 1)
 
 
 class InvertToLabeld(Invertd):

@@ -22,7 +22,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
-from scripts.cpu import memory_bytes
+from scripts.memory import memory_bytes
 
 MODES = ("spline", "linear", "nearest")
 SLAB = 16

@@ -35,7 +35,7 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from scripts.files import TEMPORARY, write_atomically
-from scripts.formats import files_of
+from scripts.formats import files_of, name_of
 
 FORMAT = 2
 CHECKSUM = struct.Struct("<4sI")
@@ -244,7 +244,7 @@ class CaseCache:
         paths = [path for key in ("image", "label") for path in ensure_tuple(item[key])]
         stats = [os.stat(file) for path in paths for file in files_of(path)]
         stamp = settings_digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
-        return self.folder / f"{item['name']}-{stamp}.npys"
+        return self.folder / f"{name_of(item)}-{stamp}.npys"
 
     def write(self, item: Mapping[str, Any]) -> Path:
         """Preprocess one case unless its file exists, and give the file."""
@@ -253,7 +253,7 @@ class CaseCache:
             try:
                 data = self.preprocessing(dict(item))
             except Exception as error:
-                raise RuntimeError(f"{item['name']} cannot be preprocessed: {error}") from error
+                raise RuntimeError(f"{name_of(item)} cannot be preprocessed: {error}") from error
             image = np.moveaxis(np.asarray(data["image"], np.float32), self.slice_axis + 1, 0)
             label = np.asarray(data["label"])[0].astype(np.uint8)
             locations = self._locations(label, np.random.default_rng(int(settings_digest(path.name, 8), 16)))

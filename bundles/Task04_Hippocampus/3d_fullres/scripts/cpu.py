@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,16 +22,6 @@ ARENA_MAX, ARENAS = -8, 1
 def default_num_workers() -> int:
     """Processes that cut and augment patches: as many as the network has threads, at most 8."""
     return min(8, torch.get_num_threads())
-
-
-def memory_bytes() -> int:
-    """Memory of this machine, or of the container that the process runs in; 0 where that is unknown."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=0)
 
 
 @functools.cache

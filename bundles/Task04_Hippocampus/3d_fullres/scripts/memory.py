@@ -1,0 +1,116 @@
+"""How much memory there is, and what a prediction needs of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+LAYERS = 6
+"""Outputs of the first layers that are there at once while a network predicts, measured: benchmarks/inference_memory.py
+of autoplan."""
+OUTPUTS = 4
+"""Copies of the probabilities of a window that are there at once."""
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def as_bytes(size: str | float) -> int:
+    """Bytes of a size such as "4GB", or of a number of bytes.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMGT]?)i?B?", str(size).strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ValueError(f"max_memory is a size such as 4GB, not {size!r}")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def as_text(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{math.ceil(size / 1e6)} MB"
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, of the container that the process runs in, or of its Slurm job, whichever is the least; 0
+    where that is unknown."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in (GROUPS / "memory" / "memory.limit_in_bytes", *(g / "memory.max" for g in (GROUPS, *_own_groups()))):
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(int(file.read_text()))
+    with contextlib.suppress(KeyError, ValueError):
+        limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _own_groups() -> list[Path]:
+    """The control groups (version 2) that this process is in."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                own = GROUPS / line.removeprefix("0::").strip("/")
+                return [own, *(p for p in own.parents if p.is_relative_to(GROUPS))]
+    return []
+
+
+def zeros_in_file(folder: Path, shape: Sequence[int]) -> torch.Tensor:
+    """Zeros, float32, in a file without a name, which ends with the tensor.
+
+    Args:
+        folder: on the disk that holds it.
+        shape: of the tensor.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # All of it is taken now: where the disk is full, a page that is written later would end the process.
+        os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(shape)))
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that the prediction of an image takes, above those of the process after its imports: the image and its
+    label map, what the network makes of the windows that it sees at once, and the sums of the rows that are open."""
+
+    image: int
+    windows: int
+    rows: int
+
+    def __str__(self) -> str:
+        parts = f"image {as_text(self.image)}, windows {as_text(self.windows)}, open rows {as_text(self.rows)}"
+        return f"{as_text(self.image + self.windows + self.rows)} of memory ({parts})"
+
+
+def need(
+    image: Sequence[int], shape: Sequence[int], window: int, features: int, num_classes: int, open_voxels: float
+) -> Need:
+    """What a prediction takes on a CPU.
+
+    Args:
+        image: (C, X, Y, Z) of the preprocessed image.
+        shape: of the label map, on the image's own grid.
+        window: voxels in the windows that the network sees at once.
+        features: feature maps of its first layer.
+        num_classes: with the background.
+        open_voxels: voxels whose probabilities are summed.
+    """
+    # The label map twice, and the float32 image once more: what is inverted or padded is a copy.
+    return Need(
+        image=2 * 4 * math.prod(image) + 2 * math.prod(shape),
+        windows=4 * window * (LAYERS * features + OUTPUTS * num_classes),
+        rows=int(4 * num_classes * open_voxels),
+    )

@@ -1,0 +1,119 @@
+"""The memory of a prediction: how much there is, what an image takes, and what is done where it does not fit."""
+
+import logging
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from scripts import memory
+from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
+from scripts.inversion import LabelInferer
+
+SIZES = {
+    "4GB": 4 * 10**9,
+    "4 gb": 4 * 10**9,
+    "1.5G": 15 * 10**8,
+    "300MB": 3 * 10**8,
+    "2GiB": 2 * 10**9,
+    7: 7,
+    "1e3": None,
+}
+SIZES |= {"0": None, "-1GB": None, "much": None, "": None, None: None}
+
+
+@pytest.mark.parametrize(("size", "expected"), SIZES.items(), ids=map(str, SIZES))
+def test_sizes(size, expected) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="is a size such as 4GB"):
+            memory.as_bytes(size)
+    else:
+        assert memory.as_bytes(size) == expected
+
+
+@pytest.mark.parametrize(
+    ("root", "own", "slurm", "expected"),
+    [
+        pytest.param("max", "max", None, 10**12, id="the machine"),
+        pytest.param("5000", "max", None, 5000, id="the container"),
+        pytest.param("5000", "4000", None, 4000, id="a group in it"),
+        pytest.param("max", "max", "1", 2**20, id="a job of Slurm"),
+        pytest.param("max", "max", "0", 10**12, id="a job of Slurm without a limit"),
+        pytest.param(None, None, "x", 10**12, id="nothing is known"),
+    ],
+)
+def test_the_memory_there_is(root, own, slurm, expected, tmp_path, monkeypatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for folder, value in ((tmp_path, root), (tmp_path / "a", own)):
+        if value is not None:
+            (folder / "memory.max").write_text(value)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_own_groups", lambda: [tmp_path / "a" / "b", tmp_path / "a"])
+    monkeypatch.setattr(memory.os, "sysconf", lambda _: 10**6)
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    if slurm is not None:
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
+    assert memory.memory_bytes() == expected
+
+
+def test_what_an_image_takes() -> None:
+    found = memory.need((2, 10, 20, 30), (20, 20, 30), window=1000, features=30, num_classes=5, open_voxels=600)
+    assert found == memory.Need(image=2 * 4 * 12000 + 2 * 12000, windows=4 * 1000 * (6 * 30 + 4 * 5), rows=4 * 5 * 600)
+    assert str(found) == "1 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB)"
+    assert memory.as_text(1.25e10) == "12.5 GB"
+
+
+def test_the_voxels_that_are_seen_at_once() -> None:
+    one = MirroredWindowInferer((16, 16, 8), sw_batch_size=2, member="lowres")
+    assert one.window_voxels((40, 40, 40)) == 2 * 16 * 16 * 8
+    assert one.window_voxels((40, 40, 4)) == 2 * 16 * 16 * 8, "it is padded"
+    large = MirroredWindowInferer((64, 64, 64), sw_batch_size=2)
+    assert large.window_voxels((99, 99, 99)) == 64**3, "a CPU sees one at a time"
+    assert MirroredWindowInferer((16, 8), 0, sw_batch_size=3).window_voxels((9, 40, 40)) == 3 * 16 * 8
+    assert MeanInferer([one, large]).window_voxels((99, 99, 99)) == 64**3
+    assert CascadeInferer(one, large, (1, 1, 1), (2, 2, 2)).window_voxels((99, 99, 99)) == 64**3
+
+
+def two_classes(x):
+    return torch.cat([x, -x], 1)
+
+
+class Network(torch.nn.Module):
+    """One weight, for one feature map, and two classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return two_classes(x)
+
+
+@pytest.mark.parametrize(
+    ("max_memory", "said", "in_file"),
+    [
+        pytest.param(None, "", False, id="no limit"),
+        pytest.param("1GB", "case takes about 1 MB of memory", False, id="it fits"),
+        pytest.param("120KB", "the open rows are kept in a file", True, id="all but the rows"),
+    ],
+)
+def test_what_does_not_fit_goes_to_a_file(max_memory, said, in_file, tmp_path, caplog, monkeypatch) -> None:
+    caplog.set_level(logging.INFO)
+    folders, zeros = [], memory.zeros_in_file
+    monkeypatch.setattr("scripts.inversion.zeros_in_file", lambda *given: (folders.append(given[0]), zeros(*given))[1])
+    image = MetaTensor(torch.randn(1, 1, 20, 20, 20), meta={"filename_or_obj": ["case.nii.gz"]})
+    image.is_batch = True
+    infer = MirroredWindowInferer((8, 8, 8), mirror=False)
+    expected = LabelInferer(infer)(image, Network())
+    found = LabelInferer(infer, max_memory=max_memory, scratch_dir=tmp_path)(image, Network())
+    assert torch.equal(found.as_tensor(), expected.as_tensor())
+    assert folders == [tmp_path] * in_file
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    image = MetaTensor(torch.zeros(1, 1, 40, 40, 40), meta={"filename_or_obj": ["case.nii.gz"]})
+    image.is_batch = True
+    segmenter = LabelInferer(MirroredWindowInferer((8, 8, 8)), max_memory="100KB")
+    with pytest.raises(ValueError, match=r"it would take about 1 MB of memory .* of which 1 MB are to be used at most"):
+        segmenter(image, Network())
