@@ -195,6 +195,7 @@ def predict(
     output: str | None = None,
     force: bool = False,
     device: str | None = None,
+    max_memory: str = "",
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
@@ -210,10 +211,14 @@ def predict(
         output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
         force: overwrite segmentations of other images, or of unknown origin, in the folder.
         device: cpu or cuda:0; the GPU, where there is one, if not given.
+        max_memory: what the prediction of an image on a CPU may take, such as 4GB; three quarters of what there is, if
+            not given.
     """
     _check("force", force, holds=isinstance(force, bool), takes="no value")
-    check_settings({} if device is None else {"device": device}, ["device"])
-    _check_gpu(device or "")
+    settings = {"device": device or "", "max_memory": max_memory}
+    settings = {name: value for name, value in settings.items() if value}
+    check_settings(settings, list(settings))
+    _check_gpu(settings.get("device", ""))
     if images is None:
         loaded, _ = _load(dataset, root, bundles)
         folder, cases = loaded.root, list(loaded.test)
@@ -221,7 +226,6 @@ def predict(
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
-    settings = {} if device is None else {"device": device}
     done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 

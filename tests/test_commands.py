@@ -170,6 +170,7 @@ def test_a_dataset_may_be_called_almost_like_a_command(
         pytest.param(["train", "T", "--mirror", "perhaps"], "--mirror takes True or False", id="mirror"),
         pytest.param(["run", "T", "--mirror", "perhaps"], "--mirror takes True or False", id="mirror of run"),
         pytest.param(["predict", "T", "--device", "foo"], "--device takes cpu or cuda:0, not foo", id="device"),
+        pytest.param(["predict", "T", "--max_memory", "much"], "--max_memory takes a size such as 4GB", id="memory"),
         pytest.param(["predict", "T", "--device", "cuda:0"], "no GPU is visible here", id="a GPU that is not there"),
         pytest.param(["run", "T", "--force=maybe"], "--force takes no value", id="force of run"),
     ],
