@@ -395,6 +395,28 @@ def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> Non
     print(build(_load(dataset, root, bundles)[0], Path(bundles)))
 
 
+def cost(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
+    """Estimates what the trainings of a plan need: GPU memory, disk, time on this machine.
+
+    It takes some seconds a configuration, needs no GPU, and writes bundles/TASK/cost.json, which the report shows.
+
+    Args:
+        dataset: name of a planned task, or its folder.
+        root: folder of the datasets.
+        bundles: folder of the bundles.
+    """
+    from autoplan import cost as costs
+
+    loaded, _ = _load(dataset, root, bundles)
+    folder = Path(bundles) / loaded.name
+    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded))
+    bill = costs.compute(planned, saved.load_fingerprint(folder / saved.FINGERPRINT))
+    print(costs.save(bill, folder))
+    print("\n" + table(costs.rows(bill), left=1) + "\n")
+    for note in costs.notes(bill):
+        print(note)
+
+
 def share(
     dataset: str,
     *,
@@ -472,6 +494,7 @@ COMMANDS: dict[str, Command] = {
     "select": select,
     "predict": predict,
     "evaluate": evaluate,
+    "cost": cost,
     "report": report,
     "share": share,
     "verify": verify,

@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "phantom": {"errors", "axes", "facts"},
     "evaluation": {"tables", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
     "render": {"settings", "overlays", "files", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
+    "footprint": {"errors", "axes", "facts", "overlays", "topology", "plan"},
+    "cost": {"files", "axes", "facts", "footprint", "render", "rules", "topology"},
     "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
     "weights": {"files", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
@@ -81,6 +83,7 @@ REPORT_MAY_IMPORT = {
     "charts": set(),
     "drawings": set(),
     "plan": {"blocks", "drawings"},
+    "cost": {"blocks"},
     "pictures": set(),
     "cases": {"pictures"},
     "doctor": {"blocks", "cases"},
@@ -89,7 +92,7 @@ REPORT_MAY_IMPORT = {
     "scores": {"cases", "pictures"},
     "result": {"blocks", "charts", "pictures", "scores"},
     "provenance": {"blocks", "cases", "scores", "training"},
-    "build": {"blocks", "cases", "page", "dataset", "plan", "provenance", "result", "scores", "training"},
+    "build": {"blocks", "cases", "cost", "page", "dataset", "plan", "provenance", "result", "scores", "training"},
 }
 """What each module of the report may import of it; all of them may import the modules above, but for `commands`."""
 SCRIPTS_MAY_IMPORT = {

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoplan import __version__, fingerprint, saved
+from autoplan import __version__, cost, fingerprint, saved
 from autoplan.errors import DatasetError, TemplateError, TrainingError, one_line
 from autoplan.facts import Dataset, Fingerprint, Plan
 from autoplan.files import read_object, write_text_atomically
+from autoplan.report import cost as cost_section
 from autoplan.report import dataset as dataset_section
 from autoplan.report import page, provenance, result, scores, training
 from autoplan.report import plan as plan_section
@@ -35,6 +36,7 @@ class Material:
     trainings: Sequence[training.Training]
     result: scores.Result | str | None
     provenance: provenance.Provenance
+    bill: cost.Bill | None
 
 
 def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, progress: bool | None = None) -> Path:
@@ -78,7 +80,8 @@ def read(
         found = one_line(error)
     is_current, trained = facts is not None and facts.key == key, training.read(folder)
     origin = provenance.read(dataset, planned, folder, key, looked, trained)
-    return Material(dataset, folder, planned, facts, is_current, looked, trained, found, origin)
+    bill = cost.load(planned, facts, folder)
+    return Material(dataset, folder, planned, facts, is_current, looked, trained, found, origin, bill)
 
 
 def _sections(material: Material) -> list[Section]:
@@ -87,6 +90,7 @@ def _sections(material: Material) -> list[Section]:
     return [
         dataset_section.section(m.dataset, m.summaries, m.plan, is_current=m.is_current),
         plan_section.section(m.plan, m.fingerprint),
+        cost_section.section(m.plan, m.bill),
         training.section(m.plan, m.trainings),
         result.section(m.plan, m.result),
         provenance.section(m.plan, m.provenance, m.result),
