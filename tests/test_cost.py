@@ -89,7 +89,7 @@ def test_the_first_stage_lies_beside_the_second(monkeypatch) -> None:
 
 
 def test_multiply_adds() -> None:
-    """By hand: 9 * 2 * 4 for each of 256 voxels. A step takes three times as much, but for the gradient of the image."""
+    """By hand: 9 * 2 * 4 for each of 256 voxels. A step takes three times as much, without the image's gradient."""
     counted = footprint.arithmetic(TINY_PLAN, TWO_D)
     assert counted.patch > 9 * 2 * 4 * 256
     assert 2.5 < counted.step / (counted.patch * TWO_D.batch_size) < 3.0
