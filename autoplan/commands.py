@@ -14,7 +14,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, get_args
 
-from autoplan import backends, layouts, saved, topology
+from autoplan import backends, budget, layouts, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -57,6 +57,7 @@ def plan(
     channels: str = "",
     table: str = "",
     group_by: str = "",
+    gpu_memory: str = "",
 ) -> None:
     """Plans a dataset and writes a bundle for each configuration.
 
@@ -75,6 +76,8 @@ def plan(
         table: csv file with the columns case, label, one a channel, and perhaps fold.
         group_by: column of the table, or regular expression on the names: the cases of one, such as a patient,
             stay in one fold.
+        gpu_memory: of the smallest GPU that will train, such as 8GB: what would not fit gets a smaller batch, then a
+            smaller patch. It is kept for later plans of the task; none takes it back.
     """
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
     _check_planning(cascade, force=force)
@@ -83,10 +86,11 @@ def plan(
     given = layouts.Layout(images, labels, labels_are, channels, table, group_by)
     loaded, layout = _load(dataset, root, bundles, given)
     task = Path(bundles) / loaded.name
+    limit = _gpu_memory(gpu_memory, task)
     for line in layouts.notes(loaded, layout):
         print(line)
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes)
-    planned = plans.plan(facts, cascade=cascade, **_divided(loaded))
+    planned = _fitted(plans.plan(facts, cascade=cascade, **_divided(loaded)), limit)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     written = _render(planned, loaded, Path(bundles), force=force)
     saved.save_plan(planned, task, fingerprint_key=facts.key)
@@ -94,6 +98,8 @@ def plan(
     print(f"\n{summary(planned)}\n")
     cascade_decision = next(d for d in planned.decisions if d.name == "cascade")
     print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
+    for decision in (d for d in planned.decisions if d.name == "gpu_memory"):
+        print(f"GPU memory: {decision.because}")
     for text in filter(None, (*(w.because for w in plans.warnings(planned)), layouts.suspicion(loaded))):
         print(f"Warning: {text}")
     if explain:
@@ -325,6 +331,7 @@ def run(
     channels: str = "",
     table: str = "",
     group_by: str = "",
+    gpu_memory: str = "",
     **settings: str,
 ) -> None:
     """Plans, trains, selects and predicts, one after the other.
@@ -352,7 +359,10 @@ def run(
         channels: names of the channels, such as CT.
         table: csv file with the columns case, label, one a channel, and perhaps fold.
         group_by: column of the table, or regular expression on the names, as for plan.
+        gpu_memory: of the smallest GPU that will train, as for plan.
     """
+    if from_ and gpu_memory:
+        raise AutoplanError("--gpu_memory and --from exclude each other: a bundle's networks are as large as they are.")
     _check_planning(cascade, force=force)
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     check_settings(settings, _keys())
@@ -366,7 +376,7 @@ def run(
         with reported():
             plan(
                 dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
-                labels_are=labels_are, channels=channels, table=table, group_by=group_by,
+                labels_are=labels_are, channels=channels, table=table, group_by=group_by, gpu_memory=gpu_memory,
             )  # fmt: skip
     with reported():
         train(
@@ -631,6 +641,25 @@ def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> Fin
     computed = fingerprints.fingerprint(dataset, num_processes=num_processes)
     print(f"{dataset.name}: fingerprint of {len(computed.cases)} cases computed")
     return computed
+
+
+def _gpu_memory(given: str, task: Path) -> int | None:
+    """The limit that a flag gives, or else that of the plan that is there; None where there is none."""
+    if given:
+        return None if given == "none" else budget.parsed(given)
+    try:
+        return saved.load_plan(task).gpu_memory
+    except AutoplanError:
+        return None
+
+
+def _fitted(planned: Plan, gpu_memory: int | None) -> Plan:
+    """The plan, or the one whose trainings fit a GPU."""
+    if gpu_memory is None:
+        return planned
+    from autoplan import footprint
+
+    return budget.fitted(planned, gpu_memory, footprint.training_bytes)
 
 
 def _render(planned: Plan, dataset: Dataset, bundles: Path, *, force: bool) -> list[Path]:

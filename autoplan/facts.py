@@ -173,7 +173,7 @@ class Plan:
     `normalization` has an entry for each channel. `nonzero_only` is requirement "masked normalization" of section 2.2.
     `single_component` holds the label values that are one connected component in every training label (section 2.5).
     `folds[k]` names the validation cases of fold k. `formats` names those of its files. `origin` is None where
-    networks start from random weights.
+    networks start from random weights. `gpu_memory` is the limit in bytes that the plan was fitted to, if any.
     """
 
     name: str
@@ -189,6 +189,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     formats: tuple[str, ...] = ("NIfTI",)
     origin: Origin | None = None
+    gpu_memory: int | None = None
 
     @property
     def spacing(self) -> Spacing:

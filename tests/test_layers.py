@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "render": {"settings", "overlays", "files", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
     "footprint": {"errors", "axes", "facts", "overlays", "topology", "plan"},
     "cost": {"files", "axes", "facts", "footprint", "render", "rules", "topology"},
+    "budget": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
     "weights": {"files", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
@@ -202,12 +203,12 @@ def test_scripts_need_only_what_a_bundle_names(module: str) -> None:
     assert outside <= named | sys.stdlib_module_names | {"__future__"}
 
 
-@pytest.mark.parametrize("module", ["topology", "rules", "plan"])
+@pytest.mark.parametrize("module", ["topology", "rules", "plan", "budget"])
 def test_planning_is_pure(module: str) -> None:
     """No files, clocks or environment: the modules that would give them are not imported."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    assert names <= {"math", "random", "statistics", "typing"}
+    assert names <= {"math", "random", "re", "statistics", "typing"}
 
 
 @pytest.mark.parametrize(
