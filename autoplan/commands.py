@@ -406,7 +406,7 @@ def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> Non
 
 
 def cost(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
-    """Estimates what the trainings of a plan need: GPU memory, disk, time on this machine.
+    """Estimates what trainings will need: GPU memory, disk, time on this machine.
 
     It takes some seconds a configuration, needs no GPU, and writes bundles/TASK/cost.json, which the report shows.
 

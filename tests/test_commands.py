@@ -284,7 +284,15 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
         monkeypatch.setattr(commands, name, lambda dataset, n=name, **given: called.update({n: given}))
     words = ["--root", "r", "--bundles", "b", "--cascade", "never", "--force", "--configurations", "2d", "--folds", "0"]
     words += ["--quick", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
-    layout = {"images": "i", "labels": "l", "labels_are": "a,b", "channels": "CT", "table": "t", "group_by": "g"}
+    layout = {
+        "images": "i",
+        "labels": "l",
+        "labels_are": "a,b",
+        "channels": "CT",
+        "table": "t",
+        "group_by": "g",
+        "gpu_memory": "8GB",
+    }
     words += ["--max_epochs", "3", "--device", "cpu", *(f"--{name}={value}" for name, value in layout.items())]
     assert main(["run", str(tiny.folder), *words]) == 0
     assert called["plan"] == {"root": "r", "bundles": "b", "cascade": "never", "force": True, **layout}
