@@ -404,7 +404,9 @@ def _scored(
     if not jobs:
         return scores
     processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(jobs))
-    score = partial(_score, segmenter=segmenter, values=[value for value, _ in dataset.labels[1:]])
+    score = partial(
+        _score, segmenter=segmenter, values=[value for value, _ in dataset.labels[1:]], ignore=dataset.ignore
+    )
     hidden, since = None if progress is None else not progress, time.monotonic()
     try:
         with mapper(processes, preload=("monai.bundle", "monai.transforms", "autoplan.crossvalidation")) as each:
@@ -439,11 +441,11 @@ def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores
 
 
 def _score(
-    job: Unscored, *, segmenter: Segmenter, values: Sequence[int]
+    job: Unscored, *, segmenter: Segmenter, values: Sequence[int], ignore: int | None
 ) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
     """Dice of one case for each candidate, with and without postprocessing. The label is read once."""
     label, _ = read_classes(job.label)
-    masks, made = class_masks(label, values), []
+    masks, known, made = class_masks(label, values), label != ignore, []
     for candidate, members, bundle in job.candidates:
         try:
             pair = segmenter(members, bundle)
@@ -458,9 +460,14 @@ def _score(
                     f"{job.name}: the segmentation by {candidate.name} has shape {segmentation.shape}, the label "
                     f"{label.shape}. Predict the fold again, with the dataset as it is now."
                 )
-        postprocessed = dice(masks, pair[0])
-        made.append((candidate, CaseDice(postprocessed, postprocessed if pair[1] is pair[0] else dice(masks, pair[1]))))
+        postprocessed, *plain = (dice(masks, s if ignore is None else s * known) for s in _different(pair))
+        made.append((candidate, CaseDice(postprocessed, plain[0] if plain else postprocessed)))
     return job.name, made
+
+
+def _different(pair: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """A pair of segmentations; one, where both are the same array."""
+    return [pair[0]] if pair[0] is pair[1] else [*pair]
 
 
 # The file.

@@ -46,10 +46,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CaseVolumes:
-    """The files of one case, both None where faults were found. `label` is (X, Y, Z), whole numbers."""
+    """The files of one case, None where faults were found. `label` is (X, Y, Z), whole numbers, 0 where the class is
+    not known; `known` tells where it is, None: everywhere."""
 
     image: Volume | None
     label: NDArray[Any] | None
+    known: NDArray[np.bool_] | None = None
 
 
 def locate(name_or_path: str, root: Path) -> Path:
@@ -129,19 +131,20 @@ def load(folder: Path) -> Dataset:
     return Dataset(root=folder, name=name, modalities=modalities, labels=labels, training=training, test=test)
 
 
-def read_labels(folder: Path) -> tuple[tuple[int, str], ...]:
-    """Values and names of the classes that dataset.json of `folder` declares, background first; the rest of the file
-    does not matter.
+def read_labels(folder: Path) -> tuple[tuple[tuple[int, str], ...], int | None]:
+    """Values and names of the classes that dataset.json of `folder` declares, background first, and the value of voxels
+    to ignore; the rest of the file does not matter.
 
     Raises:
         DatasetError: dataset.json is missing or malformed.
     """
     try:
         content = _parse(folder)
-        named = content.get("labels")
+        named, ignore = content.get("labels"), None
         if isinstance(named, dict) and all(type(value) is int for value in named.values()):  # as nnU-Net has them
+            ignore = named.get("ignore")
             named = {str(value): name for name, value in named.items() if name != "ignore"}
-        return _labels({**content, "labels": named})
+        return _labels({**content, "labels": named}), ignore
     except ValueError as error:
         raise DatasetError(f"{folder / DESCRIPTION}: {error}") from None
 
@@ -350,7 +353,10 @@ def read_case(dataset: Dataset, case: Case) -> tuple[CaseVolumes, list[str]]:
     if case.label is not None:
         label = _read_label(dataset, case, image, faults)
     lines = [f"{dataset.name}, {case.name}: {fault}" for fault in faults]
-    return (CaseVolumes(None, None) if faults else CaseVolumes(image, label)), lines
+    if faults:
+        return CaseVolumes(None, None), lines
+    known = None if label is None or dataset.ignore is None else label != dataset.ignore
+    return CaseVolumes(image, label if known is None or label is None else label * known, known), lines
 
 
 def _read_image(dataset: Dataset, case: Case, faults: list[str]) -> Volume | None:
@@ -379,7 +385,7 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
         return None
     faults += _geometry_faults(image, label) if image is not None else []
     values, wrong = images.whole_numbers(label.array[..., 0])
-    faults += wrong if wrong else _value_faults(values, dataset.labels)
+    faults += wrong if wrong else _value_faults(values, dataset)
     return values
 
 
@@ -431,13 +437,14 @@ def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Itera
         )
 
 
-def _value_faults(label: NDArray[Any], labels: tuple[tuple[int, str], ...]) -> list[str]:
+def _value_faults(label: NDArray[Any], dataset: Dataset) -> list[str]:
     """Values that dataset.json does not declare."""
     found = [value for value, _ in images.count_values(label)]
-    unknown = sorted(set(found) - {value for value, _ in labels})
+    declared = [value for value, _ in dataset.labels]
+    unknown = sorted(set(found) - {*declared, dataset.ignore})
     if not unknown:
         return []
-    if unknown == [255] and [value for value, _ in labels] == [0, 1]:
+    if unknown == [255] and declared == [0, 1]:
         return [
             'the label has the values 0 and 255, and dataset.json declares 0 and 1. Write "255" in place of "1" there: '
             "networks then see class 1, and segmentations have 255 as the labels do."

@@ -158,8 +158,8 @@ def evaluate(
     """Scores of the predictions in a folder. Names, shapes and affines of all cases are checked before any is scored.
 
     Args:
-        labels: folder of images; a dataset.json in it or in the folder above it declares the classes. Where there
-            is none, the classes are the values other than 0 that occur.
+        labels: folder of images; a dataset.json in it or in the folder above it declares the classes, and perhaps
+            a value to ignore. Where there is none, the classes are the values other than 0 that occur.
         predictions: folder of images with the same names. Labels without a prediction are left out and named.
         tolerance: mm, of the surface Dice; see `tolerance_mm`.
         overlap: of two components that are the same lesion; see `lesions`.
@@ -169,10 +169,10 @@ def evaluate(
     Raises:
         DatasetError: anything wrong with any case, one line each.
     """
-    declared = _declared(labels)
+    declared, ignore = _declared(labels)
     found, unpredicted = pairs(labels, predictions)
     processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(found))
-    score = partial(_score, declared=declared, tolerance=tolerance, overlap=overlap)
+    score = partial(_score, declared=declared, ignore=ignore, tolerance=tolerance, overlap=overlap)
     hidden = None if progress is None else not progress
     with mapper(processes, preload=("monai.metrics", "autoplan.evaluation")) as each:
         readings = list(tqdm(each(score, found), total=len(found), desc="scoring", unit="case", disable=hidden))
@@ -198,12 +198,12 @@ def _raise(faults: Sequence[str]) -> None:
 # The files.
 
 
-def _declared(labels: Path) -> tuple[tuple[int, str], ...] | None:
-    """Classes that a dataset.json in the folder or above it declares; None where there is none."""
+def _declared(labels: Path) -> tuple[tuple[tuple[int, str], ...] | None, int | None]:
+    """Classes, and the value to ignore, that a dataset.json in the folder or above it declares; None: it does not."""
     folder = Path(os.path.abspath(labels))
     there = next((f for f in (folder, folder.parent) if os.path.isfile(f / datasets.DESCRIPTION)), None)
     if there is None:
-        return None
+        return None, None
     return datasets.read_labels(there)
 
 
@@ -296,13 +296,17 @@ def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDAr
 # The scores.
 
 
-def _score(pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, tolerance: float, overlap: float) -> _Reading:
+def _score(
+    pair: Pair, *, declared: tuple[tuple[int, str], ...] | None, ignore: int | None, tolerance: float, overlap: float
+) -> _Reading:
     """Scores of one case, or what is wrong with its files."""
     try:
         label, affine = read_classes(pair.label)
         prediction, _ = read_classes(pair.prediction, what="prediction")
     except DatasetError as error:
         return _Reading((str(error),))
+    if ignore is not None:
+        label, prediction = (np.where(label == ignore, 0, array) for array in (label, prediction))
     faults = [] if declared is None else _undeclared(pair, label, prediction, {value for value, _ in declared})
     if faults:
         return _Reading(tuple(faults))

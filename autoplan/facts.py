@@ -80,7 +80,8 @@ class Fingerprint:
     """The facts of a dataset that planning needs.
 
     `key` tells whether the dataset is still the one that was read. `intensities` has an entry for each channel: pooled
-    statistics where the modality is CT, None elsewhere. `formats` names those of the files.
+    statistics where the modality is CT, None elsewhere. `formats` names those of the files. Voxels of the label value
+    `ignore` are not known.
     """
 
     key: str
@@ -90,6 +91,7 @@ class Fingerprint:
     cases: tuple[CaseFacts, ...]
     intensities: tuple[Intensities | None, ...]
     formats: tuple[str, ...] = ("NIfTI",)
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class Plan:
     `single_component` holds the label values that are one connected component in every training label (section 2.5).
     `folds[k]` names the validation cases of fold k. `formats` names those of its files. `origin` is None where
     networks start from random weights. `gpu_memory` is the limit in bytes that the plan was fitted to, if any.
+    Voxels of the label value `ignore` are not known.
     """
 
     name: str
@@ -190,6 +193,7 @@ class Plan:
     formats: tuple[str, ...] = ("NIfTI",)
     origin: Origin | None = None
     gpu_memory: int | None = None
+    ignore: int | None = None
 
     @property
     def spacing(self) -> Spacing:

@@ -105,6 +105,7 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
         cases=tuple(facts),
         intensities=tuple(None if histogram is None else intensities(histogram) for histogram in histograms),
         formats=names_of(dataset.root / path for path in _paths(dataset)),
+        ignore=dataset.ignore,
     )
 
 
@@ -281,6 +282,7 @@ def reusable(path: Path, dataset: Dataset) -> Fingerprint | None:
         saved = load_fingerprint(path)
     except DatasetError:
         return None
-    described = (key(dataset), dataset.name, dataset.modalities, dataset.labels, len(dataset.modalities))
-    same = (saved.key, saved.name, saved.modalities, saved.labels, len(saved.intensities)) == described
+    wanted = (key(dataset), dataset.name, dataset.modalities, dataset.labels, dataset.ignore, len(dataset.modalities))
+    facts = (saved.key, saved.name, saved.modalities, saved.labels, saved.ignore, len(saved.intensities))
+    same = facts == wanted
     return saved if same and [c.name for c in saved.cases] == [c.name for c in dataset.training] else None

@@ -532,6 +532,8 @@ def _checked(dataset: Dataset, source: str) -> Dataset:
         faults.append(f"{len(alone)} cases have no fold: {_some(alone)}. Give them one, or leave the column out.")
     if folds == [0]:
         faults.append("there is only one fold. Cross-validation needs two.")
+    if dataset.ignore is not None and len(dataset.labels) == datasets.MAX_CLASSES:
+        faults.append("there are too many classes beside one to ignore. Join two.")
     _check(f"{dataset.name}, {source}", faults)
     return dataset
 

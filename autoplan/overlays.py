@@ -72,12 +72,19 @@ def overlaid(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str,
     for key, value in overlay.items():
         if key != "_after_":
             place = key.removeprefix("+")
-            # Keys of a config that is itself laid over another hold number signs.
-            path = [place] if place in result else place.split("#")
+            path = _path(result, place)
             if path[0] not in result:
                 raise KeyError(f"{place}: there is nothing to lay it over; a new key stands in _after_")
             result = _changed(result, path, partial(_added if key != place else _replaced, new=value))
     return result
+
+
+def _path(config: Mapping[str, Any], place: str) -> list[str]:
+    """The steps to a place. Keys of a config that is itself laid over another hold number signs: the longest key is the
+    first step."""
+    steps = place.split("#")
+    length = next((n for n in range(len(steps), 0, -1) if "#".join(steps[:n]) in config), 1)
+    return ["#".join(steps[:length]), *steps[length:]]
 
 
 def _inserted(config: dict[str, Any], after: str, new: Mapping[str, Any]) -> dict[str, Any]:

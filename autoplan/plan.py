@@ -77,6 +77,7 @@ def plan(
             *(d for c in planned for d in _configuration_decisions(c, shape, spacing, num_cases=num_cases)),
         ),
         formats=fingerprint.formats,
+        ignore=fingerprint.ignore,
     )
 
 

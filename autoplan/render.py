@@ -32,11 +32,16 @@ OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """What the stages of the cascade add to the templates of 3d_fullres; see `overlays`."""
-PRETRAINED = {
+PRETRAINED: dict[str, tuple[str, ...]] = {
     "train.json": ("pretrained/train.json",),
     "multi_gpu_train.json": ("pretrained/multi_gpu_train.json",),
 }
 """What is laid over these where trainings start from the weights of another bundle."""
+IGNORING: dict[str, tuple[str, ...]] = {
+    "train.json": ("ignoring/train.json",),
+    "evaluate.json": ("ignoring/evaluate.json",),
+}
+"""What is laid over these where labels have voxels that are not known."""
 MARKS = ("configs/train.json", "configs/inference.json")
 """The file without which a bundle is none: the first of these that the bundle has."""
 _GENERATED = ("configs", "scripts", "docs")
@@ -88,7 +93,9 @@ def render(plan: Plan, configuration: Configuration, dataset: Dataset, dataset_d
     values = planned_values(plan, configuration, dataset_dir)
     files, configs = {}, {}
     for name in CONFIGS:
-        config = configs[name] = template(name, configuration.name, goes_on=plan.origin is not None)
+        config = configs[name] = template(
+            name, configuration.name, goes_on=plan.origin is not None, ignores=plan.ignore is not None
+        )
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
         if name == "quick.json":
@@ -118,17 +125,19 @@ def _entry(case: Case) -> dict[str, Any]:
     return {"name": case.name, "image": case.images[0] if len(case.images) == 1 else list(case.images)}
 
 
-def template(name: str, configuration: str, *, goes_on: bool = False) -> dict[str, Any]:
+def template(name: str, configuration: str, *, goes_on: bool = False, ignores: bool = False) -> dict[str, Any]:
     """A config of a configuration as the templates have it, before any plan.
 
     Args:
         name: file name, such as train.json.
         configuration: such as 3d_fullres.
         goes_on: whether its trainings start from the weights of another bundle.
+        ignores: whether labels have voxels that are not known.
     """
     folder = templates_folder() / "configs"
     config = read_template(folder / name)
-    for overlay in (*OVERLAYS.get(configuration, {}).get(name, ()), *(PRETRAINED.get(name, ()) if goes_on else ())):
+    wanted = [OVERLAYS.get(configuration, {}), *[PRETRAINED] * goes_on, *[IGNORING] * ignores]
+    for overlay in (overlay for overlays in wanted for overlay in overlays.get(name, ())):
         config = overlaid(config, read_template(folder / overlay))
     return config
 
@@ -163,6 +172,7 @@ def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -
         "dataset_dir": f"$@bundle_root + {_literal('/' + dataset_dir)}",
         "class_names": [_text(name) for _, name in plan.labels],
         "label_values": [value for value, _ in plan.labels],
+        "ignore_value": plan.ignore,
         "single_component": list(plan.single_component),
         "target_spacing": list(plan.spacing),
         "lowres_spacing": list(low.spacing),
@@ -216,7 +226,7 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
     classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
     channels = {str(i): name for i, name in enumerate(plan.modalities)}
-    modalities = ", ".join(channels.values())
+    modalities, ignored = ", ".join(channels.values()), () if plan.ignore is None else ((plan.ignore, "not known"),)
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
     image.update(
@@ -233,7 +243,7 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
         data_source=plan.name,
         data_type=", ".join(plan.formats).lower(),
         image_classes=f"{len(plan.modalities)} channel(s): {modalities}",
-        label_classes=f"single channel: {', '.join(f'{value} {name}' for value, name in plan.labels)}",
+        label_classes=f"single channel: {', '.join(f'{value} {name}' for value, name in (*plan.labels, *ignored))}",
         pred_classes=f"{len(classes)} channels, one for each class: {', '.join(classes.values())}",
         autoplan={
             "version": __version__,
@@ -379,7 +389,8 @@ def going_on(plan: Plan, inference: Mapping[str, Any]) -> dict[str, dict[str, An
     folder = templates_folder() / "configs"
     members = {name: member for name, member in MEMBERS.items() if f"{member}_folds" in inference}
     last, base = list(members)[-1], "3d_lowres" if list(members) == ["3d_lowres"] else "3d_fullres"
-    train = template("train.json", base, goes_on=True)
+    ignores = plan.ignore is not None
+    train = template("train.json", base, goes_on=True, ignores=ignores)
     if base == "3d_fullres" and "lowres_spacing" in inference:
         train = overlaid(train, {"_after_": {"target_spacing": {"lowres_spacing": None}}})
     for key in ("strides", "features"):
@@ -396,7 +407,9 @@ def going_on(plan: Plan, inference: Mapping[str, Any]) -> dict[str, dict[str, An
     train["pretrained"] = "$@bundle_root + '/models/model.pt'"
     train["cache_dir"] = "$@bundle_root + '/cache'"
     train["mirror_prob"] = train["mirror_prob"] if inference["mirror"] else 0.0
-    evaluate = overlaid(template("evaluate.json", base), read_template(folder / "best" / "evaluate.json"))
+    evaluate = overlaid(
+        template("evaluate.json", base, ignores=ignores), read_template(folder / "best" / "evaluate.json")
+    )
     return {"train.json": train, "evaluate.json": {**evaluate, "validate#inferer": inference["inferer"]}}
 
 

@@ -112,6 +112,7 @@ SCRIPTS_MAY_IMPORT = {
     "formats": set(),
     "inferers": {"cpu", "inversion", "networks", "precision", "resampling"},
     "inversion": {"formats", "memory", "probabilities", "resampling"},
+    "losses": set(),
     "memory": set(),
     "networks": {"resampling"},
     "normalization": set(),

@@ -281,7 +281,8 @@ def _read(dataset: Dataset, job: Job) -> tuple[Any, NDArray[Any], NDArray[Any]]:
     found = segmentation(job)
     if found.shape != volumes.label.shape:
         raise DatasetError(f"its prediction has shape {found.shape}, its label {volumes.label.shape}: predict it again")
-    return volumes.image, volumes.label, found
+    known = 1 if volumes.known is None else volumes.known
+    return volumes.image, volumes.label, found * known
 
 
 def score(dataset: Dataset, job: Job) -> Scored:

@@ -219,7 +219,7 @@ class CaseCache:
         folder: where caches lie; made when it does not exist.
         preprocessing: transform from {"name", "image", "label"} to tensors (C, *spatial) and (1, *spatial).
         slice_axis: spatial axis to store first.
-        num_classes: classes, background included.
+        num_classes: classes, background included. Larger numbers in labels are of voxels that are not known.
         max_locations: voxels of each class whose indices are kept, drawn at random. 10000 is the known default of
             nnU-Net.
     """

@@ -35,6 +35,7 @@ class DiceReport:
         network: that predicts.
         model_file: its file; dice.json tells which one it was, or null where another program gave the network weights.
         settings: of the prediction; dice.json repeats them.
+        ignore_value: voxels of this value in the references are not known, and do not count; None: all are known.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class DiceReport:
         network: torch.nn.Module,
         model_file: str | Path,
         settings: Mapping[str, Any],
+        ignore_value: int | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.classes = list(class_names)[1:]
         self.values = list(label_values)[1:]
+        self.ignore_value = ignore_value
         self.network, self.model_file, self.settings = network, Path(model_file), dict(settings)
         self.rows: dict[str, list[float | None]] = {}
 
@@ -79,7 +82,7 @@ class DiceReport:
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case_name(output["pred"].meta["filename_or_obj"])
-            self.rows[name] = dice(output["pred"], item["reference"], self.values)
+            self.rows[name] = dice(output["pred"], item["reference"], self.values, self.ignore_value)
 
     def write(self, engine: Engine) -> None:
         """Write dice.csv and dice.json, log the table, and set the engine's metrics."""
@@ -118,16 +121,21 @@ def class_metrics(what: str, classes: Sequence[str], values: Sequence[float | No
     return {f"{what}_{name}": value for name, value in zip(names, values, strict=True) if value is not None}
 
 
-def dice(pred: torch.Tensor, label: torch.Tensor, values: Sequence[int]) -> list[float | None]:
+def dice(
+    pred: torch.Tensor, label: torch.Tensor, values: Sequence[int], ignore_value: int | None = None
+) -> list[float | None]:
     """Dice of each foreground class; None for a class that neither the prediction nor the label holds.
 
     Args:
         pred: class numbers.
         label: label values, of the same shape.
         values: label value of each foreground class.
+        ignore_value: label value of the voxels that do not count.
     """
     if pred.shape != label.shape:
         raise ValueError(f"prediction {tuple(pred.shape)} and label {tuple(label.shape)} differ in shape")
+    if ignore_value is not None:
+        pred = pred * (label != ignore_value)
     scores: list[float | None] = []
     for number, value in enumerate(values, 1):
         p, t = pred == number, label == value

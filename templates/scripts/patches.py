@@ -18,6 +18,9 @@ from scripts.augmentation import patch_start
 from scripts.cache import CachedCase, CaseCache, prefetch, read_case
 from scripts.cascade import LowresSegmentations
 
+MAX_DRAWS = 1000
+"""Voxels that are drawn at most until one is known."""
+
 
 class Request(NamedTuple):
     """A patch that a sampler asks of a :class:`PatchDataset`. All that is random about it follows from `seed`."""
@@ -31,7 +34,8 @@ class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Patches of preprocessed cases, cut where a :class:`Request` says.
 
     A forced patch is centred on a random voxel of a random foreground class of the case, any other on a voxel drawn
-    evenly. The transform moves the centre so that the patch lies inside the image as far as it can.
+    evenly among those whose class is known: their label is below the number of classes. The transform moves the centre
+    so that the patch lies inside the image as far as it can.
 
     Args:
         data: {"name", "image", "label"} of each case; preprocessed into the cache when first needed.
@@ -58,7 +62,7 @@ class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.paths = cache.fill(data, num_workers)
         self.lowres = lowres
         self.lowres_paths = [] if lowres is None else lowres.fill(data)
-        self.slice_axis = cache.slice_axis
+        self.slice_axis, self.num_classes = cache.slice_axis, cache.num_classes
         self.patch_size = tuple(int(p) for p in patch_size)
         self.transform = transform
 
@@ -94,13 +98,16 @@ class PatchDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))
         return self.transform(data)
 
-    @staticmethod
-    def _center(case: CachedCase, foreground: bool, rng: np.random.Generator) -> list[int]:
+    def _center(self, case: CachedCase, foreground: bool, rng: np.random.Generator) -> list[int]:
         present = [found for found in case.locations if len(found)]
         if foreground and present:
             voxels = present[rng.integers(len(present))]
             return [int(v) for v in voxels[rng.integers(len(voxels))]]
-        return [int(rng.integers(size)) for size in case.label.shape[1:]]
+        for _ in range(MAX_DRAWS):
+            voxel = [int(rng.integers(size)) for size in case.label.shape[1:]]
+            if case.label[(0, *voxel)] < self.num_classes:
+                return voxel
+        return self._center(case, True, rng) if present else voxel
 
 
 class ForegroundBatchSampler(torch.utils.data.Sampler[list[Request]]):

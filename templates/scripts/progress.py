@@ -44,7 +44,8 @@ class PatchDice(Metric):
         logits, label = output
         num_classes = logits.shape[1]
         pairs = label.flatten().long() * num_classes + logits.argmax(1).flatten()
-        counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double().cpu()
+        counts = torch.bincount(pairs, minlength=num_classes**2)[: num_classes**2]  # behind: voxels that are not known
+        counts = counts.reshape(num_classes, num_classes).double().cpu()
         self._counts = counts if self._counts is None else self._counts + counts
 
     def compute(self) -> dict[str, float]:
