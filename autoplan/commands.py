@@ -23,7 +23,7 @@ from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
-from autoplan.facts import Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
+from autoplan.facts import Case, Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
 from autoplan.files import check_writable
 from autoplan.flags import Command
 from autoplan.jobs import (
@@ -202,6 +202,7 @@ def predict(
     force: bool = False,
     device: str | None = None,
     max_memory: str = "",
+    preview: bool = False,
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
@@ -219,8 +220,11 @@ def predict(
         device: cpu or cuda:0; the GPU, where there is one, if not given.
         max_memory: what the prediction of an image on a CPU may take, such as 4GB; three quarters of what there is, if
             not given.
+        preview: also write a picture of each segmentation, OUTPUT/previews/CASE.png: three planes through its largest
+            class, with outlines.
     """
-    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    for flag, value in (("force", force), ("preview", preview)):
+        _check(flag, value, holds=isinstance(value, bool), takes="no value")
     settings = {"device": device or "", "max_memory": max_memory}
     settings = {name: value for name, value in settings.items() if value}
     check_settings(settings, list(settings))
@@ -232,7 +236,13 @@ def predict(
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
-    done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
+    draw = partial(_preview, bundle, folder, cases if preview else [], results)
+    try:
+        done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
+    except AutoplanError:
+        draw()
+        raise
+    draw()
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 
 
@@ -660,6 +670,18 @@ def _fitted(planned: Plan, gpu_memory: int | None) -> Plan:
     from autoplan import footprint
 
     return budget.fitted(planned, gpu_memory, footprint.training_bytes)
+
+
+def _preview(bundle: Path, folder: Path, cases: list[Case], output: Path) -> None:
+    """Draws what was predicted."""
+    from autoplan.report import preview
+    from autoplan.report.blocks import counted
+
+    written, faults = preview.write(bundle, folder, cases, output)
+    for fault in faults:
+        print(f"Warning: {fault}")
+    if written:
+        print(f"{written[0].parent}: {counted(len(written), 'preview')}")
 
 
 def _render(planned: Plan, dataset: Dataset, bundles: Path, *, force: bool) -> list[Path]:

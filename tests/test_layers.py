@@ -92,6 +92,7 @@ REPORT_MAY_IMPORT = {
     "training": {"blocks", "charts"},
     "scores": {"cases", "pictures"},
     "result": {"blocks", "charts", "pictures", "scores"},
+    "preview": {"cases", "pictures"},
     "provenance": {"blocks", "cases", "scores", "training"},
     "build": {"blocks", "cases", "cost", "page", "dataset", "plan", "provenance", "result", "scores", "training"},
 }

@@ -63,7 +63,7 @@ def largest(voxels: Sequence[int], values: Sequence[int]) -> int | None:
     return values[list(voxels).index(most)] if most else None
 
 
-def planes(
+def sheet(
     image: NDArray[Any],
     labels: Sequence[NDArray[Any]],
     values: Sequence[int],
@@ -74,7 +74,7 @@ def planes(
     box: Sequence[slice] | None = None,
     width: int = WIDTH,
     height: int = HEIGHT,
-) -> Drawn:
+) -> NDArray[np.uint8]:
     """Axial, coronal and sagittal plane side by side, to one scale, the first label as solid outlines and the second,
     if there is one, as dashed ones.
 
@@ -87,9 +87,10 @@ def planes(
         grey: values that are black and white.
         box: part that is shown; all of it where not given.
         width, height: pixels at most.
-    """
-    from PIL import Image
 
+    Returns:
+        (height, width, 3).
+    """
     shown = [slice(0, n) for n in image.shape] if box is None else list(box)
     extent = [(s.stop - s.start) * mm for s, mm in zip(shown, spacing, strict=True)]
     across, up = (sum(extent[i] for i, _ in PLANES), max(extent[j] for _, j in PLANES))
@@ -103,16 +104,23 @@ def planes(
         for number, label in enumerate(labels):
             _outline(tile, _cut(label, axis, at[axis], shown), values, dashed=number > 0)
         tiles.append(tile)
-    sheet = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles) + 4, 3), dtype=np.uint8)
+    whole = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles) + 4, 3), dtype=np.uint8)
     x = 0
     for tile in tiles:
-        y = (sheet.shape[0] - tile.shape[0]) // 2
-        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        y = (whole.shape[0] - tile.shape[0]) // 2
+        whole[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
         x += tile.shape[1] + 2
-    stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, "WEBP", quality=QUALITY, method=3)
+    return whole
+
+
+def planes(image: NDArray[Any], labels: Sequence[NDArray[Any]], values: Sequence[int], **how: Any) -> Drawn:
+    """A `sheet` as a small picture for a page."""
+    from PIL import Image
+
+    whole, stream = sheet(image, labels, values, **how), io.BytesIO()
+    Image.fromarray(whole).save(stream, "WEBP", quality=QUALITY, method=3)
     address = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Drawn(address, (sheet.shape[1], sheet.shape[0]))
+    return Drawn(address, (whole.shape[1], whole.shape[0]))
 
 
 def _cut(array: NDArray[Any], axis: int, index: int, box: Sequence[slice]) -> NDArray[Any]:
