@@ -370,7 +370,7 @@ def _read_image(dataset: Dataset, case: Case, faults: list[str]) -> Volume | Non
     if any(channel.shape != read[0].shape for channel in read):
         return None
     image = images.stacked(read)
-    faults += _image_faults(image, dataset.modalities)
+    faults += _image_faults(image, dataset)
     return image
 
 
@@ -398,13 +398,13 @@ def _read(root: Path, path: str, faults: list[str]) -> Volume | None:
     return None
 
 
-def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
+def _image_faults(image: Volume, dataset: Dataset) -> Iterator[str]:
     """What is wrong with an image by itself."""
     channels = image.array.shape[3]
-    if channels != len(modalities):
+    if channels != len(dataset.modalities):
         yield (
-            f"the image has {channels} channels, dataset.json {len(modalities)} modalities "
-            f"({shortened(', '.join(modalities))}). Correct either."
+            f"the image has {channels} channels, {dataset.declared} {len(dataset.modalities)} "
+            f"({shortened(', '.join(dataset.modalities))}). Correct either."
         )
     if image.grid.colours:
         yield "the image holds the numbers of a palette, not colours. Convert it to grey or RGB."
@@ -417,7 +417,7 @@ def _image_faults(image: Volume, modalities: tuple[str, ...]) -> Iterator[str]:
             "scale (scl_slope), or divide the values of all images by one number."
         )
     elif largest == 0:
-        yield "the image is zero everywhere. Replace it, or leave the case out of dataset.json."
+        yield "the image is zero everywhere. Replace it, or leave the case out of the dataset."
 
 
 def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Iterator[str]:
@@ -425,7 +425,7 @@ def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Itera
     if image.shape != label.shape:
         yield (
             f"{what} shape {label.shape} differs from image shape {image.shape}. Resample the {what} to the image, or "
-            "leave the case out of dataset.json."
+            "leave the case out of the dataset."
         )
         return
     distance = images.corner_distance_mm(image.shape, image.affine, label.affine)

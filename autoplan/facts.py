@@ -30,7 +30,8 @@ class Case:
 @dataclass(frozen=True)
 class Dataset:
     """What a dataset's folder says. `labels` pairs a value of the label files with its name; the first is the
-    background. Voxels of the label value `ignore` are not known."""
+    background. Voxels of the label value `ignore` are not known. `declared` is what names the channels, with its verb,
+    for messages."""
 
     root: Path
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     training: tuple[Case, ...]
     test: tuple[Case, ...]
     ignore: int | None = None
+    declared: str = "dataset.json declares"
 
 
 @dataclass(frozen=True)

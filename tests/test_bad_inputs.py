@@ -108,7 +108,9 @@ EXPECT = [
         "shapes differ", _change(LABEL, lambda a: a[:-1]), "label shape (11, 10, 8) differs from image shape (12,"
     ),
     ExpectFail("affine off by 5 mm", _shift_affine, "put a corner of the volume 5 mm apart"),
-    ExpectFail("channel count", _change(IMAGE, lambda a: np.stack([a, a], -1)), "has 2 channels, dataset.json 1 modal"),
+    ExpectFail(
+        "channel count", _change(IMAGE, lambda a: np.stack([a, a], -1)), "has 2 channels, dataset.json declares 1 (MRI)"
+    ),
     ExpectFail("five axes", _change(IMAGE, lambda a: np.stack([a, a], -1)[..., None, :]), "it has 5 axes, not 3 or 4"),
     ExpectFail("label channels", _change(LABEL, lambda a: np.stack([a, a], -1)), "the label has 2 channels"),
     ExpectFail(

@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "formats": {"overlays"},
     "images": {"errors", "axes", "formats", "processes"},
     "dataset": {"files", "errors", "axes", "facts", "formats", "images", "processes"},
-    "layouts": {"files", "errors", "axes", "facts", "formats", "images", "dataset", "overlays", "processes"},
     "fingerprint": {"saved", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
     "phantom": {"errors", "axes", "facts"},
     "evaluation": {"tables", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
@@ -76,6 +75,19 @@ MAY_IMPORT = {
     "prediction": {"files", "errors", "axes", "facts", "images", "dataset", "processes"},
 }
 """What each module may import; `commands` and `__main__` may import all."""
+LAYOUTS = PACKAGE / "layouts"
+LAYOUTS_MAY_IMPORT = {
+    "__init__": {"common", "folders", "groups", "nnunet", "record", "table"},
+    "common": set(),
+    "record": set(),
+    "groups": {"common", "record"},
+    "found": {"common", "record"},
+    "nnunet": {"common"},
+    "folders": {"common", "found", "record"},
+    "table": {"common", "found", "groups", "record"},
+}
+"""What each module of the layouts may import of them; all may import `LAYOUTS_STAND_ON`."""
+LAYOUTS_STAND_ON = {"files", "errors", "facts", "formats", "images", "dataset", "overlays", "layouts"}
 REPORT = PACKAGE / "report"
 REPORT_MAY_IMPORT = {
     "__init__": set(),
@@ -128,6 +140,7 @@ SCRIPTS_MAY_IMPORT = {
 }
 """What each module of a bundle's scripts may import of them."""
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "commands"))
+LAYOUTS_MODULES = sorted(p.stem for p in LAYOUTS.glob("*.py"))
 REPORT_MODULES = sorted(p.stem for p in REPORT.glob("*.py"))
 SCRIPTS_MODULES = sorted(p.stem for p in SCRIPTS.glob("*.py"))
 
@@ -146,7 +159,7 @@ def _imported(path: Path) -> set[str]:
 
 def _inside(package: Path, module: str) -> set[str]:
     """Modules of a package that a module of it imports."""
-    prefix = f"autoplan.{package.name}." if package == REPORT else f"{package.name}."
+    prefix = f"autoplan.{package.name}." if package in (REPORT, LAYOUTS) else f"{package.name}."
     names = {name.removeprefix(prefix).split(".")[0] for name in _imported(package / f"{module}.py")
              if name.startswith(prefix)}  # fmt: skip
     return {name for name in names if (package / f"{name}.py").exists()}
@@ -158,16 +171,23 @@ def test_imports_run_one_way(module: str) -> None:
     assert _inside(PACKAGE, module) <= MAY_IMPORT[module]
 
 
+@pytest.mark.parametrize("module", LAYOUTS_MODULES)
+def test_imports_of_the_layouts_run_one_way(module: str) -> None:
+    assert module in LAYOUTS_MAY_IMPORT, f"say in LAYOUTS_MAY_IMPORT where {module} stands"
+    assert _inside(LAYOUTS, module) <= LAYOUTS_MAY_IMPORT[module]
+    assert _inside_autoplan(LAYOUTS, module) <= LAYOUTS_STAND_ON
+
+
 @pytest.mark.parametrize("module", REPORT_MODULES)
 def test_imports_of_the_report_run_one_way(module: str) -> None:
     assert module in REPORT_MAY_IMPORT, f"say in REPORT_MAY_IMPORT where {module} stands"
     assert _inside(REPORT, module) <= REPORT_MAY_IMPORT[module]
-    assert not {"commands", "__main__"} & _inside_autoplan(module)
+    assert not {"commands", "__main__"} & _inside_autoplan(REPORT, module)
 
 
-def _inside_autoplan(module: str) -> set[str]:
-    """What a module of the report imports of autoplan."""
-    return {name.split(".")[1] for name in _imported(REPORT / f"{module}.py") if name.startswith("autoplan.")}
+def _inside_autoplan(package: Path, module: str) -> set[str]:
+    """What a module of a package imports of autoplan."""
+    return {name.split(".")[1] for name in _imported(package / f"{module}.py") if name.startswith("autoplan.")}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -186,6 +206,7 @@ def test_imports_of_scripts_run_one_way(module: str) -> None:
     ("table", "modules"),
     [
         pytest.param(MAY_IMPORT, MODULES, id="autoplan"),
+        pytest.param(LAYOUTS_MAY_IMPORT, LAYOUTS_MODULES, id="layouts"),
         pytest.param(REPORT_MAY_IMPORT, REPORT_MODULES, id="report"),
         pytest.param(SCRIPTS_MAY_IMPORT, SCRIPTS_MODULES, id="scripts"),
     ],

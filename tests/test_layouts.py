@@ -468,3 +468,32 @@ def test_groups_are_whole_and_classes_even() -> None:
     with pytest.raises(PlanError, match="at least two groups"):
         grouped_folds(dict.fromkeys(groups, "one"), classes)
     assert len(grouped_folds({"a": "1", "b": "2", "c": "2"}, {n: [True] for n in "abc"})) == 2
+
+
+# What is said where there is no dataset.json.
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        pytest.param(FOLDERS, "the image has 2 channels, case_0 has 1 (image). Correct either.", id="found"),
+        pytest.param(
+            replace(FOLDERS, channels="T1"),
+            "the image has 2 channels, --channels names 1 (T1). Correct either.",
+            id="flag",
+        ),
+    ],
+)
+def test_what_has_other_channels(layout, said, pairs) -> None:
+    path = pairs.folder / "images" / "case_3.nii.gz"
+    pairs.write(path, np.stack([pairs.read(path)] * 2, axis=-1))
+    with pytest.raises(DatasetError, match="case_3") as refused:
+        facts_of(layouts.load(pairs.folder, layout))
+    assert str(refused.value).endswith(said)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000], ids=["long name", "long path"])
+def test_flags_in_a_folder_that_cannot_be(name, tmp_path) -> None:
+    with pytest.raises(DatasetError, match=r"cannot be read \(File name too long\)") as refused:
+        layouts.read(tmp_path / name)
+    assert len(str(refused.value)) < 300

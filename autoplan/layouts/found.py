@@ -1,0 +1,70 @@
+"""What no file declares and is found in the files: channels and classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoplan import formats, images
+from autoplan.errors import DatasetError
+from autoplan.facts import Case
+from autoplan.layouts.common import check, some
+from autoplan.layouts.record import Layout
+
+
+def channel_names(folder: Path, layout: Layout, case: Case, known: Sequence[str]) -> tuple[str, ...]:
+    """Names of the channels: those of --channels, or of the folders or columns, or what the first image suggests."""
+    if layout.channels:
+        return tuple(name.strip() for name in layout.channels.split(","))
+    if known:
+        return tuple(Path(name).name for name in known)
+    if len(case.images) > 1:
+        return tuple(f"channel {i}" for i in range(len(case.images)))
+    try:
+        count = images.read_grid(folder / case.images[0]).channels
+    except DatasetError as error:
+        raise DatasetError(f"{folder.name}, {case.name}: {case.images[0]} {error}") from None
+    colours = formats.format_of(folder / case.images[0]) in (formats.PICTURE, formats.TIFF) and count == 3
+    return (
+        ("red", "green", "blue")
+        if colours
+        else ("image",)
+        if count == 1
+        else tuple(f"channel {i}" for i in range(count))
+    )
+
+
+def declared(layout: Layout, case: Case, known: Sequence[str]) -> str:
+    """What says how many channels an image has, with its verb, for a message."""
+    if layout.channels:
+        return "--channels names"
+    return "the folders or columns are" if len(known) > 1 else f"{case.name} has"
+
+
+def found_classes(folder: Path, cases: Sequence[Case], layout: Layout) -> tuple[tuple[int, str], ...]:
+    """Values of the label files, with the names of --labels_are, or numbers. They are read for that once."""
+    if layout.found:
+        return layout.found
+    values, faults = {0}, list[str]()
+    for case in cases:
+        path = folder / str(case.label)
+        try:
+            volume = images.read_volume(path)
+        except DatasetError as error:
+            faults.append(f"{case.name}: {case.label} {error}")
+            continue
+        wrong = images.label_faults(path, volume)
+        array, more = images.whole_numbers(volume.array[..., 0])
+        faults += [f"{case.name}: {fault}" for fault in wrong or more]
+        if not wrong and not more:
+            values |= {value for value, _ in images.count_values(array)}
+    check(folder.name, faults)
+    numbers = sorted(values)
+    if len(numbers) < 2:
+        raise DatasetError(f"{folder.name}: the labels are 0 everywhere. Check that --labels names the right folder.")
+    given = [name.strip() for name in layout.labels_are.split(",")] if layout.labels_are else []
+    if given and len(given) != len(numbers):
+        raise DatasetError(
+            f"--labels_are names {len(given)} classes; the labels hold the values {some(list(map(str, numbers)))}. "
+            f"Name {len(numbers)}, in this order, the background first."
+        )
+    names = given or ["background", *(f"class {number}" for number in numbers[1:])]
+    return tuple(zip(numbers, names, strict=True))
