@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY_PLAN, Tiny, write_task, write_tiny
 from PIL import Image
+from scripts.datalists import images_to_predict
 
 from autoplan import dataset as datasets
 from autoplan import fingerprint, formats, images, layouts, plan, saved
@@ -234,6 +235,15 @@ def test_nnunet_s_test_images_and_own_paths(raw) -> None:
     section = {n: {"images": [f"imagesTr/{n}_0000.nii.gz"], "label": f"labelsTr/{n}.nii.gz"} for n in NAMES[1:]}
     describe(raw, dataset=section)
     assert [case.name for case in layouts.load(raw, Layout()).training] == NAMES[1:]
+
+
+def test_a_bundle_finds_nnunet_s_test_images(raw) -> None:
+    (raw / "imagesTs").mkdir()
+    for i in range(2):
+        shutil.copy(raw / "imagesTr" / "case_0_0000.nii.gz", raw / "imagesTs" / f"new_000{i}.nii.gz")
+    assert images_to_predict(raw, channels=2) == [
+        {"name": "new", "image": [str(raw / "imagesTs" / f"new_000{i}.nii.gz") for i in range(2)]}
+    ]
 
 
 def test_nnunet_s_folds_are_the_plan_s(raw) -> None:

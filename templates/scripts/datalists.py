@@ -117,11 +117,14 @@ def images_to_predict(
 
 
 def _listed(root: Path, channels: int) -> list[dict[str, Any]]:
-    """The test images of a dataset, or all images of a folder."""
+    """The test images of a dataset, or all images of a folder. nnU-Net's datasets have theirs in imagesTs: dataset.json
+    lists none, or has names without the number of a channel."""
     if not (root / "dataset.json").is_file():
         return _found(root, channels)
     entries = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("test", [])
     paths = [root / (e if isinstance(e, str) else e["image"]) for e in entries]
+    if (root / "imagesTs").is_dir() and not any(path.exists() for path in paths):
+        return _found(root / "imagesTs", channels)
     return [_item(case_name(path), [path]) for path in paths] or _none(root)
 
 
