@@ -27,6 +27,7 @@ REACHED = (0.5, 0.05)
 """Part of the published throughput that a training may reach, at best and at worst. Our choice."""
 PREPARED = 4
 """Copies of an image, as float32, that its preprocessing holds at a time. Our choice."""
+SMALL = ": the time that one thread works on a small step, divided by the threads and scaled by the multiply-adds"
 MAX_LOCATIONS = 10_000
 """Voxels of a class whose indices the cache keeps at most. Source: the bundles' `CaseCache`."""
 
@@ -206,8 +207,8 @@ def notes(bill: Bill) -> list[str]:
         f"The preprocessed cases need {size(bill.cache_bytes)} of disk, all configurations together.",
         f"{gpu} It is counted on tensors without content, in mixed precision; the prediction is that of the largest "
         "case.",
-        f"Times were measured on {bill.machine}, the fastest of some, without waiting for data"
-        f"{'' if bill.device == 'cuda' else ', in a small step that is scaled by its multiply-adds'}. All folds are "
+        f"Times were measured on {bill.machine}, without waiting for data"
+        f"{'' if bill.device == 'cuda' else SMALL}. All folds are "
         f"{bill.folds} trainings of {bill.epochs} epochs; most end earlier, when the loss no longer falls.",
         f"Times on other GPUs are no measurements: they are a range from {best:.0%} to {worst:.0%} of the throughput "
         "that NVIDIA publishes for float16, without waiting for data.",

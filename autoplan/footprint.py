@@ -167,25 +167,31 @@ def measured_step(plan: Plan, c: Configuration, *, device: Device) -> Measured:
 
     small = c if device == "cuda" else _smaller(plan, c)
     step = Step(plan, small, device=device, like=device)
-    step()
     passes, updates = _least_seconds(step.gradients, device), _least_seconds(step.optimizer.step, device)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return Measured(passes, updates, peak, arithmetic(plan, small).step)
 
 
 def _least_seconds(run: Callable[[], object], device: Device) -> float:
-    """The fastest of the calls within `MEASURED_SECONDS`, and of at least three: what else runs here does not count."""
+    """The fastest of the calls within `MEASURED_SECONDS`, and of at least three. On a CPU it is the time that one
+    thread works, divided by the threads of a training: programs beside it do not count, nor does waiting for others."""
     import torch
 
+    threads = torch.get_num_threads()
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    clock, share = (time.perf_counter, 1) if device == "cuda" else (time.process_time, threads)
     times: list[float] = []
-    wait()
-    while len(times) < 3 or sum(times) < MEASURED_SECONDS:
-        start = time.perf_counter()
-        run()
-        wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    try:
+        torch.set_num_threads(threads // share)
+        while len(times) < 3 or sum(times) < MEASURED_SECONDS:
+            wait()
+            start = clock()
+            run()
+            wait()
+            times.append(clock() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times) / share
 
 
 def inputs(plan: Plan, c: Configuration) -> int:

@@ -424,8 +424,8 @@ def _leaks(data: Data, patients: Sequence[tuple[Summary, Summary]]) -> Finding:
         "patient_in_folds",
         "warning",
         "Likely one patient in two folds, or in training and test",
-        "A network that has seen the patient before makes the scores of cross-validation too good. Folds are drawn "
-        "case by case, unless --group_by tells planning the patients.",
+        "A network that has seen the patient before makes the scores of cross-validation too good. Plan again with "
+        f"--group_by '{layouts.PATIENT}', or the expression or column of a table that names the patients.",
         tuple(hits),
     )
 

@@ -21,6 +21,18 @@ from scripts.files import write_atomically
 from scripts.formats import case_name
 
 logger = logging.getLogger(__name__)
+INK, SOFT, LINE = "#1b2130", "#5b6475", "#d9dde4"
+COLORS = ("#2f6fb7", "#d1495b", "#2a9d74", "#b07aa1", "#c98a12", "#6b7280", "#17a2b8", "#8c564b")
+"""Of losses and classes, as in the report of autoplan; the ninth is the first again."""
+MAX_LEGEND = 12
+"""Classes that a legend names; more would hide what is drawn."""
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False, "font.size": 9, "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "text.color": INK,
+    "xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6, "lines.linewidth": 1.4, "legend.frameon": False,
+    "legend.fontsize": 8,
+}  # fmt: skip
+"""A name of a class may hold dollar signs, which are no formula."""
 
 
 class PatchDice(Metric):
@@ -189,32 +201,38 @@ class CaseProgress:
 
 def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path: Path) -> None:
     """Draw losses and their averages, the estimated Dice and the learning rate over the epochs, as a PNG."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 7.5), layout="constrained")
+        losses, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+        for name, color in (("train", COLORS[0]), ("val", COLORS[1])):
+            _line(losses, history, f"{name}_loss", color, f"{name} loss", linewidth=0.7, alpha=0.4)
+            _line(losses, history, f"{name}_average", color, f"{name} average")
+        for number, name in enumerate(classes):
+            # matplotlib leaves out names that start with an underscore.
+            shown = f" {name}" if name[0] == "_" else name
+            _line(dice, history, f"dice_{name}", COLORS[number % len(COLORS)], shown)
+        _line(rate, history, "lr", INK, "")
+        rate.set(yscale="log", ylabel="learning rate", xlabel="epoch")
+        rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        rate.xaxis.get_major_locator().set_params(integer=True)
+        losses.set_ylabel("loss")
+        dice.set(ylabel="Dice, estimated on patches", ylim=(0, 1))
+        losses.legend()
+        if len(classes) <= MAX_LEGEND:
+            dice.legend(ncols=1 if len(classes) < 4 else 2)
+        write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
+
+
+def _line(axes: Any, history: Sequence[dict[str, float]], name: str, color: str, label: str, **style: float) -> None:
+    """A column of the curve over the epochs, a dot where there is one epoch only. A rate of 0, at which a schedule may
+    end, is left out: a logarithm does not have it."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    losses, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
-    for name, color in (("train", "tab:blue"), ("val", "tab:red")):
-        losses.plot(epochs, [row[f"{name}_loss"] for row in history], color=color, alpha=0.35, label=f"{name} loss")
-        losses.plot(epochs, [row[f"{name}_average"] for row in history], color=color, label=f"{name} average")
-    for name in classes:
-        # matplotlib leaves out names that start with an underscore.
-        dice.plot(epochs, [row[f"dice_{name}"] for row in history], label=f" {name}" if name[0] == "_" else name)
-    # A schedule may end at 0, which a logarithm does not have.
-    rate.plot(epochs, [row["lr"] or math.nan for row in history], color="black")
-    rate.set_yscale("log")
-    losses.set_ylabel("loss")
-    dice.set_ylabel("Dice, estimated on patches")
-    dice.set_ylim(0, 1)
-    rate.set_ylabel("learning rate")
-    rate.set_xlabel("epoch")
-    for axes in (losses, dice):
-        for text in axes.legend(fontsize="small").get_texts():
-            text.set_parse_math(False)  # a name may hold dollar signs
-    for axes in (losses, dice, rate):
-        axes.grid(alpha=0.3)
-    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
+    values = [row[name] or math.nan if name == "lr" else row[name] for row in history]
+    axes.plot(epochs, values, color=color, label=label, marker="." if len(history) == 1 else "", **style)
 
 
 def _duration(seconds: float) -> str:
