@@ -17,6 +17,8 @@ MAX_LEGEND = 12
 """Series that a legend names; more would hide what is drawn."""
 WIDE = 100
 """Largest over least value of a logarithmic axis from which on only powers of ten are written."""
+FEW = 40
+"""Points of a group up to which each is drawn large: none hides another."""
 _NUMBERS = count()
 
 
@@ -76,6 +78,7 @@ def histogram(values: Sequence[float], label: str, *, bins: int = 24) -> str:
     def paint(axes: Any) -> None:
         axes.hist(values, bins=min(bins, max(4, len(set(values)))), color=color(0))
         axes.set(xlabel=label, ylabel="cases")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="x", visible=False)
 
     return draw(paint)
@@ -89,7 +92,8 @@ def strips(groups: Mapping[str, Sequence[float]], label: str, *, log: bool = Fal
         rng = np.random.default_rng(0)
         for row, (number, values) in enumerate(enumerate(groups.values())):
             spread = row + rng.uniform(-0.22, 0.22, len(values))
-            axes.scatter(values, spread, s=7, color=color(number), alpha=0.45, linewidths=0)
+            size, alpha = (7, 0.45) if len(values) > FEW else (20, 0.8)
+            axes.scatter(values, spread, s=size, color=color(number), alpha=alpha, linewidths=0)
             if len(values):
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
                 axes.plot([low, high], [row, row], color=INK, linewidth=1.2)

@@ -134,7 +134,8 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     """The commands that make everything again."""
     first = plan.configurations[0].name
     where = crossvalidation.where_flag(folder / first)
-    commands = [crossvalidation.planning_command(folder / first)]
+    limit = f" --gpu_memory {plan.gpu_memory / 2**30:g}GB" if plan.gpu_memory else ""
+    commands = [crossvalidation.planning_command(folder / first) + limit]
     groups: dict[tuple[str, str], list[int]] = {}
     for t in trainings:
         flags = flags_of_recipe(folder / t.row.configuration, t.row.fold)
