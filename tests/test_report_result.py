@@ -264,7 +264,7 @@ def test_the_page_in_a_browser(made, tmp_path) -> None:
         assert [url for url in asked if url.startswith("file:")] == [html.resolve().as_uri()]
         assert [event for event in page.events if event[0] in LOGS] == []
         names = page.run("[...document.querySelectorAll('section')].map((section) => section.id)")
-        assert names == ["dataset", "plan", "training", "result", "provenance"]
+        assert names == ["dataset", "plan", "cost", "training", "result", "provenance"]
         shown = f"{ROWS}.map((body) => Number(body.rows[0].cells[2].dataset.o))"
         values = page.run(shown)
         assert values == sorted(values)
