@@ -203,6 +203,7 @@ def predict(
     device: str | None = None,
     max_memory: str = "",
     preview: bool = False,
+    dicom_seg: bool = False,
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
@@ -222,13 +223,15 @@ def predict(
             not given.
         preview: also write a picture of each segmentation, OUTPUT/previews/CASE.png: three planes through its largest
             class, with outlines.
+        dicom_seg: also write a DICOM Segmentation object of each DICOM series, OUTPUT/CASE.dcm.
     """
-    for flag, value in (("force", force), ("preview", preview)):
+    for flag, value in (("force", force), ("preview", preview), ("dicom_seg", dicom_seg)):
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
-    settings = {"device": device or "", "max_memory": max_memory}
+    settings: dict[str, Any] = {"device": device or "", "max_memory": max_memory}
     settings = {name: value for name, value in settings.items() if value}
     check_settings(settings, list(settings))
     _check_gpu(settings.get("device", ""))
+    settings |= {"dicom_seg": True} if dicom_seg else {}
     if images is None:
         loaded, _ = _load(dataset, root, bundles)
         folder, cases = loaded.root, list(loaded.test)

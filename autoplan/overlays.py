@@ -2,7 +2,8 @@
 
 Three keys of a template are instructions and do not reach a bundle:
 
-- `{"_part_": "network", …}` stands for configs/parts/network.json; the other keys are set in it.
+- `{"_part_": "network", …}` stands for configs/parts/network.json; the other keys are set in it; ids such as
+  `transforms#2` reach deeper.
 - `"_prefix_": "lowres_"` beside it makes the part speak of the planned values of that name: @lowres_patch_size.
 - `"_after_": {"amp": {…}}` in an overlay puts new top-level keys behind the key `amp`.
 
@@ -46,7 +47,8 @@ def read_template(path: Path) -> dict[str, Any]:
             return {key: read(item) for key, item in value.items()}
         part = read_template(configs / "parts" / f"{value['_part_']}.json")
         own = {key: read(item) for key, item in value.items() if key not in ("_part_", "_prefix_")}
-        return {**_prefixed(part, value.get("_prefix_", "")), **own}
+        ids = {key: item for key, item in own.items() if "#" in key}
+        return {**overlaid(_prefixed(part, value.get("_prefix_", "")), ids), **{k: own[k] for k in own if k not in ids}}
 
     return dict(read(json.loads(path.read_text(encoding="utf-8"))))
 

@@ -1,6 +1,7 @@
 """Predicting many images with the bundle to share: resumes, and names in the end what could not be predicted."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -49,6 +50,8 @@ def predict(
     """
     found = [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
     _check_bundle(bundle, folder, found)
+    if settings.get("dicom_seg"):
+        _check_dicom(bundle, found)
     targets = _targets(folder, found, output)
     check_packages(Path(path) for case in found for path in case.images)
     check_writable(output, "--output")
@@ -77,6 +80,19 @@ def _check_bundle(bundle: Path, folder: Path, cases: Sequence[Case]) -> None:
             f"{bundle} was written by an older autoplan: it would predict the test images of {folder / DESCRIPTION} "
             f"instead. Write the bundle anew: {remedy}"
         )
+
+
+def _check_dicom(bundle: Path, cases: Sequence[Case]) -> None:
+    """Refuses DICOM Segmentations by an old bundle, which writes none, and of what is no series."""
+    if "dicom_seg" not in read_object(bundle / "configs" / "inference.json"):
+        raise TemplateError(f"{bundle} was written by an older autoplan, which has no --dicom_seg. Write it anew.")
+    if others := [case.images[0] for case in cases if len(case.images) > 1 or not Path(case.images[0]).is_dir()]:
+        raise DatasetError(
+            f"--dicom_seg: {others[0]} is no folder of DICOM files, which a DICOM Segmentation could refer to. Leave "
+            "the flag out."
+        )
+    if importlib.util.find_spec("highdicom") is None:
+        raise DatasetError("--dicom_seg needs highdicom. Install it: python -m pip install 'autoplan[formats]'")
 
 
 def _check_outcome(status: int, targets: Mapping[Case, Path]) -> None:

@@ -223,6 +223,8 @@ def metadata(metadata: dict[str, Any], plan: Plan, configuration: Configuration)
     """The metadata of a configuration's bundle, made of the template's."""
     for package in unneeded_packages(plan.formats):
         del metadata["required_packages_version"][package]
+    if "pydicom" not in metadata["required_packages_version"]:
+        del metadata["optional_packages_version"]
     classes = {str(i): name for i, (_, name) in enumerate(plan.labels)}
     foreground = ", ".join(name for _, name in plan.labels[1:])
     channels = {str(i): name for i, name in enumerate(plan.modalities)}

@@ -119,6 +119,7 @@ SCRIPTS_MAY_IMPORT = {
     "cpu": set(),
     "datalists": {"formats"},
     "degradation": set(),
+    "dicom_seg": {"files", "formats"},
     "distributed": set(),
     "evaluation": {"checkpoint", "files", "formats"},
     "files": set(),
@@ -131,7 +132,7 @@ SCRIPTS_MAY_IMPORT = {
     "normalization": set(),
     "patches": {"augmentation", "cache", "cascade"},
     "precision": {"cpu"},
-    "prediction": {"files", "formats"},
+    "prediction": {"dicom_seg", "files", "formats"},
     "probabilities": {"files", "formats"},
     "progress": {"evaluation", "files", "formats"},
     "readers": {"formats"},
@@ -220,7 +221,7 @@ def test_what_may_be_imported_has_no_circle(table: dict[str, set[str]], modules:
 def test_scripts_need_only_what_a_bundle_names(module: str) -> None:
     """The standard library, and the packages whose versions metadata.json gives."""
     metadata = json.loads((PROJECT / "templates" / "configs" / "metadata.json").read_text())
-    named = {*metadata["required_packages_version"], "monai", "numpy", "torch"}
+    named = {*metadata["required_packages_version"], *metadata["optional_packages_version"], "monai", "numpy", "torch"}
     named = named - {"pytorch-ignite", "pillow"} | {"ignite", "PIL"}
     outside = {name.split(".")[0] for name in _imported(SCRIPTS / f"{module}.py")} - {"scripts"}
     assert outside <= named | sys.stdlib_module_names | {"__future__"}

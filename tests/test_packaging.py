@@ -60,7 +60,7 @@ def test_pins_are_within_the_ranges(python) -> None:
 def test_pins_are_what_bundles_name() -> None:
     metadata = json.loads((TEMPLATES / "configs" / "metadata.json").read_text())
     pins = _pins("3.11")
-    named = dict(metadata["required_packages_version"])
+    named = {**metadata["required_packages_version"], **metadata["optional_packages_version"]}
     named["monai"], named["numpy"] = metadata["monai_version"], metadata["numpy_version"]
     named["torch"] = metadata["pytorch_version"]
     assert named == {name: pins[name] for name in named}

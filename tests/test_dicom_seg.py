@@ -1,0 +1,93 @@
+"""DICOM Segmentations lie where their series lies, whatever the order, direction and numbers of its slices."""
+
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from monai.data import MetaTensor
+from scripts import formats
+from scripts.dicom_seg import write_segmentation
+from scripts.prediction import SegmentationWriter
+from test_formats import series as plain_series
+
+from autoplan.__main__ import main
+from autoplan.errors import DatasetError
+from autoplan.facts import Case
+from autoplan.prediction import _check_dicom
+
+NAMES = ["background", "left", "right"]
+TILT = (np.cos(0.3), np.sin(0.3), 0, -np.sin(0.3), np.cos(0.3), 0)
+
+
+def segmented(folder: Path) -> np.ndarray:
+    """Class numbers on the grid of a series, which are the same in no mirroring."""
+    header, _ = formats.open_image(folder)
+    classes = np.zeros(header.shape, np.uint8)
+    classes[1:4, 2:5, 0], classes[5:7, 1:3, 1:3] = 1, 2
+    return classes
+
+
+def in_world(affine: np.ndarray, mask: np.ndarray) -> list[list[float]]:
+    """Places of the voxels of a mask in mm, in order."""
+    found = np.argwhere(mask)
+    return sorted((np.c_[found, np.ones(len(found))] @ affine.T)[:, :3].round(3).tolist())
+
+
+def series(folder: Path, **options: object) -> Path:
+    """A series with what a scanner says of its patient."""
+    fields = {
+        "StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "Modality": "CT", "PatientID": "1",
+        "PatientName": "A^B", "PatientBirthDate": "", "PatientSex": "", "StudyDate": "20200101", "StudyTime": "101010",
+        "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "", "SeriesNumber": 1,
+    }  # fmt: skip
+    return plain_series(folder, **fields, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"orientation": TILT}, {"orientation": (0, 1, 0, 0, 0, -1)}], ids=["axial", "oblique", "sagittal"]
+)
+def test_it_lies_on_its_series(options, tmp_path) -> None:
+    folder = series(tmp_path / "case", **options)
+    classes = segmented(folder)
+    write_segmentation(tmp_path / "case.dcm", folder, classes, NAMES)
+    found = highdicom.seg.segread(tmp_path / "case.dcm")
+    assert [found.get_segment_description(n).segment_label for n in found.segment_numbers] == NAMES[1:]
+    series_uids = {pydicom.dcmread(p).SeriesInstanceUID for p in folder.iterdir()}
+    assert {str(found.ReferencedSeriesSequence[0].SeriesInstanceUID)} == series_uids
+    volume = found.get_volume(combine_segments=True)
+    header, _ = formats.open_image(folder)
+    for number in (1, 2):
+        ours = in_world(formats.LPS @ header.affine, classes == number)
+        np.testing.assert_allclose(ours, in_world(volume.affine, volume.array == number), atol=2e-3)
+
+
+def test_nothing_found_is_an_empty_object(tmp_path) -> None:
+    folder = series(tmp_path / "case")
+    write_segmentation(tmp_path / "case.dcm", folder, np.zeros_like(segmented(folder)), NAMES)
+    assert not highdicom.seg.segread(tmp_path / "case.dcm").get_volume(combine_segments=True).array.any()
+
+
+def test_the_writer_of_a_bundle(tmp_path) -> None:
+    """Beside the NIfTI file, with class numbers where that has the values of the labels."""
+    folder = series(tmp_path / "case")
+    classes, (header, _) = segmented(folder), formats.open_image(folder)
+    writer = SegmentationWriter([0, 3, 9], dicom_seg=True, class_names=NAMES)
+    meta = {"filename_or_obj": str(folder), "affine": header.affine, "original_affine": header.affine}
+    writer.set_data_array(MetaTensor(classes[None]))
+    writer.set_metadata(meta, resample=False)
+    (tmp_path / "out").mkdir()
+    writer.write(tmp_path / "out" / "case")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case.dcm", "case.nii.gz"]
+    assert highdicom.seg.segread(tmp_path / "out" / "case.dcm").get_volume(combine_segments=True).array.max() == 2
+
+
+def test_what_is_no_series_is_refused(tmp_path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "inference.json").write_text('{"dicom_seg": false}')
+    with pytest.raises(DatasetError, match=r"--dicom_seg: a.nii.gz is no folder of DICOM files"):
+        _check_dicom(tmp_path, [Case("a", ("a.nii.gz",))])
+    with pytest.raises(ValueError, match="no folder of DICOM files"):
+        write_segmentation(tmp_path / "a.dcm", tmp_path / "a.nii.gz", np.zeros((1, 1, 1), np.uint8), NAMES)
+    assert main(["predict", "nothing", "--dicom_seg", "yes"]) == 1
