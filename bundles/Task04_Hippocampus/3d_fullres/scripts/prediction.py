@@ -15,6 +15,7 @@ from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.utils import ensure_tuple
 
+from scripts.dicom_seg import write_segmentation
 from scripts.files import write_atomically
 from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
 
@@ -34,11 +35,21 @@ class SegmentationWriter(NibabelWriter):
     Args:
         label_values: value of each class in the file.
         output_dtype: type of the file's values.
+        dicom_seg: whether a DICOM Segmentation, <case>.dcm, is written beside each file; of DICOM series only.
+        class_names: names of all classes, for that.
     """
 
-    def __init__(self, label_values: Sequence[int], output_dtype: Any = np.uint8, **options: Any) -> None:
+    def __init__(
+        self,
+        label_values: Sequence[int],
+        output_dtype: Any = np.uint8,
+        dicom_seg: bool = False,
+        class_names: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(output_dtype=output_dtype, **options)
         self.label_values = np.asarray(label_values)
+        self.dicom_seg, self.class_names = dicom_seg, class_names
 
     @classmethod
     def resample_if_needed(cls, data_array: Any, affine: Any = None, **_: Any) -> tuple[Any, Any]:
@@ -48,11 +59,14 @@ class SegmentationWriter(NibabelWriter):
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
         """Take class numbers (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
         classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
-        self.data_obj = self.label_values.astype(self.output_dtype)[classes]
+        self.classes, self.data_obj = classes, self.label_values.astype(self.output_dtype)[classes]
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set, with the suffix of its image's format in place of `filename`'s."""
         path, write = self._target(Path(filename)), super().write
+        if self.dicom_seg:  # first: where the other file is, the image is done
+            target = path.with_name(f"{case_name(path)}.dcm")
+            write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
         if format_of(path) is NIFTI:
             write_atomically(path, lambda temporary: write(temporary, verbose, **kwargs))
         else:
@@ -72,7 +86,9 @@ class SegmentationWriter(NibabelWriter):
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
         """Take the affine of the image, and its name."""
         super().set_metadata(meta_dict, resample, **options)
-        self.subject = str((meta_dict or {})["filename_or_obj"])
+        meta = meta_dict or {}
+        self.subject = str(meta["filename_or_obj"])
+        self.file = str(meta.get("file", self.subject))
 
 
 class ImageDataset(Dataset):
