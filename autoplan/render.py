@@ -288,6 +288,7 @@ def _readme(templates: Path, plan: Plan, configuration: Configuration, configs: 
         "last_fold": len(plan.folds) - 1,
         "decisions": "\n".join(rows),
         "keys": _explained(*configs),
+        "clients": (templates / "clients.md").read_text(),
     }
     stage = templates / f"{configuration.name}.md"
     text = "\n" + string.Template(stage.read_text()).substitute(values) if stage.is_file() else ""
@@ -545,6 +546,7 @@ def _best_readme(
         scores="\n".join(scores),
         decisions="\n".join(rows),
         keys=_explained(config),
+        clients=(templates_folder() / "docs" / "clients.md").read_text(),
     )
 
 

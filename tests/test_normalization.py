@@ -1,12 +1,14 @@
 """Intensities: CT by the dataset's statistics, all else by each image's own, within the nonzero region where asked."""
 
+import re
+
 import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from scripts import nonzero
-from scripts.normalization import NormalizeChannelsd
+from scripts.normalization import KnownValuesd, NormalizeChannelsd
 from scripts.resampling import resample
 
 CT = {"lower": -100.0, "upper": 200.0, "mean": 50.0, "std": 40.0}
@@ -152,3 +154,25 @@ def test_real_skull_stripped_images_stay_zero_outside_the_brain(real_data) -> No
     for channel in out:
         assert float(channel[brain].mean()) == pytest.approx(0, abs=1e-4)
         assert float(channel[brain].std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        pytest.param([0, 2, 5, 7], "", id="all"),
+        pytest.param([0], "", id="background alone"),
+        pytest.param(
+            [0, 1, 2], "the label has the values 1, but the classes of this bundle have 0, 2, 5, 7", id="one more"
+        ),
+        pytest.param([0, 1, 2, 3, -1, 9, 10, 11], "the values -1, 1, 3, 9, 10, but", id="many more"),
+    ],
+)
+def test_labels_have_the_values_of_the_classes(values, said) -> None:
+    data = {"label": torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)}
+    known = KnownValuesd("label", [0, 2, 5, 7], allow_missing_keys=True)
+    assert known({}) == {}
+    if said:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            known(data)
+    else:
+        assert known(data)["label"] is data["label"]

@@ -1,4 +1,4 @@
-"""Intensity normalization, and what counts as foreground of an image."""
+"""Intensity normalization, what counts as foreground of an image, and which values a label may have."""
 
 from __future__ import annotations
 
@@ -80,3 +80,33 @@ class NormalizeChannelsd(MapTransform):
         channel.sub_(mean).div_(std)
         if inside is not None:
             channel.mul_(inside)
+
+
+class KnownValuesd(MapTransform):
+    """Refuse labels with values that no class has. Planning has checked those of the dataset; other programs bring
+    others: MONAI Label stores class numbers, which are label values only where these count up from 0.
+
+    Args:
+        keys: labels.
+        values: of all classes.
+        allow_missing_keys: pass over a key that the data lacks.
+    """
+
+    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = torch.tensor(list(values))
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """The data as they are.
+
+        Raises:
+            ValueError: a label has another value.
+        """
+        for key in self.key_iterator(dict(data)):
+            found = torch.as_tensor(data[key]).unique().long()
+            if others := found[~torch.isin(found, self.values)].tolist():
+                raise ValueError(
+                    f"the label has the values {', '.join(map(str, others[:5]))}, but the classes of this bundle have "
+                    f"{', '.join(map(str, self.values.tolist()))}"
+                )
+        return dict(data)
