@@ -4,7 +4,7 @@
 
 FOLDER gets a small synthetic dataset of one channel, whose label values do not count up and whose images hold whole
 numbers, as DICOM does; its bundles, trained for some iterations; and the project's own predictions of its test images
-in expected/<bundle>/. Run it with the Python of the project.
+in expected/<bundle>/; and the ensemble as `share` writes it, in shared/. Run it with the Python of the project.
 """
 
 import json
@@ -25,6 +25,10 @@ VALUES = (0, 2, 5, 7)
 QUICK = {"epoch_length": 5, "max_epochs": 1, "val_batches": 1, "batch_size": 2, "learning_rate": 1e-5, "jobs": 1}
 """Hardly trained networks find all classes everywhere, so that every voxel tells. After a minute of training there
 would be background alone."""
+OWNER = {
+    "name": "phantom_mri_segmentation", "authors": "A. Person", "data_source": "synthetic, https://example.org",
+    "data_license": "CC0, https://creativecommons.org/publicdomain/zero/1.0", "url": "https://example.org/files",
+}  # fmt: skip
 FOLDS = {"3d_lowres": "0,1,2,3,4", "2d": "0,1", "3d_fullres": "0,1", "3d_cascade_fullres": "0"}
 ENSEMBLE = ("2d", "3d_fullres")
 
@@ -68,6 +72,7 @@ def main(folder: Path) -> None:
     choice = choose(setting, {Candidate(ENSEMBLE): {"phantom_000": CaseDice((0.5,) * 3, (0.5,) * 3)}})
     plan = load_plan(bundles / TASK)
     sharing.share(plan, choice, task, bundles, name="phantom_mri_segmentation", fingerprint_key="none")
+    autoplan("share", TASK, bundle="phantom_mri_segmentation", bundles=bundles, output=folder / "shared", **OWNER)
     for bundle in ("3d_fullres", "3d_cascade_fullres", "phantom_mri_segmentation"):
         config = bundles / TASK / bundle / "configs" / "inference.json"
         values = [f"--output_dir={folder / 'expected' / bundle}", f"--dataset_dir={task}"]

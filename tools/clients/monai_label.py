@@ -5,11 +5,12 @@
         matplotlib fastapi uvicorn httpx pydantic-settings python-dotenv python-multipart schedule dicomweb-client \
         timeloop expiringdict expiring_dict cachetools watchdog pynetdicom pynrrd girder-client einops passlib pyjwt \
         bcrypt shapely requests-toolbelt scikit-learn google-auth gdown lmdb scikit-image psutil numpymaxflow itk \
-        torchvision jsonschema SimpleITK
+        torchvision jsonschema SimpleITK "pydicom<3"
     label/bin/pip install --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
     label/bin/python tools/clients/monai_label.py FOLDER [BUNDLE ...]
 
-FOLDER is that of bundles.py. --no-deps leaves out sam2, which no bundle needs, and lets numpy be as new as torch wants
+torchvision must be the build for this torch, and pydicom-seg does not take pydicom 3. FOLDER is that of bundles.py.
+--no-deps leaves out sam2, which no bundle needs, and lets numpy be as new as torch wants
 it. The server of MONAI Label gets copies of the bundles.
 """
 

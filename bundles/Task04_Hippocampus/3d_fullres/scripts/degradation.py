@@ -30,7 +30,7 @@ from scipy import ndimage
 
 Operator = Literal["erode", "dilate", "open", "close"]
 
-OPERATORS: dict[Operator, tuple[Operator, ...]] = {
+OPERATORS: dict[Any, tuple[Operator, ...]] = {
     "erode": ("erode",),
     "dilate": ("dilate",),
     "open": ("erode", "dilate"),
