@@ -101,6 +101,21 @@ def test_a_case_s_segmentation_is_by_the_fold_that_did_not_train_on_it(make) -> 
             np.testing.assert_array_equal(project.lowres.read(path)[0], expected)
 
 
+def test_cases_without_a_name_go_by_their_image(make) -> None:
+    """As those of MONAI Label's datastore."""
+    project = make()
+    named = project.items("case_0", "case_2")
+    unnamed = [{key: item[key] for key in ("image", "label")} for item in named]
+    assert project.lowres.fill(unnamed) == project.lowres.fill(named)
+
+
+def test_a_case_of_no_fold_is_named(make) -> None:
+    """The first stage says nothing of an image that MONAI Label adds."""
+    project = make()
+    with pytest.raises(ValueError, match="The case added is in no fold of the datalist, so"):
+        project.lowres.fill(project.items("added"))
+
+
 def test_a_missing_prediction_is_named_with_the_command_that_makes_it(make) -> None:
     project = make()
     project.lowres.source("case_2").unlink()

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts.datalists import divided, fold_cases, images_to_predict
+from scripts.datalists import divided, fold_cases, images_to_predict, with_references
 
 from autoplan import rules
 
@@ -68,3 +69,18 @@ def test_a_bundle_without_folds_takes_any_dataset(tmp_path: Path) -> None:
         fold_cases(tmp_path, tmp_path / "none.json", 5)
     with pytest.raises(FileNotFoundError, match=r"dataset\.json does not exist. Name the folder"):
         fold_cases(tmp_path / "i", tmp_path / "none.json", 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param({"name": "a", "image": "x.nii.gz"}, "a", id="named"),
+        pytest.param({"image": "f/x.nii.gz"}, "x", id="of MONAI Label"),
+        pytest.param({"image": ["f/x.nii.gz", "f/y.nii.gz"]}, "x", id="two files"),
+    ],
+)
+def test_cases_to_score_have_a_name(case: dict[str, Any], name: str) -> None:
+    reference = "labels/x.nii.gz"
+    assert with_references([{**case, "label": reference}]) == [
+        {"name": name, "image": case["image"], "reference": reference}
+    ]

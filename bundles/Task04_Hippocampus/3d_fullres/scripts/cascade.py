@@ -46,7 +46,13 @@ class LowresSegmentations:
         Raises:
             FileNotFoundError: it is not there, or by a network that was trained on since then; the message has the
                 command that makes it.
+            ValueError: no fold has the case, as with images that another program adds.
         """
+        if name not in self.fold_of:
+            raise ValueError(
+                f"The case {name} is in no fold of the datalist, so the first stage has not segmented it. Train the "
+                "second stage on cases of the datalist, or a bundle that is no cascade."
+            )
         fold = self.fold_of[name]
         folder = self.bundle / "models" / f"fold_{fold}"
         path = folder / "validation" / "probabilities" / f"{name}.npz"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.formats import by_case, case_name, image_files, segmentation_name
+from scripts.formats import by_case, case_name, image_files, name_of, segmentation_name
 
 
 def read_folds(datalist: str | Path) -> list[list[dict[str, Any]]]:
@@ -81,7 +81,7 @@ def _paths(image: str | Sequence[str]) -> list[str]:
 
 def with_references(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Cases whose labels are kept as they are, to be compared with predictions: "reference" in place of "label"."""
-    return [{"name": case["name"], "image": case["image"], "reference": case["label"]} for case in cases]
+    return [{"name": name_of(case), "image": case["image"], "reference": case["label"]} for case in cases]
 
 
 def images_to_predict(
