@@ -217,8 +217,8 @@ def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
         given = {name: _literal(value) for name, value in {**values, "images": str(listed)}.items()}
         config = str(bundle.absolute() / "configs" / "inference.json")
         arguments.write_text(json.dumps({"config_file": config, **given}), encoding="utf-8")
-        # MONAI warns that a config runs code. This one is autoplan's own.
-        quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts"]
+        # MONAI warns that a config runs code, which is autoplan's own here, and of a decoder that is not needed.
+        quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts", "-W", "ignore::UserWarning:monai.data.image_reader"]
         run = ["-m", "monai.bundle", "run", "inference", "--args_file", str(arguments)]
         return subprocess.run(
             [sys.executable, *quiet, *run],
