@@ -14,7 +14,8 @@ import torch
 from conftest import NAMES, TINY_PLAN, write_project
 from monai.bundle.properties import InferProperties, TrainProperties
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bundle")]
+"""One process makes what all tests of the file look at."""
 
 TASK = TINY_PLAN.name
 BLOCKER = """
