@@ -218,6 +218,7 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         _line(rate, history, "lr", INK, "")
         rate.set(yscale="log", ylabel="learning rate", xlabel="epoch")
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        rate.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         rate.xaxis.get_major_locator().set_params(integer=True)
         losses.set_ylabel("loss")
         dice.set(ylabel="Dice, estimated on patches", ylim=(0, 1))
