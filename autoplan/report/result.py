@@ -81,8 +81,8 @@ def section(plan: Plan, result: Result | str | None) -> Section:
 def _shown(result: Result) -> str:
     folds = sorted(set(result.folds.values()))
     return (
-        f"What follows is about {' + '.join(result.members)} on {counted(len(result.cases), 'validation case')} of the "
-        f"folds {', '.join(map(str, folds))}, each predicted by a network that has not seen it."
+        f"What follows is about {' + '.join(result.members)} on {counted(len(result.cases), 'validation case')} of "
+        f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}, each predicted by a network that has not seen it."
     )
 
 
