@@ -181,11 +181,11 @@ class LabelInferer(Inferer):
             return {}
         voxels = self.inferer.window_voxels(image.shape[1:]), self.inferer.open_voxels(image.shape[1:], axis)
         needed = need(image.shape, shape, voxels[0], _features(network), self.num_classes, voxels[1])
-        fits = needed.image + needed.windows + needed.rows <= limit
+        fits = needed.total <= limit
         name = case_name(image.meta["filename_or_obj"])
-        if self.limit or not fits or needed.image + needed.windows + needed.rows > WORTH_SAYING:
+        if self.limit or not fits or needed.total > WORTH_SAYING:
             logger.info("%s takes about %s%s", name, needed, "" if fits else "; the open rows are kept in a file")
-        if needed.image + needed.windows > limit:
+        if needed.total - needed.rows > limit:
             raise ValueError(f"it would take about {needed}, of which {as_text(limit)} are to be used at most")
         return {} if fits else {"zeros": lambda shape, _: zeros_in_file(self.scratch, shape)}
 

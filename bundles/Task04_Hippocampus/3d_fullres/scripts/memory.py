@@ -90,9 +90,14 @@ class Need:
     windows: int
     rows: int
 
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.image + self.windows + self.rows
+
     def __str__(self) -> str:
         parts = f"image {as_text(self.image)}, windows {as_text(self.windows)}, open rows {as_text(self.rows)}"
-        return f"{as_text(self.image + self.windows + self.rows)} of memory ({parts})"
+        return f"{as_text(self.total)} of memory ({parts})"
 
 
 def need(
