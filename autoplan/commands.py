@@ -350,7 +350,7 @@ def run(
     """Plans, trains, selects and predicts, one after the other.
 
     Skips what is done; after an interruption the same command continues. bundles/TASK/report.html shows what is there,
-    from planning on.
+    from planning on. What the paper's recipe will cost is told before the first training.
 
     Args:
         dataset: folder with a dataset.json, or the name of a task, as for plan.
@@ -391,6 +391,8 @@ def run(
                 dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
                 labels_are=labels_are, channels=channels, table=table, group_by=group_by, gpu_memory=gpu_memory,
             )  # fmt: skip
+            if not quick:
+                _cost_if_unknown(dataset, root, bundles)
     with reported():
         train(
             dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
@@ -430,10 +432,8 @@ def cost(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
     """
     from autoplan import cost as costs
 
-    loaded, _ = _load(dataset, root, bundles)
-    folder = Path(bundles) / loaded.name
-    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded))
-    bill = costs.compute(planned, saved.load_fingerprint(folder / saved.FINGERPRINT))
+    folder, planned, facts = _planned(dataset, root, bundles)
+    bill = costs.compute(planned, facts)
     print(costs.save(bill, folder))
     print("\n" + table(costs.rows(bill), left=1) + "\n")
     for note in costs.notes(bill):
@@ -721,6 +721,26 @@ def _reported(dataset: str, root: str, bundles: str) -> Iterator[None]:
         _report_if_possible(dataset, root, bundles)
         raise
     _report_if_possible(dataset, root, bundles)
+
+
+def _planned(dataset: str, root: str, bundles: str) -> tuple[Path, Plan, Fingerprint]:
+    """The folder of a task's bundles, its plan, and the facts that it was planned from."""
+    loaded, _ = _load(dataset, root, bundles)
+    folder = Path(bundles) / loaded.name
+    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded))
+    return folder, planned, saved.load_fingerprint(folder / saved.FINGERPRINT)
+
+
+def _cost_if_unknown(dataset: str, root: str, bundles: str) -> None:
+    """Tells what a plan costs, once. It is no reason for a run to end."""
+    from autoplan import cost as costs
+
+    try:
+        folder, planned, facts = _planned(dataset, root, bundles)
+        if costs.load(planned, facts, folder) is None:
+            cost(dataset, root=root, bundles=bundles)
+    except (AutoplanError, OSError, MemoryError) as error:
+        print(f"Warning: the cost is not known: {one_line(error)}")
 
 
 def _report_if_possible(dataset: str, root: str, bundles: str) -> None:

@@ -13,9 +13,10 @@ import pytest
 from conftest import TINY_PLAN, write_project
 
 from autoplan import commands, files, flags, prediction, sharing
+from autoplan import cost as costs
 from autoplan.__main__ import main
 from autoplan.commands import COMMANDS
-from autoplan.errors import AutoplanError
+from autoplan.errors import AutoplanError, PlanError
 from autoplan.facts import Case
 
 TASK = TINY_PLAN.name
@@ -333,6 +334,33 @@ def test_run_reports_after_each_phase(failing, status, expected, monkeypatch, ti
     assert main(["run", str(tiny.folder)]) == status
     assert called == expected
     assert ("Warning: there is no report: it does not work" in capsys.readouterr().out) == (failing == "report")
+
+
+@pytest.mark.parametrize(
+    ("words", "bills"),
+    [
+        pytest.param([], [True, True, False], id="computed, said where that fails, and not again"),
+        pytest.param(["--quick"], [False, False, False], id="it is the bill of the paper's recipe"),
+    ],
+)
+def test_run_tells_the_cost_once(words, bills, monkeypatch, tiny, tmp_path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    computed = []
+
+    def compute(plan, fingerprint):
+        computed.append(plan.name)
+        if len(computed) == 1:
+            raise PlanError("it does not count")
+        return costs.Bill(costs.key(plan, fingerprint), "m", "cpu", 1, 5, 0, ())
+
+    monkeypatch.setattr(costs, "compute", compute)
+    for name in ("train", "select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: None)
+    for bill in bills:
+        computed_before = len(computed)
+        assert main(["run", str(tiny.folder), *words]) == 0
+        assert len(computed) == computed_before + bill
+    assert capsys.readouterr().out.count("Warning: the cost is not known: it does not count") == sum(bills[:1])
 
 
 # predict.

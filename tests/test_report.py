@@ -14,7 +14,7 @@ from autoplan.errors import PlanError
 from autoplan.facts import Case, Dataset
 from autoplan.report import dataset as dataset_section
 from autoplan.report import page
-from autoplan.report.blocks import Cell, Fold, Note, Row, Section, Table, Text, cell, counted, number
+from autoplan.report.blocks import Cell, Code, Fold, Note, Row, Section, Table, Text, cell, counted, number
 from autoplan.report.build import build
 from autoplan.report.cases import Summary
 from autoplan.saved import save_plan
@@ -28,6 +28,13 @@ def test_every_text_is_escaped() -> None:
     html = page.render(NASTY, NASTY, [Section("a", NASTY, [table, Note(NASTY), Fold(NASTY, [Text(NASTY)])])])
     assert "<img" not in html
     assert html.count("&lt;img src=x") >= 9
+
+
+@pytest.mark.parametrize("block", [Text, Note, Code])
+def test_no_line_breaks_inside_a_flag(block) -> None:
+    html = page.render("T", "t", [Section("a", "A", [block("python -m autoplan x-ray --group_by '^<p>'")])])
+    flags = [f'<span class="flag">{flag}</span>' for flag in ("-m", "--group_by")]
+    assert f"python {flags[0]} autoplan x-ray {flags[1]} &#39;^&lt;p&gt;&#39;<" in html
 
 
 def test_json_holds_no_number_that_json_lacks() -> None:

@@ -133,6 +133,22 @@ def test_scores_of_a_case(made) -> None:
     assert brier == pytest.approx((9 + 18 * (1 - 230 / 255) ** 2 + 9 * (230 / 255) ** 2) / 63, abs=1e-3)
 
 
+def test_what_is_not_known_does_not_count(made) -> None:
+    """Of 63 voxels, the 18 that are wrongly given a class have the value to ignore."""
+    shutil.rmtree(made.folder / "3d_fullres" / "models")
+    name = min(made.plan.folds[0] + made.plan.folds[1])
+    path = made.dataset.root / "labelsTr" / f"{name}.nii.gz"
+    label = nibabel.load(path)
+    values = np.asanyarray(label.dataobj)
+    unknown = np.where((np.roll(values, 1, 0) > 0) & (values == 0), 7, values)
+    nibabel.save(nibabel.Nifti1Image(unknown, label.affine), path)
+    (case, *_) = replace(made, dataset=replace(made.dataset, ignore=7)).read().cases
+    assert case.name == name
+    assert case.predicted_ml[0] == pytest.approx(0.036)
+    bins, _, _ = result.calibration([case], 0)
+    assert [(n, rate) for _, rate, n in bins] == [(27, pytest.approx(9 / 27)), (18, 1.0)]
+
+
 def test_the_chosen_one_is_compared(made) -> None:
     made.select()
     found = made.read()

@@ -18,12 +18,13 @@ from autoplan.axes import Shape, Spacing
 from autoplan.dataset import read_case
 from autoplan.facts import Case, CaseFacts, Dataset, from_dict, to_dict
 from autoplan.files import read_object, write_text_atomically
+from autoplan.formats import LPS, format_of
 from autoplan.images import bounding_box
 from autoplan.overlays import format_json
 from autoplan.processes import mapper
 from autoplan.report import pictures
 
-FORMAT = 2
+FORMAT = 3
 """Version of what is kept. To be raised whenever the meaning of a fact, or the picture, changes."""
 KEPT = Path("cache") / "report"
 """Folder, in that of the task's bundles."""
@@ -106,12 +107,12 @@ def summaries(
         progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
     """
     cases = [*dataset.training, *dataset.test]
-    bare = replace(dataset, training=(), test=())
-    keys = {case.name: f"{FORMAT} {dataset.labels} {fingerprint.case_key(dataset, case)}" for case in cases}
+    bare, size = replace(dataset, training=(), test=()), pictures.size_for(len(cases))
+    keys = {case.name: f"{FORMAT} {size} {dataset.labels} {fingerprint.case_key(dataset, case)}" for case in cases}
     found = kept(
         folder / KEPT / "cases.json",
         [(case.name, keys[case.name], case) for case in cases],
-        partial(_measured, bare),
+        partial(_measured, bare, size),
         Summary,
         num_processes=num_processes or fingerprint.suitable_processes(dataset),
         preload=("scipy.ndimage", "PIL.Image", "autoplan.report.cases", *preload),
@@ -174,8 +175,8 @@ def _stored(entry: Any, key: str, kind: type[T]) -> T | None:
     return value
 
 
-def _measured(dataset: Dataset, case: Case) -> Summary:
-    """Facts of one case; of one that cannot be read, why."""
+def _measured(dataset: Dataset, size: tuple[int, int], case: Case) -> Summary:
+    """Facts of one case, with a picture of at most that size; of one that cannot be read, why."""
     is_test = case.label is None
     volumes, faults = read_case(dataset, case)
     if volumes.image is None:
@@ -183,14 +184,14 @@ def _measured(dataset: Dataset, case: Case) -> Summary:
         return Summary(case.name, is_test, said or ("cannot be read",))
     image, label = volumes.image, volumes.label
     values = [value for value, _ in dataset.labels[1:]]
-    array = in_ras(image.array, image.affine)
-    turned = None if label is None else in_ras(label, image.affine)
+    array = to_show(image.array, image.affine, case.images[0])
+    turned = None if label is None else to_show(label, image.affine, case.images[0])
     facts = fingerprint.case_facts(
         case.name, image, np.zeros(image.shape, np.uint8) if label is None else label, labels=dataset.labels
     )
     solid = [] if turned is None else [_solidity(turned, value) for value in values]
     empty, labelled = _empty_slices(array, turned)
-    drawn = _picture(array, turned, values, facts, is_ct=fingerprint.is_ct(dataset.modalities[0]))
+    drawn = _picture(array, turned, values, facts, size, is_ct=fingerprint.is_ct(dataset.modalities[0]))
     return Summary(
         name=case.name,
         is_test=is_test,
@@ -214,11 +215,14 @@ def _measured(dataset: Dataset, case: Case) -> Summary:
     )
 
 
-def in_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """An array of a file with its axes turned and flipped to RAS order, as far as that needs no interpolation."""
+def to_show(array: NDArray[Any], affine: NDArray[np.float64], image: str | Path) -> NDArray[Any]:
+    """An array on the grid of an image file with its axes turned and flipped to RAS order, as far as that needs no
+    interpolation. The rows of a photo or drawing, which has no place in the world, run downwards when it is shown."""
     from nibabel.orientations import apply_orientation, io_orientation
 
-    turned: NDArray[Any] = apply_orientation(array, io_orientation(affine))  # type: ignore[no-untyped-call]
+    found = format_of(image)
+    world = LPS if found is not None and not found.placed else affine
+    turned: NDArray[Any] = apply_orientation(array, io_orientation(world))  # type: ignore[no-untyped-call]
     return turned
 
 
@@ -299,7 +303,13 @@ def _thumbnail(channel: NDArray[Any]) -> str:
 
 
 def _picture(
-    array: NDArray[Any], label: NDArray[Any] | None, values: Sequence[int], facts: CaseFacts, *, is_ct: bool
+    array: NDArray[Any],
+    label: NDArray[Any] | None,
+    values: Sequence[int],
+    facts: CaseFacts,
+    size: tuple[int, int],
+    *,
+    is_ct: bool,
 ) -> pictures.Drawn:
     """Three planes through the largest class, with the outlines of all."""
     image = array[..., 0]
@@ -312,4 +322,6 @@ def _picture(
         spacing=facts.spacing,
         at=pictures.center(label, value, image.shape),
         grey=pictures.window(_sample(image), inside),
+        width=size[0],
+        height=size[1],
     )

@@ -55,7 +55,7 @@ def section(dataset: Dataset, summaries: Sequence[Summary], plan: Plan, *, is_cu
         [
             *([] if is_current else [Note(changed, "warning")]),
             *_doctor(findings, pictures, summaries),
-            Text(_legend(classes)),
+            Text(_legend(classes, summaries)),
             *_typical(typical, pictures),
             Grid(_charts(dataset, summaries, classes)),
             _table(dataset, summaries, classes, pictures, findings),
@@ -69,12 +69,14 @@ def section(dataset: Dataset, summaries: Sequence[Summary], plan: Plan, *, is_cu
     )
 
 
-def _legend(classes: Sequence[str]) -> str:
+def _legend(classes: Sequence[str], summaries: Sequence[Summary]) -> str:
     """What the pictures show."""
     outlines = ", ".join(f"{name} {color_name(i)}" for i, name in enumerate(classes))
+    if all(1 in s.shape for s in summaries):
+        return f"Pictures show the first channel in grey. Outlines: {outlines}."
     return (
-        "Pictures show the axial, coronal and sagittal plane through the largest class, the first channel in grey; the "
-        f"patient's right is on the right. Outlines: {outlines}."
+        "Pictures show the axial, coronal and sagittal plane through the largest class, the first channel in grey. The "
+        f"patient's right is on the left, and the front is on the left. Outlines: {outlines}."
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["unbroken"] = _unbroken
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return environment.get_template("page.html.jinja").render(
         title=title,
@@ -31,6 +33,13 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         script=script,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_hash(script)}'",
     )
+
+
+def _unbroken(text: str) -> str:
+    """A text whose flags of commands no browser breaks after their hyphens."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<!\S)--?\w+", r'<span class="flag">\g<0></span>', str(escape(text))))
 
 
 def _hash(script: str) -> str:

@@ -16,9 +16,12 @@ COLORS = (
 """Outlines of the classes, in their order, on grey; the ninth is the first again."""
 COLOR_NAMES = ("yellow", "cyan", "red", "green", "pink", "orange", "violet", "grey")
 PLANES = ((0, 1), (0, 2), (1, 2))
-"""Axes of the axial, coronal and sagittal plane, in RAS order: to the right and upwards in the picture."""
+"""Axes of the axial, coronal and sagittal plane, in RAS order: to the left and upwards in the picture, as radiologists
+and 3D Slicer have it."""
 WIDTH, HEIGHT = 348, 128
 """Pixels of a picture at most: a phone shows it without scaling."""
+FEW = 120
+"""Images up to which a page has room for pictures of twice that size."""
 DASH = 3
 """Pixels of a dash of the second outline."""
 QUALITY = 60
@@ -31,6 +34,12 @@ class Drawn:
 
     data: str
     size: tuple[int, int]
+
+
+def size_for(num_images: int) -> tuple[int, int]:
+    """Pixels at most, (width, height), of the pictures on a page about so many images."""
+    factor = 2 if num_images <= FEW else 1
+    return factor * WIDTH, factor * HEIGHT
 
 
 def color_name(number: int) -> str:
@@ -76,7 +85,7 @@ def sheet(
     height: int = HEIGHT,
 ) -> NDArray[np.uint8]:
     """Axial, coronal and sagittal plane side by side, to one scale, the first label as solid outlines and the second,
-    if there is one, as dashed ones.
+    if there is one, as dashed ones. Of an image of one slice, that slice alone.
 
     Args:
         image: (X, Y, Z) in RAS order.
@@ -93,10 +102,12 @@ def sheet(
     """
     shown = [slice(0, n) for n in image.shape] if box is None else list(box)
     extent = [(s.stop - s.start) * mm for s, mm in zip(shown, spacing, strict=True)]
-    across, up = (sum(extent[i] for i, _ in PLANES), max(extent[j] for _, j in PLANES))
-    scale = min((width - 4) / across, height / up)
+    seen = [(i, j) for i, j in PLANES if 1 not in (image.shape[i], image.shape[j])] or PLANES
+    across, up = (sum(extent[i] for i, _ in seen), max(extent[j] for _, j in seen))
+    gap = 2 * (len(seen) - 1)
+    scale = min((width - gap) / across, height / up)
     tiles = []
-    for i, j in PLANES:
+    for i, j in seen:
         size = (max(1, round(extent[i] * scale)), max(1, round(extent[j] * scale)))
         axis = 3 - i - j
         plane = _cut(image, axis, at[axis], shown)
@@ -104,7 +115,7 @@ def sheet(
         for number, label in enumerate(labels):
             _outline(tile, _cut(label, axis, at[axis], shown), values, dashed=number > 0)
         tiles.append(tile)
-    whole = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles) + 4, 3), dtype=np.uint8)
+    whole = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles) + gap, 3), dtype=np.uint8)
     x = 0
     for tile in tiles:
         y = (whole.shape[0] - tile.shape[0]) // 2
@@ -124,9 +135,9 @@ def planes(image: NDArray[Any], labels: Sequence[NDArray[Any]], values: Sequence
 
 
 def _cut(array: NDArray[Any], axis: int, index: int, box: Sequence[slice]) -> NDArray[Any]:
-    """A plane as a picture: rows from top to bottom."""
+    """A plane as a picture: rows from top to bottom, columns from left to right."""
     inside = tuple(index if a == axis else s for a, s in enumerate(box))
-    return array[inside].T[::-1]
+    return array[inside].T[::-1, ::-1]
 
 
 def _grey(plane: NDArray[Any], grey: tuple[float, float], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from autoplan.facts import Case
 from autoplan.files import read_object, write_atomically
 from autoplan.images import ras_order, read_volume, segmentation_name, spacing
 from autoplan.report import pictures
-from autoplan.report.cases import in_ras
+from autoplan.report.cases import to_show
 
 FOLDER = "previews"
 """Inside the folder of the segmentations, whose files may be pictures themselves."""
@@ -51,7 +51,7 @@ def _draw(image: Path, segmentation: Path, target: Path, values: Sequence[int]) 
     from PIL import Image
 
     volume, (label, affine) = read_volume(image), read_classes(segmentation, what="segmentation")
-    array, turned = in_ras(volume.array[..., 0], volume.affine), in_ras(label, affine)
+    array, turned = to_show(volume.array[..., 0], volume.affine, image), to_show(label, affine, image)
     largest = pictures.largest([int((turned == value).sum()) for value in values], values)
     drawn = pictures.sheet(
         array,

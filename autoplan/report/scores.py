@@ -21,12 +21,14 @@ from autoplan.facts import Case, Dataset, Plan, from_dict
 from autoplan.files import read_object
 from autoplan.images import bounding_box, case_name, image_files, spacing
 from autoplan.report import pictures
-from autoplan.report.cases import KEPT, in_ras, kept
+from autoplan.report.cases import KEPT, kept, to_show
 
-FORMAT = 2
+FORMAT = 3
 """Version of what is kept. To be raised whenever the meaning of a number, or a picture, changes."""
 BINS = 10
 """Of the calibration: intervals of probability of equal width."""
+UNKNOWN = -1
+"""Where a label does not say what a voxel is."""
 PADDING_MM, PADDING = 8.0, 0.4
 """What a picture shows around a class: at least so many mm, and this part of its extent, on each side."""
 PRELOAD = ("monai.metrics", "scipy.ndimage", "PIL.Image", "autoplan.crossvalidation", "autoplan.report.scores")
@@ -150,15 +152,18 @@ def read(
         "num_processes": num_processes or fingerprint.suitable_processes(dataset), "preload": PRELOAD,
         "progress": progress,
     }  # fmt: skip
-    bare = replace(dataset, training=(), test=())
+    bare, size = replace(dataset, training=(), test=()), pictures.size_for(len(dataset.training) + len(dataset.test))
     scored = kept(
         folder / KEPT / "scores.json", [(name, keys[name], job) for name, job in jobs.items()], partial(score, bare),
         Scored, title=f"{dataset.name}: scoring predictions", **options,
     )  # fmt: skip
     cases = tuple(scored[name] for name in sorted(scored))
-    wanted = [(f"{name} {number}", keys[name], replace(jobs[name], number=number)) for name, number in to_draw(cases)]
+    wanted = [
+        (f"{name} {number}", f"{size} {keys[name]}", replace(jobs[name], number=number))
+        for name, number in to_draw(cases)
+    ]
     drawn = kept(
-        folder / KEPT / "pictures.json", wanted, partial(draw, bare), pictures.Drawn,
+        folder / KEPT / "pictures.json", wanted, partial(draw, bare, size), pictures.Drawn,
         title=f"{dataset.name}: drawing predictions", **options,
     )  # fmt: skip
     by_case = {(job.case.name, job.number): drawn[name] for name, _, job in wanted if drawn[name].data}
@@ -273,22 +278,23 @@ def segmentation(job: Job) -> NDArray[Any]:
     return crossvalidation.segmentations(job.members, job.bundle)[0]
 
 
-def _read(dataset: Dataset, job: Job) -> tuple[Any, NDArray[Any], NDArray[Any]]:
-    """Image, label and segmentation of a case. Raises DatasetError."""
+def _read(dataset: Dataset, job: Job) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+    """Image, label and segmentation of a case, and which voxels are known; the others are background in both. Raises
+    DatasetError."""
     volumes, faults = read_case(dataset, job.case)
     if volumes.image is None or volumes.label is None:
         raise DatasetError(faults[0] if faults else f"{job.case.name} has no label")
     found = segmentation(job)
     if found.shape != volumes.label.shape:
         raise DatasetError(f"its prediction has shape {found.shape}, its label {volumes.label.shape}: predict it again")
-    known = 1 if volumes.known is None else volumes.known
-    return volumes.image, volumes.label, found * known
+    known = np.ones(found.shape, dtype=bool) if volumes.known is None else volumes.known
+    return volumes.image, volumes.label, found * known, known
 
 
 def score(dataset: Dataset, job: Job) -> Scored:
     """Scores of one case; of one that cannot be read, why."""
     try:
-        image, label, found = _read(dataset, job)
+        image, label, found, known = _read(dataset, job)
     except (*crossvalidation.UNREADABLE, AutoplanError) as error:
         return Scored(job.case.name, (one_line(error).removeprefix(f"{dataset.name}, {job.case.name}: "),))
     values, mm = [value for value, _ in dataset.labels[1:]], spacing(image.affine)
@@ -306,7 +312,7 @@ def score(dataset: Dataset, job: Job) -> Scored:
         tuple(volume * sum(n for t, _, n in confused if t == i) for i in range(1, len(values) + 1)),
         tuple(volume * sum(n for _, p, n in confused if p == i) for i in range(1, len(values) + 1)),
         confused,
-        _calibration(job.members, label, image.affine, values),
+        _calibration(job.members, np.where(known, label.astype(np.int32), UNKNOWN), image.affine, values),
         _agreement(job.others, values),
     )
 
@@ -341,7 +347,8 @@ def _agreement(paths: Sequence[Path], values: Sequence[int]) -> float | None:
 def _calibration(
     members: Sequence[Path], label: NDArray[Any], affine: NDArray[np.float64], values: Sequence[int]
 ) -> tuple[tuple[float, ...], ...]:
-    """See `Scored.calibration`. The label is sampled where the probabilities are, at the nearest voxel."""
+    """See `Scored.calibration`. The label, `UNKNOWN` where it does not say, is sampled where the probabilities are, at
+    the nearest voxel."""
     try:
         stored = [_probabilities(path) for path in members]
         levels: NDArray[np.uint16] = np.stack([foreground for foreground, _ in stored]).sum(axis=0, dtype=np.uint16)
@@ -351,7 +358,7 @@ def _calibration(
     if on_grid is None or len(levels) != len(values):
         return ()
     most = 255 * len(members)
-    seen = (levels > 0).any(axis=0) | (on_grid > 0)
+    seen = ((levels > 0).any(axis=0) | (on_grid > 0)) & (on_grid != UNKNOWN)
     return tuple(_bins(levels[i][seen], on_grid[seen] == value, most) for i, value in enumerate(values))
 
 
@@ -399,15 +406,16 @@ def _bins(levels: NDArray[Any], hits: NDArray[np.bool_], most: int) -> tuple[flo
     return (*(round(float(v), 3) for three in zip(*sums, strict=True) for v in three), round(squared, 3))
 
 
-def draw(dataset: Dataset, job: Job) -> pictures.Drawn:
-    """Three planes through a class of a case: the reference as solid outlines, the prediction as dashed ones; without
-    bytes where a file cannot be read."""
+def draw(dataset: Dataset, size: tuple[int, int], job: Job) -> pictures.Drawn:
+    """Three planes through a class of a case, at most of that size: the reference as solid outlines, the prediction as
+    dashed ones; without bytes where a file cannot be read."""
     try:
-        image, label, found = _read(dataset, job)
+        image, label, found, _ = _read(dataset, job)
     except (*crossvalidation.UNREADABLE, AutoplanError):
         return pictures.Drawn("", (0, 0))
     values = [value for value, _ in dataset.labels[1:]]
-    array, truth, guess = (in_ras(a, image.affine) for a in (image.array[..., 0], label, found))
+    shown = partial(to_show, affine=image.affine, image=job.case.images[0])
+    array, truth, guess = (shown(a) for a in (image.array[..., 0], label, found))
     mask = (truth == values[job.number]) | (guess == values[job.number])
     if not mask.any():
         mask = (truth > 0) | (guess > 0)
@@ -416,7 +424,7 @@ def draw(dataset: Dataset, job: Job) -> pictures.Drawn:
     box = _around(mask, facts.spacing)
     return pictures.planes(
         array, [truth, guess], values, spacing=facts.spacing, at=pictures.center(mask.astype(np.uint8), 1, array.shape),
-        grey=pictures.window(array[box], inside), box=box,
+        grey=pictures.window(array[box], inside), box=box, width=size[0], height=size[1],
     )  # fmt: skip
 
 
