@@ -26,21 +26,22 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Format:
     """A format: its suffixes (none: a folder), the packages that read it, the suffix of a segmentation of its images,
-    and whether it holds pictures, which have no place in the world."""
+    the suffixes that do not store numbers unchanged, and whether images have a place in the world."""
 
     name: str
     suffixes: tuple[str, ...]
     packages: tuple[str, ...]
     segmentation: str
     lossy: tuple[str, ...] = ()
+    placed: bool = True
 
 
 NIFTI = Format("NIfTI", (".nii.gz", ".nii"), ("nibabel",), ".nii.gz")
 DICOM = Format("DICOM", (), ("pydicom", "python-gdcm"), ".nii.gz")
 NRRD = Format("NRRD", (".nrrd", ".nhdr"), ("SimpleITK",), ".nrrd")
 META = Format("MetaImage", (".mha", ".mhd"), ("SimpleITK",), ".mha")
-PICTURE = Format("picture", (".png", ".jpg", ".jpeg", ".bmp"), ("pillow",), ".png", lossy=(".jpg", ".jpeg"))
-TIFF = Format("TIFF", (".tif", ".tiff"), ("tifffile", "imagecodecs"), ".tif")
+PICTURE = Format("picture", (".png", ".jpg", ".jpeg", ".bmp"), ("pillow",), ".png", (".jpg", ".jpeg"), False)
+TIFF = Format("TIFF", (".tif", ".tiff"), ("tifffile", "imagecodecs"), ".tif", placed=False)
 FORMATS = (NIFTI, NRRD, META, PICTURE, TIFF, DICOM)
 SUFFIXES = tuple(suffix for f in FORMATS for suffix in f.suffixes)
 MODULES = {"pillow": "PIL", "python-gdcm": "gdcm"}
