@@ -14,7 +14,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, get_args
 
-from autoplan import backends, budget, layouts, saved, topology
+from autoplan import backends, budget, layouts, readings, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -651,7 +651,10 @@ def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> Fin
     if known is not None:
         print(f"{dataset.name}: fingerprint of {len(known.cases)} cases reused from {path}")
         return known
-    computed = fingerprints.fingerprint(dataset, num_processes=num_processes)
+    kept, keys = readings.Readings(path.with_name(readings.NAME)), fingerprints.reading_keys(dataset)
+    if before := sum(key in kept for key in keys):
+        print(f"{dataset.name}: {before} of {len(keys)} cases were read before")
+    computed = fingerprints.fingerprint(dataset, num_processes=num_processes, readings=kept)
     print(f"{dataset.name}: fingerprint of {len(computed.cases)} cases computed")
     return computed
 

@@ -1,10 +1,11 @@
 """The facts of a dataset, read case by case in parallel, each file once; saved as JSON and reused while nothing
-changed."""
+changed. What was read of each case is kept too, so a dataset that grew, or a reading that was ended, costs the rest."""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, to_dict
 from autoplan.images import Volume, bounding_box, check_packages, count_values, files_of, names_of, ras_order, spacing
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.readings import Histogram, Reading, Readings
 from autoplan.saved import load_fingerprint
 
 FORMAT = 4
@@ -34,6 +36,8 @@ FORMS_DIGITS = 1
 """Decimals of a distance of the forms in mm: what is far below a voxel is rounding of the header."""
 BYTES_PER_PROCESS = 2_000_000
 """Compressed bytes that are worth a process of their own; to start one takes half a second."""
+Map = Callable[[Callable[[Case], Reading], Sequence[Case]], Iterator[Reading]]
+"""A `map`: its results come in the order of the cases."""
 
 
 def is_ct(modality: str) -> bool:
@@ -44,51 +48,42 @@ def is_ct(modality: str) -> bool:
     return "ct" in modality.lower()
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Intensities of one channel, pooled: how often each (rounded) value occurs, and the moments of the unrounded ones.
-
-    `values` ascends; `deviation` is the sum of squared distances from `mean`.
-    """
-
-    values: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    mean: float
-    deviation: float
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What one case gives: faults, or facts and the intensities of each CT channel. A test image has no facts."""
-
-    faults: tuple[str, ...]
-    facts: CaseFacts | None = None
-    histograms: tuple[Histogram | None, ...] = ()
-
-
-def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress: bool | None = None) -> Fingerprint:
+def fingerprint(
+    dataset: Dataset,
+    *,
+    num_processes: int | None = None,
+    progress: bool | None = None,
+    readings: Readings | None = None,
+    workers: AbstractContextManager[Map] | None = None,
+) -> Fingerprint:
     """The facts of a dataset. Each file is read once, in parallel, and checked; test images are checked only.
 
     Args:
         dataset: what dataset.json says.
         num_processes: processes that read; None: as many as there are processors, fewer for little data.
         progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
+        readings: what was read before and is not read again; what is read is added.
+        workers: gives a `map` that reads in place of processes here, results in order.
 
     Raises:
         DatasetError: anything wrong with any case, one line each.
+        OSError: a reading cannot be kept.
 
     Source: arXiv:1809.10486, sections 2.2 (cropping, resampling, normalization) and 2.5 (connected components).
     """
     check_packages(dataset.root / path for path in _paths(dataset))
-    digest, cases = key(dataset), (*dataset.training, *dataset.test)
-    bare = replace(dataset, training=(), test=())  # what goes to each process with each case
+    digest, kept = key(dataset), Readings(None) if readings is None else readings
+    keys = reading_keys(dataset)
     faults: list[str] = []
     facts: list[CaseFacts] = []
     histograms: list[Histogram | None] = [None] * len(dataset.modalities)
-    bar = {"total": len(cases), "unit": "case", "disable": None if progress is None else not progress}
+    unread = [case for case, known in zip(_cases(dataset), keys, strict=True) if known not in kept]
+    processes = num_processes or suitable_processes(dataset, unread)
     preload = ("scipy.ndimage", "autoplan.fingerprint")
-    with mapper(num_processes or suitable_processes(dataset), preload=preload, chunksize=2) as each:
-        for reading in tqdm(each(partial(_read, bare), cases), desc=f"{dataset.name}: reading", **bar):
+    bar = {"total": len(keys), "unit": "case", "disable": None if progress is None else not progress}
+    with workers or mapper(processes, preload=preload, chunksize=2) as each:
+        fresh = each(partial(_read, _bare(dataset)), unread)
+        for reading in tqdm(_in_order(keys, kept, fresh), desc=f"{dataset.name}: reading", **bar):
             faults += reading.faults
             facts += [reading.facts] if reading.facts else []
             if reading.histograms:
@@ -97,6 +92,7 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
         faults = [f'{dataset.name}: no label has a foreground voxel. Check that "training" names the right labels.']
     if faults:
         raise DatasetError("\n".join(faults))
+    Readings(kept.path).keep_only(keys)
     return Fingerprint(
         key=digest,
         name=dataset.name,
@@ -109,9 +105,27 @@ def fingerprint(dataset: Dataset, *, num_processes: int | None = None, progress:
     )
 
 
-def suitable_processes(dataset: Dataset) -> int:
-    """As many processes as processors, fewer where there is little to read."""
-    num_bytes = sum(_size(dataset.root / path) for path in _paths(dataset))
+def _in_order(keys: Sequence[str], kept: Readings, fresh: Iterator[Reading]) -> Iterator[Reading]:
+    """The readings of all cases: those that were kept, and those that are made now, which are kept as they come."""
+    for known in keys:
+        if known in kept:
+            yield kept[known]
+            continue
+        reading = next(fresh)
+        if not reading.faults:
+            kept.add(known, reading)
+        yield reading
+
+
+def _bare(dataset: Dataset) -> Dataset:
+    """What goes with each case to whoever reads it."""
+    return replace(dataset, root=dataset.root.absolute(), training=(), test=())
+
+
+def suitable_processes(dataset: Dataset, cases: Sequence[Case] | None = None) -> int:
+    """As many processes as processors, fewer where there is little to read: of these cases, all if not given."""
+    read = _cases(dataset) if cases is None else cases
+    num_bytes = sum(_size(dataset.root / path) for case in read for path in _case_paths(case))
     return max(1, min(num_processors(), MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
 
 
@@ -120,16 +134,16 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files_of(path) if file.is_file())
 
 
-def _read(dataset: Dataset, case: Case) -> _Reading:
+def _read(dataset: Dataset, case: Case) -> Reading:
     """Faults, or facts and intensities, of one case."""
     volumes, faults = read_case(dataset, case)
     if volumes.image is None or volumes.label is None:
-        return _Reading(tuple(faults))
+        return Reading(tuple(faults))
     histograms = tuple(
         _histogram(volumes.image.array[..., channel], volumes.label) if is_ct(modality) else None
         for channel, modality in enumerate(dataset.modalities)
     )
-    return _Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), histograms)
+    return Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), histograms)
 
 
 def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequence[tuple[int, str]]) -> CaseFacts:
@@ -241,9 +255,17 @@ def key(dataset: Dataset) -> str:
     digest = hashlib.sha256(f"autoplan fingerprint {FORMAT}\n".encode())
     described = (dataset.name, dataset.modalities, dataset.labels, dataset.ignore)
     digest.update(json.dumps(to_dict(described)).encode())
-    for case in (*dataset.training, *dataset.test):
+    for case in _cases(dataset):
         digest.update(case_key(dataset, case).encode())
     return digest.hexdigest()
+
+
+def reading_keys(dataset: Dataset) -> list[str]:
+    """For each case, training cases first, a digest of everything that its reading depends on: the channels and labels
+    of the dataset, `FORMAT`, and its files as in `key`."""
+    described = json.dumps(to_dict((FORMAT, dataset.modalities, dataset.labels, dataset.ignore)))
+    texts = (f"{described}{case.label is None}{case_key(dataset, case)}" for case in _cases(dataset))
+    return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
 
 
 def case_key(dataset: Dataset, case: Case) -> str:
@@ -251,9 +273,14 @@ def case_key(dataset: Dataset, case: Case) -> str:
     return f"\n{case.name}" + "".join(f"\n{path} {_state(dataset.root / path)}" for path in _case_paths(case))
 
 
+def _cases(dataset: Dataset) -> tuple[Case, ...]:
+    """All cases: those of training, then the test images."""
+    return (*dataset.training, *dataset.test)
+
+
 def _paths(dataset: Dataset) -> list[str]:
     """All files of the dataset, in the order of dataset.json."""
-    return [path for case in (*dataset.training, *dataset.test) for path in _case_paths(case)]
+    return [path for case in _cases(dataset) for path in _case_paths(case)]
 
 
 def _case_paths(case: Case) -> list[str]:
