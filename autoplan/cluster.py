@@ -1,4 +1,4 @@
-"""Runs jobs on the workers of a Dask cluster. Imported when a cluster is asked for, and by its workers.
+"""Runs jobs and reads images on the workers of a Dask cluster. Imported when one is asked for, and by its workers.
 
 Workers see the same files under the same paths. Each runs one job at a time, in processes of its own: Dask's memory
 limit does not count them, and a worker that dies takes its training along. A job that a worker is running is never
@@ -13,15 +13,17 @@ import shutil
 import socket
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from autoplan import backends
 from autoplan.backends import Outcome
-from autoplan.errors import TrainingError, one_line, shortened
+from autoplan.errors import DatasetError, TrainingError, one_line, shortened
 from autoplan.failures import Failure
 from autoplan.jobs import Job
 
@@ -44,6 +46,10 @@ SCHEMES = ("tcp", "tls")
 CONNECT_SECONDS = 5
 LOST_SECONDS = 15.0
 """How long a scheduler may be out of reach before it counts as gone."""
+CHECK_SECONDS = 1.0
+"""How often it is asked whether the scheduler is there, while a result does not come."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Cluster:
@@ -88,6 +94,46 @@ class Cluster:
         said = f"a worker cannot run it: {type(error).__name__}: {error}".splitlines()[0]
         return Outcome("failed", Failure(said, "the same autoplan on all machines", retry=False))
 
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Results of a function of the package, in order. What a worker had that died goes to another.
+
+        Raises:
+            DatasetError: one item has cost several workers.
+            TrainingError: the scheduler went away, or the workers have another version of the package.
+        """
+        key = f"reading-{uuid.uuid4().hex[:8]}"
+        handles = deque(self.client.map(function, items, key=key, pure=False))
+        while handles:
+            yield self._mapped(handles.popleft())
+
+    def _mapped(self, handle: Any) -> Any:
+        while not handle.done():
+            with suppress(TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+                handle.exception(timeout=CHECK_SECONDS)
+            self.check()
+        error = handle.exception()
+        if isinstance(error, KilledWorker):
+            raise DatasetError(
+                f"the workers that read one of the images died, the last was {error.last_worker.address}, most likely "
+                "for want of memory. Start them with --memory-limit 0, fewer on a machine; their logs say more."
+            )
+        if error is not None:
+            said = one_line(error)
+            raise TrainingError(f"a worker cannot read images ({said}). Install the same autoplan on all machines.")
+        try:
+            return handle.result()
+        except CancelledError:
+            raise self._gone() from None
+
+    def check_sees(self, folder: Path) -> None:
+        """Raises DatasetError where a worker does not see a folder."""
+        seen = self.client.run(os.path.isdir, str(folder.absolute()), on_error="ignore")  # one may die meanwhile
+        if blind := [address for address, sees in seen.items() if not sees]:
+            raise DatasetError(
+                f"{folder.absolute()} is not there on {len(blind)} of {len(seen)} workers, the first is {blind[0]}. "
+                "All machines must see the same files under the same paths."
+            )
+
     def runs_in_parallel(self) -> bool:
         """Jobs start together."""
         return True
@@ -103,7 +149,7 @@ class Cluster:
 
     def _gone(self) -> TrainingError:
         return TrainingError(
-            f"the scheduler {self.client.scheduler.address} went away. Its workers save their trainings and end. "
+            f"the scheduler {self.client.scheduler.address} went away. Its workers save what they have and end. "
             "Start the scheduler and the workers, then the same command: it goes on from there."
         )
 
@@ -138,6 +184,22 @@ def connect(address: str) -> Cluster:
     if not client.scheduler_info(n_workers=-1)["workers"]:
         logger.warning("%s has no workers yet: dask worker %s --nthreads 1 --memory-limit 0", address, address)
     return Cluster(client)
+
+
+@contextmanager
+def mapper(address: str, folder: Path) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` on the workers of a cluster that runs, for the images in a folder.
+
+    Raises:
+        TrainingError: see `connect`.
+        DatasetError: a worker does not see the folder.
+    """
+    cluster = connect(address)
+    try:
+        cluster.check_sees(folder)
+        yield cluster.map
+    finally:
+        cluster.close()
 
 
 async def _greet(address: str) -> None:

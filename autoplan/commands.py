@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import groupby
 from json import dumps
@@ -51,6 +51,7 @@ def plan(
     force: bool = False,
     cascade: Cascade = "auto",
     num_processes: int | None = None,
+    scheduler: str = "",
     images: str = "",
     labels: str = "",
     labels_are: str = "",
@@ -69,6 +70,7 @@ def plan(
         force: rewrite bundles that hold another plan; their trained models stay.
         cascade: auto, never or always.
         num_processes: processes that read the images; one per processor if not given.
+        scheduler: address of a Dask scheduler; its workers then read the images.
         images: folder of the images inside the dataset's; several, such as t1,flair, are channels.
         labels: folder of the labels inside the dataset's.
         labels_are: names of the classes, such as background,nucleus, in the order of their values.
@@ -89,7 +91,7 @@ def plan(
     limit = _gpu_memory(gpu_memory, task)
     for line in layouts.notes(loaded, layout):
         print(line)
-    facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes)
+    facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes, scheduler)
     planned = _fitted(plans.plan(facts, cascade=cascade, **_divided(loaded)), limit)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     written = _render(planned, loaded, Path(bundles), force=force)
@@ -283,7 +285,7 @@ def train(
     """
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     if from_:
-        _go_on(dataset, Path(root), Path(bundles), Path(from_), _names(configurations))
+        _go_on(dataset, Path(root), Path(bundles), Path(from_), _names(configurations), scheduler)
     given = settings | ({"mirror": mirror} if mirror else {})
     asked = _jobs(dataset, bundles, configurations, folds, quick, given)
     backend = _backend(jobs, scheduler, slurm, settings)
@@ -362,7 +364,7 @@ def run(
         folds: train only these, such as 0,1.
         quick: train by the short recipe.
         jobs: trainings at a time on this machine; one per GPU, or one on the CPU, if not given.
-        scheduler: address of a Dask scheduler; its workers then train.
+        scheduler: address of a Dask scheduler; its workers then read the images and train.
         slurm: YAML file with the Slurm job of a worker; workers then train.
         mirror: True or False: average the predictions of the validation cases over mirrored images.
         from: a bundle to go on from, as for train; its topology takes the place of the plan.
@@ -390,6 +392,7 @@ def run(
             plan(
                 dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
                 labels_are=labels_are, channels=channels, table=table, group_by=group_by, gpu_memory=gpu_memory,
+                scheduler=scheduler,
             )  # fmt: skip
             if not quick:
                 _cost_if_unknown(dataset, root, bundles)
@@ -645,7 +648,7 @@ def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, s
     return backends.Machine(jobs, devices=[] if settings.get("device") == "cpu" else None)
 
 
-def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> Fingerprint:
+def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None, scheduler: str) -> Fingerprint:
     """The saved fingerprint while the dataset is unchanged, else a new one."""
     known = fingerprints.reusable(path, dataset)
     if known is not None:
@@ -654,9 +657,17 @@ def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None) -> Fin
     kept, keys = readings.Readings(path.with_name(readings.NAME)), fingerprints.reading_keys(dataset)
     if before := sum(key in kept for key in keys):
         print(f"{dataset.name}: {before} of {len(keys)} cases were read before")
-    computed = fingerprints.fingerprint(dataset, num_processes=num_processes, readings=kept)
+    workers = _workers(scheduler, dataset.root) if scheduler else None
+    computed = fingerprints.fingerprint(dataset, num_processes=num_processes, readings=kept, workers=workers)
     print(f"{dataset.name}: fingerprint of {len(computed.cases)} cases computed")
     return computed
+
+
+def _workers(scheduler: str, folder: Path) -> AbstractContextManager[fingerprints.Map]:
+    """A `map` that reads the images of a folder on a cluster."""
+    from autoplan import cluster
+
+    return cluster.mapper(scheduler, folder)
 
 
 def _gpu_memory(given: str, task: Path) -> int | None:
@@ -698,7 +709,7 @@ def _render(planned: Plan, dataset: Dataset, bundles: Path, *, force: bool) -> l
     return written
 
 
-def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations: list[str]) -> None:
+def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations: list[str], scheduler: str) -> None:
     """Plans a dataset around the networks of a bundle, and writes bundles that start from its weights."""
     from autoplan import finetuning, pretrained
 
@@ -706,7 +717,7 @@ def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations
     finetuning.check_configurations(found, configurations)
     loaded, _ = _load(dataset, str(root), str(bundles))
     task = bundles / loaded.name
-    facts = _fingerprint(loaded, task / saved.FINGERPRINT, None)
+    facts = _fingerprint(loaded, task / saved.FINGERPRINT, None, scheduler)
     own = plans.plan(facts, **_divided(loaded))
     adapted = finetuning.adapted(own, found)
     pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)

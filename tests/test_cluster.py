@@ -1,6 +1,7 @@
-"""Jobs on a local Dask cluster of real processes: a scheduler and workers, some of which are killed."""
+"""Jobs and readings on a local Dask cluster of real processes: a scheduler and workers, some of which are killed."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -12,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY_PLAN, Stub, is_alive, wait_until
+from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 
 pytest.importorskip("distributed", reason="comes with autoplan[cluster]")
 
 from dask import config as dask_config
 
-from autoplan import cluster, failures, lease
+from autoplan import cluster, failures, lease, readings
 from autoplan.__main__ import main
-from autoplan.errors import TrainingError
+from autoplan.errors import DatasetError, TrainingError
 
 TASK = TINY_PLAN.name
 FOLDS = ("0", "1", "2")
@@ -36,7 +37,7 @@ class Dask:
         self.scheduler = self._start(
             "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", self.file, *flags
         )
-        wait_until(self.file.is_file)
+        wait_until(lambda: self.file.is_file() and self.file.read_text().endswith("}"))
         self.address = json.loads(self.file.read_text())["address"]
 
     def _start(self, *words: object) -> "subprocess.Popen[bytes]":
@@ -139,6 +140,59 @@ def test_a_client_that_goes_away_takes_its_trainings_along(
     assert second.wait(60) == 0, second.stdout.read() + dask.logs()
     assert not stub.notes("clash")
     assert [name for name, _ in stub.notes("end")] == ["training 2d 0", "evaluating 2d 0"]
+
+
+SLOW = """from time import sleep
+from autoplan import dataset, fingerprint
+fingerprint.read_case = lambda *given: sleep(0.1) or dataset.read_case(*given)
+"""
+
+
+def test_images_are_read_by_workers_and_one_is_killed(stub: Stub, dask: Dask, tmp_path: Path) -> None:
+    """The fingerprint is that of a reading here."""
+    tiny = write_tiny(tmp_path / "Task91_Tiny", num_cases=12, modalities=("CT",))
+    (tmp_path / "slow.py").write_text(SLOW)
+    workers = [dask.worker("--no-nanny", "--preload", str(tmp_path / "slow.py")) for _ in range(2)]
+    words = ("plan", str(tiny.folder), "--bundles")
+    command = start(dask, *words, str(tmp_path / "there"))
+    kept = tmp_path / "there" / "Task91_Tiny" / readings.NAME
+    wait_until(lambda: kept.is_file() and kept.read_bytes().count(b"\n") >= 4)
+    workers[0].kill()
+    assert command.wait(60) == 0, command.stdout.read() + dask.logs()
+    assert main([*words, str(tmp_path / "here"), "--num_processes", "1"]) == 0
+    there, here = (tmp_path / place / "Task91_Tiny" / "fingerprint.json" for place in ("there", "here"))
+    assert there.read_bytes() == here.read_bytes()
+
+
+def _die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_reading_that_fails_on_workers_is_one_line(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that workers do not see, a function that they do not have, a case that kills them."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parent)]))
+    (tmp_path / "dask").mkdir()
+    started = Dask(tmp_path / "dask")
+    try:
+        started.worker("--no-nanny")
+        with cluster.mapper(started.address, tmp_path) as each:
+            assert list(each(abs, range(-3, 0))) == [3, 2, 1]
+            with pytest.raises(TrainingError, match=r"cannot read images \(.*\)\. Install the same autoplan"):
+                list(each(len, [1]))
+            with pytest.raises(DatasetError, match="the workers that read one of the images died"):
+                list(each(_die, [1]))
+        started.worker("--no-nanny")
+        with pytest.raises(DatasetError, match="is not there on 1 of 1 workers"):
+            wait_until(lambda: not _sees(started.address, tmp_path / "nowhere"))
+    finally:
+        for process in reversed(started.processes):
+            end(process)
+
+
+def _sees(address: str, folder: Path) -> bool:
+    with cluster.mapper(address, folder):
+        return True
 
 
 NOT_AN_ADDRESS = "an address is like tcp://host:8786 or tls://host:8786."

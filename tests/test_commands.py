@@ -296,7 +296,8 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     }
     words += ["--max_epochs", "3", "--device", "cpu", *(f"--{name}={value}" for name, value in layout.items())]
     assert main(["run", str(tiny.folder), *words]) == 0
-    assert called["plan"] == {"root": "r", "bundles": "b", "cascade": "never", "force": True, **layout}
+    planning = {"root": "r", "bundles": "b", "cascade": "never", "force": True, "scheduler": "tcp://x"}
+    assert called["plan"] == {**planning, **layout}
     assert called["train"] == {
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
         "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "root": "r",
