@@ -1,5 +1,6 @@
 """Runs jobs: one by one with its retries, and all of them on the devices of this machine."""
 
+import itertools
 import json
 import os
 import queue
@@ -67,8 +68,8 @@ class Backend(Protocol):
         """How a job ended whose handle is done."""
         ...
 
-    def runs_in_parallel(self) -> bool:
-        """Whether jobs start together, so that the cache should be full before."""
+    def num_fillers(self) -> int:
+        """Jobs that fill a cache together before others start; 0 where they start one by one: the first fills it."""
         ...
 
     def check(self) -> None:
@@ -214,9 +215,9 @@ class Machine:
         """How a job ended."""
         return handle.result()
 
-    def runs_in_parallel(self) -> bool:
-        """Whether there is more than one place."""
-        return self.places > 1
+    def num_fillers(self) -> int:
+        """One where jobs start together: it uses all processors."""
+        return int(self.places > 1)
 
     def check(self) -> None:
         """Nothing can go away."""
@@ -232,13 +233,13 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
 
     Args:
         jobs: those that are done on disk are not run; what they need and was not asked for is run as well.
-        backend: runs them. Where jobs start together the caches are filled first, by one job each.
+        backend: runs them. Where jobs start together the caches are filled first, each by as many jobs as it says.
         show: is told how they stand.
 
     Returns:
         The outcome of each job that was begun.
     """
-    todo, prerequisites = _with_prerequisites(jobs, backend.runs_in_parallel())
+    todo, prerequisites = _with_prerequisites(jobs, backend.num_fillers())
     done: set[Job] = set()
     handles: dict[Job, Any] = {}
     outcomes: dict[Job, Outcome] = {}
@@ -267,7 +268,7 @@ def run_all(jobs: Sequence[Job], backend: Backend, show: "Display") -> dict[Job,
         backend.close()
 
 
-def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dict[Job, list[Job]]]:
+def _with_prerequisites(jobs: Sequence[Job], num_fillers: int) -> tuple[list[Job], dict[Job, list[Job]]]:
     """What is to be run: jobs that are not done, those that they need and those that fill their caches; and for each
     those that it waits for."""
     wanted = {job.folder: job for job in jobs}
@@ -281,10 +282,10 @@ def _with_prerequisites(jobs: Sequence[Job], fill: bool) -> tuple[list[Job], dic
         prerequisites[job] = needed
     todo = list(missing.values())
     untrained = [job for job in todo if not (job.folder / "last.pt").is_file() and not is_trained(job)]
-    fillers = caching_jobs(untrained) if fill and len(untrained) > 1 else {}
-    for job, filler in fillers.items():
-        prerequisites[job] = [*prerequisites.get(job, []), filler]
-    return [*dict.fromkeys(fillers.values()), *sorted(todo, key=_order)], prerequisites
+    fillers = caching_jobs(untrained, num_fillers) if len(untrained) > 1 else {}
+    for job, before in fillers.items():
+        prerequisites[job] = [*prerequisites.get(job, []), *before]
+    return [*dict.fromkeys(itertools.chain(*fillers.values())), *sorted(todo, key=_order)], prerequisites
 
 
 def _order(job: Job) -> bool:

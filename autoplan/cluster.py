@@ -134,9 +134,9 @@ class Cluster:
                 "All machines must see the same files under the same paths."
             )
 
-    def runs_in_parallel(self) -> bool:
-        """Jobs start together."""
-        return True
+    def num_fillers(self) -> int:
+        """One a worker that is there: all would wait else."""
+        return max(1, len(self._workers()))
 
     def check(self) -> None:
         """Raises TrainingError when the scheduler went away."""

@@ -650,15 +650,16 @@ def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, s
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None, scheduler: str) -> Fingerprint:
     """The saved fingerprint while the dataset is unchanged, else a new one."""
-    known = fingerprints.reusable(path, dataset)
+    keys = fingerprints.keys_of(dataset)
+    known = fingerprints.reusable(path, dataset, keys)
     if known is not None:
         print(f"{dataset.name}: fingerprint of {len(known.cases)} cases reused from {path}")
         return known
-    kept, keys = readings.Readings(path.with_name(readings.NAME)), fingerprints.reading_keys(dataset)
-    if before := sum(key in kept for key in keys):
-        print(f"{dataset.name}: {before} of {len(keys)} cases were read before")
+    kept = readings.Readings(path.with_name(readings.NAME))
+    if before := sum(key in kept for key in keys.cases):
+        print(f"{dataset.name}: {before} of {len(keys.cases)} cases were read before")
     workers = _workers(scheduler, dataset.root) if scheduler else None
-    computed = fingerprints.fingerprint(dataset, num_processes=num_processes, readings=kept, workers=workers)
+    computed = fingerprints.fingerprint(dataset, num_processes=num_processes, keys=keys, readings=kept, workers=workers)
     print(f"{dataset.name}: fingerprint of {len(computed.cases)} cases computed")
     return computed
 

@@ -5,6 +5,7 @@ Nothing here reads a file or decides anything. Values hold plain ints, floats, s
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def from_dict(kind: Any, data: Any) -> Any:
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        fields = typing.get_type_hints(kind)
+        fields = _types(kind)
         needed = {f.name for f in dataclasses.fields(kind) if f.default is not None}
         if not needed <= set(data) <= set(fields):
             raise ValueError(f"{kind.__name__} has the fields {sorted(fields)}, not {sorted(data)}")
@@ -243,3 +244,9 @@ def from_dict(kind: Any, data: Any) -> Any:
     if type(data) not in {float: (int, float), Path: (str,)}.get(kind, (kind,)):
         raise TypeError(f"{data!r} is no {kind.__name__}")
     return kind(data)
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    """Types of the fields of a dataclass."""
+    return typing.get_type_hints(kind)

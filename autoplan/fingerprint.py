@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,21 @@ def is_ct(modality: str) -> bool:
     return "ct" in modality.lower()
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Digests: of everything that a fingerprint depends on, and of everything that the reading of each case does, in
+    the order of the training cases and the test images."""
+
+    dataset: str
+    cases: tuple[str, ...]
+
+
 def fingerprint(
     dataset: Dataset,
     *,
     num_processes: int | None = None,
     progress: bool | None = None,
+    keys: Keys | None = None,
     readings: Readings | None = None,
     workers: AbstractContextManager[Map] | None = None,
 ) -> Fingerprint:
@@ -62,6 +72,7 @@ def fingerprint(
         dataset: what dataset.json says.
         num_processes: processes that read; None: as many as there are processors, fewer for little data.
         progress: whether to show a progress bar on stderr; None: where stderr is a terminal.
+        keys: of the dataset as it is now; found if not given.
         readings: what was read before and is not read again; what is read is added.
         workers: gives a `map` that reads in place of processes here, results in order.
 
@@ -72,18 +83,17 @@ def fingerprint(
     Source: arXiv:1809.10486, sections 2.2 (cropping, resampling, normalization) and 2.5 (connected components).
     """
     check_packages(dataset.root / path for path in _paths(dataset))
-    digest, kept = key(dataset), Readings(None) if readings is None else readings
-    keys = reading_keys(dataset)
+    keys, kept = keys or keys_of(dataset), Readings(None) if readings is None else readings
     faults: list[str] = []
     facts: list[CaseFacts] = []
     histograms: list[Histogram | None] = [None] * len(dataset.modalities)
-    unread = [case for case, known in zip(_cases(dataset), keys, strict=True) if known not in kept]
+    unread = [case for case, known in zip(_cases(dataset), keys.cases, strict=True) if known not in kept]
     processes = num_processes or suitable_processes(dataset, unread)
     preload = ("scipy.ndimage", "autoplan.fingerprint")
-    bar = {"total": len(keys), "unit": "case", "disable": None if progress is None else not progress}
+    bar = {"total": len(keys.cases), "unit": "case", "disable": None if progress is None else not progress}
     with workers or mapper(processes, preload=preload, chunksize=2) as each:
         fresh = each(partial(_read, _bare(dataset)), unread)
-        for reading in tqdm(_in_order(keys, kept, fresh), desc=f"{dataset.name}: reading", **bar):
+        for reading in tqdm(_in_order(keys.cases, kept, fresh), desc=f"{dataset.name}: reading", **bar):
             faults += reading.faults
             facts += [reading.facts] if reading.facts else []
             if reading.histograms:
@@ -92,9 +102,9 @@ def fingerprint(
         faults = [f'{dataset.name}: no label has a foreground voxel. Check that "training" names the right labels.']
     if faults:
         raise DatasetError("\n".join(faults))
-    Readings(kept.path).keep_only(keys)
+    Readings(kept.path).keep_only(keys.cases)
     return Fingerprint(
-        key=digest,
+        key=keys.dataset,
         name=dataset.name,
         modalities=dataset.modalities,
         labels=dataset.labels,
@@ -248,28 +258,28 @@ def percentile(histogram: Histogram, q: float) -> float:
 # The file.
 
 
-def key(dataset: Dataset) -> str:
-    """A digest of everything that a fingerprint depends on: what the dataset is, `FORMAT`, and of each file the path
-    in the dataset, the size and, where it is compressed, the checksum at its end, else the time of its last change. A
-    copy of the same compressed files has the same key on every machine."""
+def keys_of(dataset: Dataset) -> Keys:
+    """What tells a dataset from another: what it is, `FORMAT`, and of each file the path in the dataset, the size and,
+    where it is compressed, the checksum at its end, else the time of its last change. A copy of the same compressed
+    files has the same keys on every machine."""
     digest = hashlib.sha256(f"autoplan fingerprint {FORMAT}\n".encode())
-    described = (dataset.name, dataset.modalities, dataset.labels, dataset.ignore)
-    digest.update(json.dumps(to_dict(described)).encode())
+    digest.update(json.dumps(to_dict((dataset.name, dataset.modalities, dataset.labels, dataset.ignore))).encode())
+    read_by = json.dumps(to_dict((FORMAT, dataset.modalities, dataset.labels, dataset.ignore)))
+    cases = []
     for case in _cases(dataset):
-        digest.update(case_key(dataset, case).encode())
-    return digest.hexdigest()
+        state = case_key(dataset, case)
+        digest.update(state.encode())
+        cases.append(hashlib.sha256(f"{read_by}{case.label is None}{state}".encode()).hexdigest()[:32])
+    return Keys(digest.hexdigest(), tuple(cases))
 
 
-def reading_keys(dataset: Dataset) -> list[str]:
-    """For each case, training cases first, a digest of everything that its reading depends on: the channels and labels
-    of the dataset, `FORMAT`, and its files as in `key`."""
-    described = json.dumps(to_dict((FORMAT, dataset.modalities, dataset.labels, dataset.ignore)))
-    texts = (f"{described}{case.label is None}{case_key(dataset, case)}" for case in _cases(dataset))
-    return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+def key(dataset: Dataset) -> str:
+    """The key of a fingerprint of the dataset as it is now."""
+    return keys_of(dataset).dataset
 
 
 def case_key(dataset: Dataset, case: Case) -> str:
-    """What `key` says of the files of one case."""
+    """What `keys_of` says of the files of one case."""
     return f"\n{case.name}" + "".join(f"\n{path} {_state(dataset.root / path)}" for path in _case_paths(case))
 
 
@@ -303,13 +313,20 @@ def _state(path: Path) -> str:
         return "missing"
 
 
-def reusable(path: Path, dataset: Dataset) -> Fingerprint | None:
-    """The fingerprint saved at `path` if it is still that of `dataset`, else None."""
+def reusable(path: Path, dataset: Dataset, keys: Keys | None = None) -> Fingerprint | None:
+    """The fingerprint saved at `path` if it is still that of `dataset`, else None. `keys` are those of the dataset."""
     try:
         saved = load_fingerprint(path)
     except DatasetError:
         return None
-    wanted = (key(dataset), dataset.name, dataset.modalities, dataset.labels, dataset.ignore, len(dataset.modalities))
+    wanted = (
+        (keys or keys_of(dataset)).dataset,
+        dataset.name,
+        dataset.modalities,
+        dataset.labels,
+        dataset.ignore,
+        len(dataset.modalities),
+    )
     facts = (saved.key, saved.name, saved.modalities, saved.labels, saved.ignore, len(saved.intensities))
     same = facts == wanted
     return saved if same and [c.name for c in saved.cases] == [c.name for c in dataset.training] else None

@@ -38,7 +38,8 @@ class Job:
     """One fold of one configuration; without a fold, the filling of the cache that all folds read.
 
     `bundle` is the absolute path of the configuration's bundle. `settings` are keys of train.json with their new
-    values, as they stand on a command line.
+    values, as they stand on a command line. Jobs that fill one cache together differ in `part` alone: each takes the
+    cases that are missing in an order of its own.
     """
 
     bundle: str
@@ -46,17 +47,20 @@ class Job:
     fold: int | None
     quick: bool = False
     settings: tuple[tuple[str, str], ...] = ()
+    part: int = 0
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.configuration} {'cache' if self.fold is None else f'fold {self.fold}'}"
+        cache = f"cache, part {self.part}" if self.part else "cache"
+        return f"{self.configuration} {cache if self.fold is None else f'fold {self.fold}'}"
 
     @property
     def folder(self) -> Path:
-        """Where its results lie."""
+        """Where its results lie; of a job without a fold, its log and its lease."""
         bundle = Path(self.bundle)
-        return bundle / "models" if self.fold is None else results.fold_folder(bundle, self.fold)
+        caching = bundle / "models" / "caching" / str(self.part)
+        return caching if self.fold is None else results.fold_folder(bundle, self.fold)
 
     @property
     def log(self) -> Path:
@@ -195,15 +199,17 @@ def _parsed(value: Any) -> Any:
     return value if found is None else found
 
 
-def caching_jobs(jobs: Sequence[Job]) -> dict[Job, Job]:
-    """For each job the one that fills its cache first. Configurations with the same preprocessing share one."""
-    fillers: dict[str, Job] = {}
+def caching_jobs(jobs: Sequence[Job], number: int) -> dict[Job, list[Job]]:
+    """For each job those that fill its cache first, so many together. Configurations with the same preprocessing share
+    one cache."""
+    fillers: dict[str, list[Job]] = {}
     found = {}
     for job in jobs:
         config = {**read_object(Path(job.bundle) / "configs" / "train.json"), **dict(job.settings)}
         key = json.dumps([config.get(name) for name in SHARED_BY_A_CACHE] + [str(Path(job.bundle).parent)])
         # A setting that is a string here is a number there: the comparison needs equality only.
-        fillers.setdefault(key, Job(job.bundle, job.configuration, None, job.quick, job.settings))
+        first = Job(job.bundle, job.configuration, None, job.quick, job.settings)
+        fillers.setdefault(key, [replace(first, part=part) for part in range(number)])
         found[job] = fillers[key]
     return found
 

@@ -18,6 +18,7 @@ from conftest import TINY_PLAN, Stub, is_alive, wait_until, write_tiny
 from autoplan import backends, failures, jobs, lease, supervisor
 from autoplan import commands as command_line
 from autoplan.__main__ import main
+from autoplan.facts import to_dict
 
 TASK = TINY_PLAN.name
 NAN = "FloatingPointError: the training loss is nan in epoch 1, iteration 2, cases case_1. Try a lower learning rate."
@@ -63,6 +64,16 @@ def test_all_jobs_then_nothing_then_what_is_missing(stub: Stub, capsys: pytest.C
     assert (stub.task / "2d" / "models" / "fold_0" / "last.pt").read_text() == "3"
     assert not list(stub.task.glob("*/models/*/.*"))
     assert not list(stub.task.rglob(lease.NAME))
+
+
+def test_several_jobs_fill_a_cache_together(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the backend says; trainings wait for all of them."""
+    monkeypatch.setattr(backends.Machine, "num_fillers", lambda _: 2)
+    assert main(["train", TASK, "--configurations", "2d", "--folds", "0,1", "--jobs", "2"]) == 0
+    assert [name for name, _ in stub.notes("start")][:2] == ["caching 2d -"] * 2
+    assert [name for name, _ in stub.notes("end")][:2] == ["caching 2d -"] * 2
+    assert not stub.notes("clash")
+    assert len(list(stub.task.glob("2d/models/caching/*/caching.log"))) == 2
 
 
 def test_settings_reach_both_commands(stub: Stub) -> None:
@@ -219,7 +230,7 @@ def test_a_lost_lease_ends_the_training(stub: Stub, monkeypatch: pytest.MonkeyPa
     [job] = jobs.jobs_of([stub.task / "2d"], [0], settings={"max_epochs": "100"})
     code = "import sys; from autoplan import lease, supervisor; lease.HEARTBEAT_SECONDS = 0; "
     code += "exit(supervisor.main(sys.argv[1]))"
-    argument = json.dumps({"bundle": job.bundle, "configuration": "2d", "fold": 0, "quick": False, "settings": []})
+    argument = json.dumps({**to_dict(job), "settings": []})
     process = subprocess.Popen([sys.executable, "-c", code, argument], stdin=subprocess.PIPE)
     wait_until(lambda: stub.notes("helper"))
     path = job.folder / lease.NAME

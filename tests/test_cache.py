@@ -319,6 +319,23 @@ def test_two_processes_fill_one_folder(tmp_path) -> None:
         np.testing.assert_array_equal(read_case(path, 2).label, made_up(item)["label"])
 
 
+def test_every_process_has_an_order_of_its_own(tmp_path, monkeypatch) -> None:
+    """Also on two machines, where they may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    items, orders = [make_item(tmp_path, f"case_{i}") for i in range(12)], []
+    for place in ("here", "there"):
+        order = []
+
+        def noted(item, order=order):
+            order.append(item["name"])
+            return made_up(item)
+
+        CaseCache(tmp_path / place, noted, 2, num_classes=3).fill(items)
+        orders.append(order)
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(item["name"] for item in items)
+    assert orders[0] != orders[1]
+
+
 def damaged(content, rng):
     """The content of a file, damaged in one of five ways."""
     kind, place = rng.integers(5), int(rng.integers(len(content)))

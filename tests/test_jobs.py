@@ -348,10 +348,10 @@ def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
     for job in first:
         finish(job, 17, schedule=True)
         score(job)
-    todo, prerequisites = backends._with_prerequisites([second], fill=False)
+    todo, prerequisites = backends._with_prerequisites([second], num_fillers=0)
     assert (todo, prerequisites[second]) == ([second], [])
     (first[2].folder / "validation" / "dice.json").unlink()
-    todo, prerequisites = backends._with_prerequisites([second], fill=False)
+    todo, prerequisites = backends._with_prerequisites([second], num_fillers=0)
     assert todo == [quick_of(first[2]), second]
     assert prerequisites[second] == [quick_of(first[2])]
     assert jobs.missing_steps(todo[0]) == ["evaluating"]
@@ -359,21 +359,24 @@ def test_stage_1_is_done_by_any_recipe(task: Path) -> None:
 
 
 def test_stage_1_that_is_asked_for_is_run_as_it_is_asked_for(cascade: list[Job]) -> None:
-    todo, prerequisites = backends._with_prerequisites(cascade, fill=False)
+    todo, prerequisites = backends._with_prerequisites(cascade, num_fillers=0)
     assert sorted(j.name for j in todo) == sorted(j.name for j in cascade)
     first = [j for j in cascade if j.configuration == jobs.LOWRES]
     assert prerequisites[cascade[-1]] == first
 
 
 def test_configurations_that_preprocess_alike_fill_one_cache(cascade: list[Job]) -> None:
-    names = {job.configuration: filler.configuration for job, filler in jobs.caching_jobs(cascade).items()}
+    names = {job.configuration: filler.configuration for job, [filler] in jobs.caching_jobs(cascade, 1).items()}
     assert names == {"2d": "2d", "3d_fullres": "2d", "3d_lowres": "3d_lowres", "3d_cascade_fullres": "2d"}
     train = Path(cascade[0].bundle) / "configs" / "train.json"
     train.write_text(json.dumps({**json.loads(train.read_text()), "target_spacing": [9.0, 9.0, 9.0]}))
-    fillers = jobs.caching_jobs(cascade)
-    assert len(set(fillers.values())) == 3
-    assert fillers[cascade[0]].configuration == "2d"
-    assert jobs.missing_steps(fillers[cascade[0]]) == ["caching"]
+    fillers = jobs.caching_jobs(cascade, 2)
+    assert len({filler for both in fillers.values() for filler in both}) == 6
+    first, second = fillers[cascade[0]]
+    assert (first.name, second.name) == ("2d cache", "2d cache, part 1")
+    assert first.folder != second.folder, "each has a lease of its own"
+    assert jobs.missing_steps(first) == jobs.missing_steps(second) == ["caching"]
+    assert jobs.command(first, "caching") == jobs.command(second, "caching")
 
 
 NAN = (

@@ -284,8 +284,8 @@ class CaseCache:
         missing = [item for item in items if not self.path(item).exists()]
         if missing:
             self._remove_stale()
-            # Another order in every process: trainings that start together share the work.
-            random.Random(os.getpid()).shuffle(missing)
+            # Another order in every process, on every machine: those that start together share the work.
+            random.Random().shuffle(missing)
             # A generator of its own: filling a cache must not change the random numbers of the training.
             jobs = torch.utils.data.DataLoader(
                 _Jobs(self, missing),
