@@ -206,11 +206,13 @@ def predict(
     max_memory: str = "",
     preview: bool = False,
     dicom_seg: bool = False,
+    strict: bool = False,
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
     After an interruption the same command continues. An image that cannot be predicted is named at the end and does not
-    stop the others.
+    stop the others; so is one that is unlike those of the training. OUTPUT/predictions.json has times, memory and
+    volumes.
 
     Args:
         dataset: name of the task, or the dataset's folder.
@@ -226,14 +228,15 @@ def predict(
         preview: also write a picture of each segmentation, OUTPUT/previews/CASE.png: three planes through its largest
             class, with outlines.
         dicom_seg: also write a DICOM Segmentation object of each DICOM series, OUTPUT/CASE.dcm.
+        strict: refuse images that are unlike those of the training, instead of warning of them.
     """
-    for flag, value in (("force", force), ("preview", preview), ("dicom_seg", dicom_seg)):
+    for flag, value in (("force", force), ("preview", preview), ("dicom_seg", dicom_seg), ("strict", strict)):
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
     settings: dict[str, Any] = {"device": device or "", "max_memory": max_memory}
     settings = {name: value for name, value in settings.items() if value}
     check_settings(settings, list(settings))
     _check_gpu(settings.get("device", ""))
-    settings |= {"dicom_seg": True} if dicom_seg else {}
+    settings |= {name: True for name, given in (("dicom_seg", dicom_seg), ("strict", strict)) if given}
     if images is None:
         loaded, _ = _load(dataset, root, bundles)
         folder, cases = loaded.root, list(loaded.test)
@@ -248,6 +251,8 @@ def predict(
         draw()
         raise
     draw()
+    for line in predictions.warnings(results, cases):
+        print(line)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 
 

@@ -48,7 +48,9 @@ class Dataset:
 class CaseFacts:
     """One training case in RAS order. `class_voxels` and `class_components` count, for each foreground class in the
     order of the labels, its voxels and its connected components. `forms_apart_mm` is the distance between the places
-    where the sform and the qform of the image's header put a corner of it, 0 where only one of them is in use."""
+    where the sform and the qform of the image's header put a corner of it, 0 where only one of them is in use.
+    `orientation` is that of the file's axes, such as LPS; `intensities` has for each channel the percentiles that
+    `fingerprint.profile` takes."""
 
     name: str
     shape: Shape
@@ -57,6 +59,8 @@ class CaseFacts:
     class_voxels: tuple[int, ...]
     class_components: tuple[int, ...]
     forms_apart_mm: float = 0.0
+    orientation: str = ""
+    intensities: tuple[tuple[float, ...], ...] = ()
 
     @property
     def fraction_kept(self) -> float:
@@ -172,6 +176,18 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class TrainingRange:
+    """What the training images are like, to tell images that are not: the orientations of their files; least and
+    largest spacing and size of each axis, mm, in RAS order; least and largest of each of `fingerprint.profile`'s
+    percentiles, channel by channel, nothing where there are too few cases to say."""
+
+    orientations: tuple[str, ...]
+    spacing: tuple[tuple[float, float], ...]
+    size: tuple[tuple[float, float], ...]
+    intensities: tuple[tuple[tuple[float, float], ...], ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every decision about a dataset.
 
@@ -179,7 +195,7 @@ class Plan:
     `single_component` holds the label values that are one connected component in every training label (section 2.5).
     `folds[k]` names the validation cases of fold k. `formats` names those of its files. `origin` is None where
     networks start from random weights. `gpu_memory` is the limit in bytes that the plan was fitted to, if any.
-    Voxels of the label value `ignore` are not known.
+    Voxels of the label value `ignore` are not known. `training_range` is None in plans of older versions.
     """
 
     name: str
@@ -197,6 +213,7 @@ class Plan:
     origin: Origin | None = None
     gpu_memory: int | None = None
     ignore: int | None = None
+    training_range: TrainingRange | None = None
 
     @property
     def spacing(self) -> Spacing:

@@ -3,6 +3,7 @@ changed. What was read of each case is kept too, so a dataset that grew, or a re
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,12 +19,22 @@ from autoplan.axes import Shape
 from autoplan.dataset import read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, to_dict
-from autoplan.images import Volume, bounding_box, check_packages, count_values, files_of, names_of, ras_order, spacing
+from autoplan.images import (
+    Volume,
+    bounding_box,
+    check_packages,
+    count_values,
+    files_of,
+    names_of,
+    orientation,
+    ras_order,
+    spacing,
+)
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.readings import Histogram, Reading, Readings
 from autoplan.saved import load_fingerprint
 
-FORMAT = 4
+FORMAT = 5
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
 CONNECTIVITY = 3
 """Voxels that share a corner are connected (26 neighbours in 3D): the default of MONAI's KeepLargestConnectedComponent,
@@ -32,6 +43,12 @@ SIGNIFICANT_BITS = 16
 """Precision at which CT intensities are counted, see `rounded`."""
 PERCENTILES = (0.5, 99.5)
 """Source: section 2.2, "Normalization"."""
+PROFILE = (0.5, 50.0, 99.5)
+"""Percentiles that say what the intensities of an image are like. Our choice."""
+PROFILE_VOXELS = 2**18
+"""Voxels that they are taken from, roughly, where there are more."""
+PROFILE_DIGITS = 4
+"""Decimals of a percentile."""
 FORMS_DIGITS = 1
 """Decimals of a distance of the forms in mm: what is far below a voxel is rounding of the header."""
 BYTES_PER_PROCESS = 2_000_000
@@ -153,11 +170,20 @@ def _read(dataset: Dataset, case: Case) -> Reading:
         _histogram(volumes.image.array[..., channel], volumes.label) if is_ct(modality) else None
         for channel, modality in enumerate(dataset.modalities)
     )
-    return Reading((), case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels), histograms)
+    facts = case_facts(case.name, volumes.image, volumes.label, labels=dataset.labels, modalities=dataset.modalities)
+    return Reading((), facts, histograms)
 
 
-def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequence[tuple[int, str]]) -> CaseFacts:
-    """Facts of one case: shape and spacing in RAS order, cropped shape, voxels and components of each foreground class.
+def case_facts(
+    name: str,
+    image: Volume,
+    label: NDArray[Any],
+    *,
+    labels: Sequence[tuple[int, str]],
+    modalities: Sequence[str] = (),
+) -> CaseFacts:
+    """Facts of one case: shape and spacing in RAS order, cropped shape, voxels and components of each foreground class,
+    intensities of the channels whose modalities are given.
 
     Source: arXiv:1809.10486, sections 2.2 ("Cropping") and 2.5.
     """
@@ -170,7 +196,23 @@ def case_facts(name: str, image: Volume, label: NDArray[Any], *, labels: Sequenc
         class_voxels=tuple(counts.get(value, 0) for value, _ in labels[1:]),
         class_components=num_components(label, [value for value, _ in labels[1:]]),
         forms_apart_mm=round(image.grid.forms_apart_mm, FORMS_DIGITS),
+        orientation=orientation(image.affine),
+        intensities=tuple(
+            profile(image.array[..., channel], absolute=is_ct(name)) for channel, name in enumerate(modalities)
+        ),
     )
+
+
+def profile(channel: NDArray[Any], *, absolute: bool) -> tuple[float, ...]:
+    """What the intensities of one channel (X, Y, Z) are like: the percentiles `PROFILE`. Where they are not absolute,
+    of the nonzero voxels alone, in standard deviations from their mean. A bundle's `scripts/familiarity.py` has the
+    same of an image to predict."""
+    step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
+    values = channel[::step, ::step, ::step].astype(np.float64)
+    if not absolute:
+        values = values[values != 0] if values.any() else values
+        values = (values - values.mean()) / (values.std() or 1)
+    return tuple(round(float(v), PROFILE_DIGITS) for v in np.percentile(values, PROFILE))
 
 
 def cropped_shape(array: NDArray[Any]) -> Shape:

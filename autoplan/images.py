@@ -20,7 +20,7 @@ import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import io_orientation
+from nibabel.orientations import aff2axcodes, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -317,6 +317,11 @@ def corner_distance_mm(shape: Shape, first: NDArray[np.float64], second: NDArray
 def spacing(affine: NDArray[np.float64]) -> Spacing:
     """mm a voxel along each axis of the file: the lengths of the affine's columns, to `SPACING_DIGITS` digits."""
     return tuple(float(f"{s:.{SPACING_DIGITS}g}") for s in np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def orientation(affine: NDArray[np.float64]) -> str:
+    """The world axes that the file's axes are closest to, such as LPS."""
+    return "".join(aff2axcodes(affine))  # type: ignore[no-untyped-call]
 
 
 def ras_order(values: Sequence[Any], affine: NDArray[np.float64]) -> tuple[Any, ...]:

@@ -78,6 +78,7 @@ def plan(
         ),
         formats=fingerprint.formats,
         ignore=fingerprint.ignore,
+        training_range=rules.training_range(fingerprint.cases),
     )
 
 

@@ -23,6 +23,8 @@ from autoplan.processes import dying_with
 
 RECORD = ".predicted_by.json"
 """File beside the predictions that tells which bundle made them, and of which images."""
+PREDICTIONS = "predictions.json"
+"""File beside the predictions in which the bundle says what each image was like."""
 Record = dict[str, list[Any]]
 """Name of a segmentation -> path, size and time of the last change of its image."""
 
@@ -50,8 +52,11 @@ def predict(
     """
     found = [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
     _check_bundle(bundle, folder, found)
+    for flag in ("dicom_seg", "strict"):
+        if settings.get(flag) and flag not in read_object(bundle / "configs" / "inference.json"):
+            raise TemplateError(f"{bundle} was written by an older autoplan, which has no --{flag}. Write it anew.")
     if settings.get("dicom_seg"):
-        _check_dicom(bundle, found)
+        _check_dicom(found)
     targets = _targets(folder, found, output)
     check_packages(Path(path) for case in found for path in case.images)
     check_writable(output, "--output")
@@ -82,10 +87,8 @@ def _check_bundle(bundle: Path, folder: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _check_dicom(bundle: Path, cases: Sequence[Case]) -> None:
-    """Refuses DICOM Segmentations by an old bundle, which writes none, and of what is no series."""
-    if "dicom_seg" not in read_object(bundle / "configs" / "inference.json"):
-        raise TemplateError(f"{bundle} was written by an older autoplan, which has no --dicom_seg. Write it anew.")
+def _check_dicom(cases: Sequence[Case]) -> None:
+    """Refuses DICOM Segmentations of what is no series."""
     if others := [case.images[0] for case in cases if len(case.images) > 1 or not Path(case.images[0]).is_dir()]:
         raise DatasetError(
             f"--dicom_seg: {others[0]} is no folder of DICOM files, which a DICOM Segmentation could refer to. Leave "
@@ -108,6 +111,18 @@ def _check_outcome(status: int, targets: Mapping[Case, Path]) -> None:
         )
     if status:
         raise AutoplanError(f"the prediction ended with exit status {status}; the reason is above.")
+
+
+def warnings(output: Path, cases: Sequence[Case]) -> list[str]:
+    """What to say of the images that are unlike those of the training, by predictions.json; a line an image."""
+    known = read_object(output / PREDICTIONS)
+    found = {case.name: entry["warnings"] for case in cases if isinstance(entry := known.get(case.name), dict)
+             and isinstance(entry.get("warnings"), list) and entry["warnings"]}  # fmt: skip
+    if not found:
+        return []
+    lines = [f"  {name}: {'; '.join(map(str, texts))}" for name, texts in found.items()]
+    verb = "are" if len(found) > 1 else "is"
+    return [f"{len(found)} of {len(cases)} images {verb} unlike those of the training. Look at them:", *lines]
 
 
 def images_in(folder: Path, bundle: Path) -> list[Case]:

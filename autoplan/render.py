@@ -182,6 +182,7 @@ def planned_values(plan: Plan, configuration: Configuration, dataset_dir: str) -
         "slice_axis": plan.slice_axis,
         "normalization": to_dict(plan.normalization),
         "nonzero_only": plan.nonzero_only,
+        "training_range": to_dict(plan.training_range),
         "patch_size": list(configuration.patch_size),
         "batch_size": configuration.batch_size,
         "strides": to_dict(configuration.strides),

@@ -18,6 +18,7 @@ from autoplan.facts import (
     Configuration,
     ConfigurationName,
     Intensities,
+    TrainingRange,
 )
 from autoplan.topology import MAX_PATCH_VOXELS_3D, MIN_BATCH_SIZE, round_half_up
 
@@ -331,3 +332,33 @@ def folds(
     keys = {name: generator.random() for name in sorted(case_names)}
     shuffled, count = sorted(keys, key=keys.__getitem__), min(num_folds, len(keys))
     return tuple(tuple(sorted(shuffled[k::count])) for k in range(count))
+
+
+# What the paper does not ask for: what predictions are compared with.
+
+MIN_CASES = 5
+"""Cases from which on the spread of their intensities says what is usual. Our choice."""
+RANGE_DIGITS = 4
+"""Significant digits of a range."""
+
+
+def training_range(cases: Sequence[CaseFacts]) -> TrainingRange:
+    """What the training images are like. Source: our choice, the paper is silent."""
+    sizes = [[n * mm for n, mm in zip(case.shape, case.spacing, strict=True)] for case in cases]
+    profiles = [case.intensities for case in cases if case.intensities]
+    enough = len(profiles) == len(cases) >= MIN_CASES
+    return TrainingRange(
+        orientations=tuple(sorted({case.orientation for case in cases if case.orientation})),
+        spacing=_ranges([case.spacing for case in cases]),
+        size=_ranges(sizes),
+        intensities=tuple(_ranges(channel) for channel in zip(*profiles, strict=True)) if enough else (),
+    )
+
+
+def _ranges(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    """Least and largest value of each column."""
+    return tuple((_short(min(column)), _short(max(column))) for column in zip(*rows, strict=True))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{RANGE_DIGITS}g}")

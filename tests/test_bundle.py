@@ -166,7 +166,7 @@ def test_a_segmentation_lies_on_its_image(name, bundle) -> None:
     """Images of other orientation, spacing and shape than those of training; one is smaller than the patch."""
     found = nibabel.load(bundle / "eval" / f"{name}.nii.gz")
     image = nibabel.load(bundle.parents[2] / "data" / TASK / "imagesTs" / f"{name}.nii.gz")
-    assert sorted(p.name for p in (bundle / "eval").iterdir()) == ["test_0.nii.gz", "test_1.nii.gz"]
+    assert sorted(p.name for p in (bundle / "eval").glob("*.nii.gz")) == ["test_0.nii.gz", "test_1.nii.gz"]
     assert found.shape == image.shape[:3]
     np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
     values = np.asarray(found.dataobj)
@@ -176,7 +176,7 @@ def test_a_segmentation_lies_on_its_image(name, bundle) -> None:
 
 def test_a_folder_of_images_is_predicted(bundle, commands) -> None:
     """Into a folder that is relative to the working directory, as it was given by the user."""
-    [found] = (commands.elsewhere / f"mine_{bundle.name}").iterdir()
+    [found] = (commands.elsewhere / f"mine_{bundle.name}").glob("*.nii.gz")
     assert found.name == "mine.nii.gz"
     np.testing.assert_array_equal(nibabel.load(found).dataobj, nibabel.load(bundle / "eval/test_1.nii.gz").dataobj)
 

@@ -134,7 +134,7 @@ def test_the_second_stage_holds_the_first_stage_of_its_fold(chain) -> None:
 
 def test_the_prediction_lies_on_its_image(chain) -> None:
     _, bundles = chain
-    [path] = (bundles / "3d_cascade_fullres" / "eval").iterdir()
+    [path] = (bundles / "3d_cascade_fullres" / "eval").glob("*.nii.gz")
     assert path.name == "test_0.nii.gz"
     found = nibabel.load(path)
     image = nibabel.load(bundles.parents[1] / "data" / TASK / "imagesTs" / "test_0.nii.gz")

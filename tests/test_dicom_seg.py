@@ -87,7 +87,7 @@ def test_what_is_no_series_is_refused(tmp_path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "inference.json").write_text('{"dicom_seg": false}')
     with pytest.raises(DatasetError, match=r"--dicom_seg: a.nii.gz is no folder of DICOM files"):
-        _check_dicom(tmp_path, [Case("a", ("a.nii.gz",))])
+        _check_dicom([Case("a", ("a.nii.gz",))])
     with pytest.raises(ValueError, match="no folder of DICOM files"):
         write_segmentation(tmp_path / "a.dcm", tmp_path / "a.nii.gz", np.zeros((1, 1, 1), np.uint8), NAMES)
     assert main(["predict", "nothing", "--dicom_seg", "yes"]) == 1

@@ -197,7 +197,7 @@ def _measured(dataset: Dataset, size: tuple[int, int], case: Case) -> Summary:
         is_test=is_test,
         shape=facts.shape,
         spacing=facts.spacing,
-        orientation=_orientation(image.affine),
+        orientation=facts.orientation,
         fraction_kept=facts.fraction_kept,
         voxels=() if is_test else facts.class_voxels,
         components=() if is_test else facts.class_components,
@@ -224,12 +224,6 @@ def to_show(array: NDArray[Any], affine: NDArray[np.float64], image: str | Path)
     world = LPS if found is not None and not found.placed else affine
     turned: NDArray[Any] = apply_orientation(array, io_orientation(world))  # type: ignore[no-untyped-call]
     return turned
-
-
-def _orientation(affine: NDArray[np.float64]) -> str:
-    from nibabel.orientations import aff2axcodes
-
-    return "".join(aff2axcodes(affine))  # type: ignore[no-untyped-call]
 
 
 def _solidity(label: NDArray[Any], value: int) -> tuple[int, int]:

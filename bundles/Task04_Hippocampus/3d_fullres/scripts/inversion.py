@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,7 @@ class LabelInferer(Inferer):
         self.folder = None if probabilities_dir is None else Path(probabilities_dir)
         self.limit = None if max_memory is None else as_bytes(max_memory)
         self.num_classes, self.scratch = num_classes, Path(scratch_dir)
+        self.network_seconds = 0.0
 
     def __call__(self, inputs: MetaTensor, network: torch.nn.Module) -> MetaTensor:
         """Class numbers, uint8 (1, 1, X, Y, Z), of one image (1, C, X, Y, Z)."""
@@ -161,7 +163,8 @@ class LabelInferer(Inferer):
         shape = image.shape[1:]
         axis = self.inferer.best_axis(shape) if self.axis is None else self.axis
         shapes = shapes_back(image, shape)
-        rows = self.inferer.rows(image.as_tensor(), network, axis, **self._storage(image, shapes[-1], network, axis))
+        storage = self._storage(image, shapes[-1], network, axis)
+        rows = self._timed(self.inferer.rows(image.as_tensor(), network, axis, **storage))
         segment = partial(labels_of, shapes=shapes, axis=axis)
         if self.folder is None:
             labels = segment(rows)
@@ -169,6 +172,15 @@ class LabelInferer(Inferer):
             path = self.folder / f"{case_name(image.meta['filename_or_obj'])}.npz"
             labels = keeping(path, rows, image, axis, segment)
         return MetaTensor(labels[None, None]).copy_meta_from(inputs, copy_attr=False)
+
+    def _timed(self, rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The rows; `network_seconds` becomes the time that was waited for them."""
+        self.network_seconds, start = 0.0, time.monotonic()
+        for some in rows:
+            self.network_seconds += time.monotonic() - start
+            yield some
+            start = time.monotonic()
+        self.network_seconds += time.monotonic() - start
 
     def _storage(self, image: MetaTensor, shape: Sequence[int], network: torch.nn.Module, axis: int) -> dict[str, Any]:
         """Where the open rows of an image are kept: the option "zeros" of the inferer, or nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ensure_tuple
 
 from scripts.dicom_seg import write_segmentation
+from scripts.familiarity import UNLIKE
 from scripts.files import write_atomically
 from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
 
@@ -105,11 +107,12 @@ class ImageDataset(Dataset):
         super().__init__(data, transform)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        start = time.monotonic()
         try:
             item = super().__getitem__(index)
             if isinstance(item["image"], MetaTensor):
                 check_geometry(item["image"].meta)
-            return item
+            return {**item, "reading_seconds": time.monotonic() - start}
         except Exception as error:
             return {FAULT: _cause(error), "image": ensure_tuple(self.data[index]["image"])[0]}
 
@@ -159,10 +162,13 @@ class ImageEvaluator(SupervisedEvaluator):
         image = batchdata["image"]
         if FAULT in batchdata:
             return self._fail(image[0], batchdata[FAULT][0])
+        name = image.meta["filename_or_obj"][0]
+        if unlike := image.meta.get(UNLIKE, [""])[0]:
+            logger.warning("%s is unlike the images of the training: %s", case_name(name), unlike)
         try:
             return super()._iteration(engine, batchdata)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
-            return self._fail(image.meta["filename_or_obj"][0], _cause(error))
+            return self._fail(name, _cause(error))
 
     def _fail(self, path: str, cause: str) -> list[Any]:
         logger.error("%s could not be predicted: %s", case_name(path), cause)

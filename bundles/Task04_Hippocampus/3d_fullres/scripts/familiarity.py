@@ -1,0 +1,107 @@
+"""Whether an image is like those of the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes, io_orientation
+
+UNLIKE = "unlike_training"
+"""Key of an image's metadata: in what it is unlike those of the training, "" where it is like them."""
+PROFILE = (0.5, 50.0, 99.5)
+PROFILE_VOXELS = 2**18
+SPACING_FACTOR, SIZE_FACTOR = 1.25, 1.5
+"""How far beyond the training's range a spacing or a size may be. Our choice: no image of four public datasets is
+beyond them, see docs/benchmarks.md of autoplan."""
+MARGIN = 0.5
+"""Part of the training's range by which a percentile of the intensities may be beyond it ..."""
+LEAST_MARGIN, LEAST_MARGIN_ABSOLUTE = 0.25, 100.0
+"""... or this, where it is more: standard deviations, and units of CT. Our choice."""
+
+
+class CompareWithTrainingd(MapTransform):
+    """Compare an image, as its file has it, with those of the training; what is unlike goes to its metadata.
+
+    Args:
+        keys: images, (C, X, Y, Z), with the geometry of their files.
+        training_range: "orientations" of the files; least and largest "spacing" and "size", mm, of the axes x, y, z;
+            for each channel those of the percentiles `PROFILE` of its "intensities" (see `profile`), nothing where
+            that is not known. None: nothing is compared.
+        channels: for each channel None where its intensities are not absolute.
+        strict: refuse an image that is unlike them.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        training_range: Mapping[str, Any] | None,
+        channels: Sequence[Any],
+        strict: bool = False,
+    ) -> None:
+        super().__init__(keys)
+        self.range, self.strict = training_range, strict
+        self.is_absolute = [channel is not None for channel in channels]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data, with `UNLIKE` in the metadata of the images.
+
+        Raises:
+            ValueError: an image is unlike those of the training, and that is refused.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if self.range is None or not isinstance(image, MetaTensor):
+                continue
+            found = "; ".join(self._differences(image, self.range))
+            if found and self.strict:
+                raise ValueError(f"it is unlike the images of the training: {found}")
+            image.meta[UNLIKE] = found
+        return d
+
+    def _differences(self, image: MetaTensor, known: Mapping[str, Any]) -> Iterator[str]:
+        affine = np.asarray(image.affine, dtype=np.float64)
+        order = np.argsort(io_orientation(affine)[:, 0])
+        spacing = voxel_sizes(affine)[order]
+        size = spacing * np.array(image.shape[1:])[order]
+        codes = "".join(aff2axcodes(affine))
+        if known["orientations"] and codes not in known["orientations"]:
+            yield f"orientation {codes} (training: {', '.join(known['orientations'])})"
+        for name, values, factor in (("spacing", spacing, SPACING_FACTOR), ("size", size, SIZE_FACTOR)):
+            for axis, value, (least, largest) in zip("xyz", values, known[name], strict=True):
+                if not least / factor <= value <= largest * factor:
+                    yield f"{name} {value:.4g} mm along {axis} (training: {least:g} to {largest:g})"
+        for number, ranges in enumerate(known["intensities"][: len(image)]):
+            absolute = self.is_absolute[number]
+            channel = f" of channel {number}" if len(image) > 1 else ""
+            found = profile(np.asarray(image[number]), absolute=absolute)
+            if not np.isfinite(found).all():
+                continue  # a voxel is NaN or infinite, for which the image is refused further on
+            for q, value, (least, largest) in zip(PROFILE, found, ranges, strict=True):
+                margin = max(MARGIN * (largest - least), LEAST_MARGIN_ABSOLUTE if absolute else LEAST_MARGIN)
+                if not least - margin <= value <= largest + margin:
+                    unit = "" if absolute else " standard deviations from the mean"
+                    yield (
+                        f"{q:g} % of the voxels{channel} lie below {value:.4g}{unit} (training: {least:g} to "
+                        f"{largest:g})"
+                    )
+
+
+def profile(channel: np.ndarray, *, absolute: bool) -> tuple[float, ...]:
+    """What the intensities of one channel (X, Y, Z) are like: the percentiles `PROFILE`. Where they are not absolute,
+    of the nonzero voxels alone, in standard deviations from their mean. Planning has the same of the training images.
+    """
+    step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
+    values = channel[::step, ::step, ::step].astype(np.float64)
+    if not absolute:
+        values = values[values != 0] if values.any() else values
+        with np.errstate(invalid="ignore"):
+            values = (values - values.mean()) / (values.std() or 1)
+    return tuple(float(v) for v in np.percentile(values, PROFILE))
