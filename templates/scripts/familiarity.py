@@ -18,8 +18,8 @@ UNLIKE = "unlike_training"
 PROFILE = (0.5, 50.0, 99.5)
 PROFILE_VOXELS = 2**18
 SPACING_FACTOR, SIZE_FACTOR = 1.25, 1.5
-"""How far beyond the training's range a spacing or a size may be. Our choice: no image of four public datasets is
-beyond them, see docs/benchmarks.md of autoplan."""
+"""How far beyond the training's range a spacing or a size may be. Our choice; docs/benchmarks.md of autoplan has how
+many images of four public datasets are called odd by these numbers."""
 MARGIN = 0.5
 """Part of the training's range by which a percentile of the intensities may be beyond it ..."""
 LEAST_MARGIN, LEAST_MARGIN_ABSOLUTE = 0.25, 100.0
