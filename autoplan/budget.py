@@ -33,6 +33,21 @@ def parsed(text: str) -> int:
     return size
 
 
+def suspicion(plan: Plan) -> str | None:
+    """What to say where the 2D network would see far more than the paper's: two whole images of microscopy, say. None
+    where it does not, or a limit of memory was given."""
+    flat = next((c for c in plan.configurations if c.name == "2d"), None)
+    if flat is None or plan.gpu_memory is not None:
+        return None
+    factor = flat.batch_size * math.prod(flat.patch_size) / topology.BASE_VOXELS_2D
+    if factor <= 1:
+        return None
+    return (
+        f"2d has patches of {'x'.join(map(str, flat.patch_size))}, {flat.batch_size} in a batch: {factor:.1f} times "
+        "the voxels that the paper gives a GPU. Plan for the one that you have: --gpu_memory 8GB."
+    )
+
+
 def fitted(plan: Plan, gpu_memory: int, needed: Needed) -> Plan:
     """The plan whose trainings fit a GPU. What fits already stays as it is.
 

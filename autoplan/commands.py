@@ -102,7 +102,8 @@ def plan(
     print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
     for decision in (d for d in planned.decisions if d.name == "gpu_memory"):
         print(f"GPU memory: {decision.because}")
-    for text in filter(None, (*(w.because for w in plans.warnings(planned)), layouts.suspicion(loaded))):
+    suspicions = (layouts.suspicion(loaded), budget.suspicion(planned))
+    for text in filter(None, (*(w.because for w in plans.warnings(planned)), *suspicions)):
         print(f"Warning: {text}")
     if explain:
         print(f"{explanation(planned)}\n")

@@ -438,17 +438,17 @@ def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Itera
 
 
 def _value_faults(label: NDArray[Any], dataset: Dataset) -> list[str]:
-    """Values that dataset.json does not declare."""
+    """Values that no class of the dataset has."""
     found = [value for value, _ in images.count_values(label)]
     declared = [value for value, _ in dataset.labels]
     unknown = sorted(set(found) - {*declared, dataset.ignore})
     if not unknown:
         return []
-    if unknown == [255] and declared == [0, 1]:
+    if unknown == [255] and declared == [0, 1] and dataset.undeclared == Dataset.undeclared:
         return [
             'the label has the values 0 and 255, and dataset.json declares 0 and 1. Write "255" in place of "1" there: '
             "networks then see class 1, and segmentations have 255 as the labels do."
         ]
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     plural = "values" if len(unknown) > 1 else "value"
-    return [f"the label has the undeclared {plural} {listed}. Declare it in dataset.json or correct the label."]
+    return [f"the label has the undeclared {plural} {listed}. {dataset.undeclared}"]

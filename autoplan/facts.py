@@ -31,8 +31,8 @@ class Case:
 @dataclass(frozen=True)
 class Dataset:
     """What a dataset's folder says. `labels` pairs a value of the label files with its name; the first is the
-    background. Voxels of the label value `ignore` are not known. `declared` is what names the channels, with its verb,
-    for messages."""
+    background. Voxels of the label value `ignore` are not known. For messages, `declared` is what names the channels,
+    with its verb, and `undeclared` what to do about a label value that is none of `labels`."""
 
     root: Path
     name: str
@@ -42,6 +42,7 @@ class Dataset:
     test: tuple[Case, ...]
     ignore: int | None = None
     declared: str = "dataset.json declares"
+    undeclared: str = "Declare it in dataset.json or correct the label."
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,28 @@ def fit(room: int, planned: Plan = PLAN) -> Plan:
     return budget.fitted(planned, budget.RESERVED_BYTES + room, needed)
 
 
+@pytest.mark.parametrize(
+    ("side", "limit", "said"),
+    [
+        pytest.param(512, None, "", id="CT"),
+        pytest.param(1024, None, "", id="two fit"),
+        pytest.param(4000, None, "patches of 4032x4032, 2 in a batch: 11.8 times the voxels", id="microscopy"),
+        pytest.param(4000, 8 * GB, "", id="with a limit"),
+    ],
+)
+def test_patches_of_whole_pictures_are_said(side: int, limit: int | None, said: str) -> None:
+    shape = (side, side, 1)
+    pictures = [
+        case(name=f"case_{i:02d}", shape=shape, cropped_shape=shape, spacing=(1.0, 1.0, 1.0)) for i in range(40)
+    ]
+    found = budget.suspicion(replace(plan(fingerprint(pictures)), gpu_memory=limit))
+    assert said in found if said else found is None
+
+
+def test_a_plan_without_2d_has_nothing_to_say() -> None:
+    assert budget.suspicion(replace(PLAN, configurations=PLAN.configurations[1:])) is None
+
+
 def test_what_fits_stays() -> None:
     found = fit(GB)
     assert found.configurations == PLAN.configurations

@@ -206,6 +206,16 @@ def test_the_flags_are_remembered(tmp_path, capsys) -> None:
     assert "reused" in capsys.readouterr().out
     assert saved.load_plan(task) == first
     assert layouts.read(task).found == ((0, "rest"), (1, "a"), (2, "b"))
+    label = tiny.folder.parent.parent / "other" / "mine" / "masks" / "case_1_mask.nii.gz"
+    tiny.write(label, tiny.read(label) + (tiny.read(label) == 2))
+    assert main(plain) == 1
+    err = capsys.readouterr().err
+    assert "case_1: the label has the undeclared value 3. The classes were found when" in err
+    assert f"Plan with --images {layout.images} --labels masks again" in err
+    assert "dataset.json" not in err
+    words[words.index("rest,a,b")] = "rest,a,b,c"
+    assert main([*plain, *words, "--force"]) == 0
+    assert "3 c" in capsys.readouterr().out
     (task / layouts.RECORD).write_text("{")
     assert main(plain) == 1
     assert "layout.json is damaged" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from autoplan import formats, images
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, Dataset
 from autoplan.layouts.common import check, checked, unmatched
-from autoplan.layouts.found import channel_names, declared, found_classes
+from autoplan.layouts.found import channel_names, declared, found_classes, undeclared
 from autoplan.layouts.record import Layout
 
 IMAGE_ENDS = ("", r"_\d{4}", r"[_-](image|img|im|scan|volume|vol)")
@@ -48,7 +48,7 @@ def load(folder: Path, layout: Layout) -> Dataset:
     names = channel_names(folder, layout, cases[0], parts if len(parts) > 1 else [])
     dataset = Dataset(
         folder, folder.name, names, found_classes(folder, cases, layout), tuple(cases), (),
-        declared=declared(layout, cases[0], parts),
+        declared=declared(layout, cases[0], parts), undeclared=undeclared(layout),
     )  # fmt: skip
     return checked(dataset, "the files")
 

@@ -39,6 +39,15 @@ def declared(layout: Layout, case: Case, known: Sequence[str]) -> str:
     return "the folders or columns are" if len(known) > 1 else f"{case.name} has"
 
 
+def undeclared(layout: Layout) -> str:
+    """What to do about a label value that was not there when the classes were found, for a message."""
+    flags = f"--table {layout.table}" if layout.table else f"--images {layout.images} --labels {layout.labels}"
+    return (
+        f"The classes were found when the dataset was planned first. Plan with {flags} again: they are then found "
+        "anew, and --labels_are names them; or correct the label."
+    )
+
+
 def found_classes(folder: Path, cases: Sequence[Case], layout: Layout) -> tuple[tuple[int, str], ...]:
     """Values of the label files, with the names of --labels_are, or numbers. They are read for that once."""
     if layout.found:

@@ -9,7 +9,7 @@ from autoplan import formats
 from autoplan.errors import DatasetError, one_line
 from autoplan.facts import Case, Dataset
 from autoplan.layouts.common import check, checked
-from autoplan.layouts.found import channel_names, declared, found_classes
+from autoplan.layouts.found import channel_names, declared, found_classes, undeclared
 from autoplan.layouts.groups import grouped
 from autoplan.layouts.record import Layout
 
@@ -34,8 +34,10 @@ def load(folder: Path, layout: Layout) -> Dataset:
     training, test = ([c for c in cases if (c.label is None) == is_test] for is_test in (False, True))
     names = channel_names(folder, layout, cases[0], channels if len(channels) > 1 else [])
     labels = found_classes(folder, training, layout)
-    described = declared(layout, cases[0], channels)
-    dataset = Dataset(folder, folder.name, names, labels, tuple(training), tuple(test), declared=described)
+    dataset = Dataset(
+        folder, folder.name, names, labels, tuple(training), tuple(test),
+        declared=declared(layout, cases[0], channels), undeclared=undeclared(layout),
+    )  # fmt: skip
     dataset = checked(dataset, path.name)
     return dataset if wanted or not layout.group_by else grouped(dataset, layout)
 
