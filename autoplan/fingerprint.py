@@ -47,6 +47,8 @@ PROFILE = (0.5, 50.0, 99.5)
 """Percentiles that say what the intensities of an image are like. Our choice."""
 PROFILE_VOXELS = 2**18
 """Voxels that they are taken from, roughly, where there are more."""
+AIR = -1024.0
+"""Least value that a voxel of a CT counts with: what is below it is the padding of scanners."""
 PROFILE_DIGITS = 4
 """Decimals of a percentile."""
 FORMS_DIGITS = 1
@@ -209,7 +211,9 @@ def profile(channel: NDArray[Any], *, absolute: bool) -> tuple[float, ...]:
     same of an image to predict."""
     step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
     values = channel[::step, ::step, ::step].astype(np.float64)
-    if not absolute:
+    if absolute:
+        values = values.clip(min=AIR)
+    else:
         values = values[values != 0] if values.any() else values
         values = (values - values.mean()) / (values.std() or 1)
     return tuple(round(float(v), PROFILE_DIGITS) for v in np.percentile(values, PROFILE))

@@ -77,7 +77,13 @@ def test_planning_and_bundles_see_the_same(shape, absolute) -> None:
     channel = np.random.default_rng(0).normal(0, 100, shape).astype(np.float32) * (np.indices(shape)[0] > 2)
     ours = fingerprint.profile(channel, absolute=absolute)
     assert ours == pytest.approx(familiarity.profile(channel, absolute=absolute), abs=1e-4)
-    assert fingerprint.PROFILE == familiarity.PROFILE
+    assert (fingerprint.PROFILE, fingerprint.AIR) == (familiarity.PROFILE, familiarity.AIR)
+
+
+def test_the_padding_of_scanners_is_air() -> None:
+    channel = np.full((9, 9, 9), 40.0)
+    channel[0] = -3024
+    assert familiarity.profile(channel, absolute=True)[0] == -1024
 
 
 def case(**facts) -> CaseFacts:

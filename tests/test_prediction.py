@@ -1,7 +1,9 @@
 """Predicting many images: a bad one is named in the end and stops no other; a file that is there is whole."""
 
+import errno
 import gzip
 import logging
+import os
 import shutil
 from functools import partial
 
@@ -179,6 +181,28 @@ def test_an_output_that_cannot_be_written_is_a_fault_of_that_image(run, image, t
         run(images, results)
     assert caplog.messages[-1].endswith("a.nii.gz: OSError: no space left")
     assert [p.name for p in results.glob("*.nii.gz")] == ["b.nii.gz"]
+
+
+def test_a_full_disk_is_one_line_with_the_folder(run, image, tmp_path, monkeypatch, caplog) -> None:
+    """The images after that are not predicted in vain."""
+    images, tried = tmp_path / "images", []
+    images.mkdir()
+    for name in "ab":
+        shutil.copy(image, images / f"{name}.nii.gz")
+
+    def save(array, path):
+        tried.append(path)
+        path.write_bytes(b"half of")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nibabel, "save", save)
+    with pytest.raises(SystemExit) as stopped:
+        run(images, tmp_path / "out")
+    assert stopped.value.code == 1
+    assert len(tried) == 1
+    assert f"there is no space left on the disk of {tmp_path / 'out'}; free some space" in caplog.messages[-1]
+    assert len(caplog.messages[-1].splitlines()) == 2
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 def test_a_second_run_predicts_what_is_missing(run, image, tmp_path) -> None:

@@ -17,6 +17,7 @@ UNLIKE = "unlike_training"
 """Key of an image's metadata: in what it is unlike those of the training, "" where it is like them."""
 PROFILE = (0.5, 50.0, 99.5)
 PROFILE_VOXELS = 2**18
+AIR = -1024.0
 SPACING_FACTOR, SIZE_FACTOR = 1.25, 1.5
 """How far beyond the training's range a spacing or a size may be. Our choice; docs/benchmarks.md of autoplan has how
 many images of four public datasets are called odd by these numbers."""
@@ -100,7 +101,9 @@ def profile(channel: np.ndarray, *, absolute: bool) -> tuple[float, ...]:
     """
     step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
     values = channel[::step, ::step, ::step].astype(np.float64)
-    if not absolute:
+    if absolute:
+        values = values.clip(min=AIR)
+    else:
         values = values[values != 0] if values.any() else values
         with np.errstate(invalid="ignore"):
             values = (values - values.mean()) / (values.std() or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -10,6 +11,9 @@ from pathlib import Path
 
 TEMPORARY = ".????????.*"
 """Pattern of the names that files have while they are written."""
+
+FULL = "there is no space left on the disk of"
+"""What is said of a full disk, before the folder."""
 
 CONTINUED = "_continued"
 """Ending of the folder, beside that of a fold, for all that is done with weights from outside."""
@@ -37,6 +41,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     Args:
         path: the file; its folder is made when it does not exist.
         write: writes the path that it is given.
+
+    Raises:
+        OSError: it cannot be written; of a full disk, the message names the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +52,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f"{FULL} {path.parent}; free some space, then go on") from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from monai.utils import ensure_tuple
 
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
-from scripts.files import write_atomically
+from scripts.files import FULL, write_atomically
 from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ def check_geometry(meta: Mapping[str, Any]) -> None:
 
 
 class ImageEvaluator(SupervisedEvaluator):
-    """Evaluator of batches of one image that goes on when an image fails, names those that did in the end and then
-    leaves with exit status 1."""
+    """Evaluator of batches of one image that goes on when an image fails, unless the disk is full, names those that did
+    in the end and then leaves with exit status 1."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -173,6 +173,8 @@ class ImageEvaluator(SupervisedEvaluator):
     def _fail(self, path: str, cause: str) -> list[Any]:
         logger.error("%s could not be predicted: %s", case_name(path), cause)
         self.faults[str(path)] = cause
+        if FULL in cause:  # the others would be predicted in vain
+            self.terminate()
         self.state.output = []
         return []
 
