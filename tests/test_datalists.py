@@ -72,6 +72,43 @@ def test_a_bundle_without_folds_takes_any_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "images"),
+    [
+        pytest.param({"channel_names": {"0": "MRI"}}, ["_0000"], id="version 2"),
+        pytest.param({"channel_names": {"0": "T1", "1": "T2"}}, ["_0000", "_0001"], id="two channels"),
+        pytest.param(
+            {"modality": {"0": "MRI"}, "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]},
+            ["_0000"],
+            id="version 1",
+        ),
+    ],
+)
+def test_a_bundle_without_folds_takes_nnunet_s_folders(tmp_path: Path, content: dict, images: list[str]) -> None:
+    """A file a channel; an image without a label, and what else lies there, is no case."""
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    for part, ends, cases in (("imagesTr", images, "abcdef"), ("labelsTr", [""], "abcde")):
+        (tmp_path / part).mkdir()
+        for path in (tmp_path / part / f"{name}{end}.nii.gz" for name in cases for end in ends):
+            path.touch()
+    found = [fold_cases(tmp_path, tmp_path / "none.json", k) for k in range(5)]
+    assert sorted(case["name"] for _, validation in found for case in validation) == list("abcde")
+    case = next(case for _, validation in found for case in validation if case["name"] == "b")
+    paths = [str(tmp_path / "imagesTr" / f"b{end}.nii.gz") for end in images]
+    assert case == {
+        "name": "b",
+        "image": paths if len(paths) > 1 else paths[0],
+        "label": str(tmp_path / "labelsTr" / "b.nii.gz"),
+    }
+
+
+@pytest.mark.parametrize("content", [{}, {"training": []}, {"channel_names": {"0": "MRI"}}])
+def test_a_dataset_without_training_cases_is_one_line(tmp_path: Path, content: dict) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="lists no training cases, and none lie in imagesTr and"):
+        fold_cases(tmp_path, tmp_path / "none.json", 0)
+
+
+@pytest.mark.parametrize(
     ("case", "name"),
     [
         pytest.param({"name": "a", "image": "x.nii.gz"}, "a", id="named"),

@@ -26,7 +26,7 @@ def fold_cases(
     Args:
         dataset_dir: folder that the paths of the datalist are relative to.
         datalist: MONAI datalist with folds: a fold's cases are those that it is validated on. A bundle that was shared
-            has none; the cases of any dataset.json are then divided into five folds.
+            has none; the cases of any dataset.json, or of nnU-Net's folders, are then divided into five folds.
         fold: counts from 0.
 
     Raises:
@@ -52,13 +52,28 @@ def fold_cases(
 
 
 def _divided_cases(root: Path) -> list[list[dict[str, Any]]]:
-    """The training cases of a dataset.json, fold by fold."""
+    """The training cases of a dataset.json, the Decathlon's or nnU-Net's, fold by fold."""
     path = root / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()} does not exist. Name the folder of the dataset: --dataset_dir DIR")
-    entries = json.loads(path.read_text(encoding="utf-8"))["training"]
-    cases = {case_name(e["image"]): e for e in entries}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    cases = {case_name(e["image"]): e for e in content.get("training", [])}
+    if (root / "imagesTr").is_dir() and not any((root / e["image"]).exists() for e in cases.values()):
+        cases = _raw_cases(root, content)
+    if not cases:
+        raise ValueError(
+            f"{path.absolute()} lists no training cases, and none lie in imagesTr and labelsTr. "
+            "Name the folder of a dataset: --dataset_dir DIR"
+        )
     return [[{"name": name, **cases[name]} for name in names] for names in divided(list(cases))]
+
+
+def _raw_cases(root: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The training cases in an nnU-Net dataset's folders: a file for each channel, CASE_0000 and so on, and labels."""
+    channels = content.get("channel_names", content.get("modality", [0]))
+    labels = {case_name(path): str(path) for path in image_files(root / "labelsTr")}
+    images = by_case(image_files(root / "imagesTr"), len(channels))
+    return {name: {**_item(name, paths), "label": labels[name]} for name, paths in images if name in labels}
 
 
 def divided(names: Sequence[str], num_folds: int = 5) -> list[list[str]]:
