@@ -5,9 +5,9 @@
 
 Makes a random CT volume, a bundle with a small network and random weights, and predicts with `monai.bundle run
 inference`, without mirroring, in a process of its own. Counted is the peak of that process's resident memory as the
-kernel knows it, above what it has after its imports; every tenth of a second, what of it is no file (rows that
---max_memory keeps in a file are cached by the system, which takes them back where memory is short); and, every half
-second, the memory of the process and of its loader's worker together (shared pages once).
+kernel knows it, above what it has after its imports; every tenth of a second, what of it is no file (the image lies in
+memory that is shared with the loader's worker); and, every half second, the memory of the process and of its loader's
+worker together (shared pages once).
 """
 
 from __future__ import annotations

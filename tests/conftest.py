@@ -319,13 +319,19 @@ def nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-def keep_probabilities(path: Path, probabilities: Any, affine: np.ndarray | None = None, axis: int = 0) -> None:
+def keep_probabilities(
+    path: Path, probabilities: Any, affine: np.ndarray | None = None, axis: int = 0, num_blocks: int = 1
+) -> None:
     """Writes the probabilities (classes, X, Y, Z) of a case as the evaluation of a fold does, two rows at a time."""
     from monai.data import MetaTensor
+    from scripts.blocks import cut
     from scripts.probabilities import keeping
 
     image = MetaTensor(probabilities[:1].float(), affine=affine)
-    keeping(path, iter(probabilities.movedim(axis + 1, 1).split(2, 1)), image, axis, list)
+    blocks = cut([probabilities.shape[1:]], axis, num_blocks)
+    parts = [probabilities.movedim(b.axis + 1, 0)[b.spans[0]].movedim(0, b.axis + 1) for b in blocks]
+    rows = (iter(part.movedim(axis + 1, 1).split(2, 1)) for part in parts)
+    keeping(path, rows, image, axis, blocks, lambda found: [list(some) for some in found])
 
 
 def is_alive(pid: int) -> bool:

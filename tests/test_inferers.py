@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from scripts import inferers, memory
+from scripts import inferers
+from scripts.blocks import cut
 from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
 from scripts.networks import window_size
 from scripts.resampling import resampled_shape
@@ -271,8 +272,8 @@ def test_sums_are_kept_for_open_rows_only(monkeypatch) -> None:
     assert [tuple(part.shape) for part in parts] == [(5, 4, 9, 7)] * 98 + [(5, 8, 9, 7)]
     torch.testing.assert_close(torch.cat(parts, 1).movedim(1, 2).float(), probabilities, **HALF)
     [sums] = made
-    assert (sums.sums.shape, sums.sums.dtype) == ((1, 5, 8, 9, 8), torch.float32)
-    assert (sums.weights.shape, sums.weights.dtype) == ((8, 9, 8), torch.float32)
+    assert (sums.sums.shape, sums.sums.dtype) == ((1, 5, 8, 9, 7), torch.float32)
+    assert (sums.weights.shape, sums.weights.dtype) == ((8, 9, 7), torch.float32)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -311,18 +312,42 @@ def test_values_are_told_apart() -> None:
     assert seen == [3, 2], "of 0, 1 and 2 the last one is kept"
 
 
-def test_sums_in_a_file_are_the_same(tmp_path) -> None:
-    image, infer = noise(2, 37, 30, 25), MirroredWindowInferer((16, 8, 8))
-    made = []
+BLOCKS = {
+    "volume": (MirroredWindowInferer((8, 16, 8), sw_batch_size=2), (23, 17, 30), 0),
+    "narrower than the window": (MirroredWindowInferer((16, 16, 16), mirror=False), (20, 7, 11), 0),
+    "little overlap": (MirroredWindowInferer((8, 8, 8), mirror=False, overlap=0.25), (9, 30, 19), 2),
+    "slices, cut in the plane's first axis": (MirroredWindowInferer((8, 16), 2, sw_batch_size=3), (30, 17, 5), 2),
+    "slices, cut in the plane's second axis": (MirroredWindowInferer((8, 16), 1, sw_batch_size=3), (9, 5, 30), 1),
+    "mean": (MeanInferer([MirroredWindowInferer((8, 8), 0), MirroredWindowInferer((8, 8, 8))]), (6, 12, 21), 0),
+}
 
-    def zeros(shape, device):
-        made.append(memory.zeros_in_file(tmp_path / "scratch", shape))
-        return made[-1]
 
-    expected = torch.cat(list(infer.rows(image, depends_on_place, 0)), 1)
-    assert torch.equal(torch.cat(list(infer.rows(image, depends_on_place, 0, zeros=zeros)), 1), expected)
-    assert [tuple(sums.shape) for sums in made] == [(1, 2, 16, 30, 25)]
-    assert list((tmp_path / "scratch").iterdir()) == [], "the file has no name"
+@pytest.mark.parametrize("num", [2, 5])
+@pytest.mark.parametrize(("infer", "shape", "axis"), BLOCKS.values(), ids=BLOCKS)
+def test_blocks_are_parts_of_the_whole_bit_by_bit(infer, shape, axis, num) -> None:
+    """And what is said to be kept and seen is what is kept and seen."""
+    network, image = Recorder(depends_on_place), noise(1, *shape)
+    whole = torch.cat(list(infer.rows(image, network, axis)), 1).movedim(1, axis + 1)
+    assert len(network.shapes) > 0
+    blocks = cut([shape], axis, num)
+    assert len(blocks) == num
+    network.shapes.clear()
+    for block, rows in zip(blocks, infer.blocks(image, network, axis, blocks), strict=True):
+        found = torch.cat(list(rows), 1).movedim(1, axis + 1)
+        assert torch.equal(found, whole.movedim(block.axis + 1, 0)[block.spans[0]].movedim(0, block.axis + 1))
+        part = block.spans[0].stop - block.spans[0].start
+        assert infer.open_voxels(shape, axis, block) == infer.open_voxels(shape, axis) * part / shape[block.axis]
+    passes = {True: 8, False: 1}.get(getattr(infer, "mirror", None), 0)
+    if passes and not getattr(infer, "slice_axis", None):
+        assert sum(seen[0] for seen in network.shapes) == passes * infer.windows(shape, blocks)
+
+
+def test_slices_are_windows_too() -> None:
+    infer = MirroredWindowInferer((8, 8), 1)
+    assert infer.windows((20, 5, 12), cut([(20, 5, 12)], 1)) == 5 * 4 * 2
+    assert infer.windows((20, 5, 12), cut([(20, 5, 12)], 1, 2)) == 5 * (3 + 3) * 2, "2 of 4 lie across the cut"
+    pair = [MirroredWindowInferer((8, 8), 1, member=name) for name in "ab"]
+    assert MeanInferer(pair).windows((20, 5, 12), cut([(20, 5, 12)], 1)) == 2 * 5 * 4 * 2
 
 
 # The cascade.
@@ -349,9 +374,9 @@ class Witness:
     def best_axis(self, shape):
         return self.inferer.best_axis(shape)
 
-    def rows(self, image, network, axis, **options):
+    def blocks(self, image, network, axis, blocks):
         self.seen.append(image)
-        return self.inferer.rows(image, network, axis, **options)
+        return self.inferer.blocks(image, network, axis, blocks)
 
 
 def three_classes(x):
@@ -391,6 +416,18 @@ def test_windows_of_the_second_stage_see_their_part_of_the_first() -> None:
     infer, x = cascade(), noise(1, 1, 30, 9, 5)
     pred, first = infer(x, module), infer.first_stage(x, module)
     torch.testing.assert_close(pred.argmax(1, keepdim=True), first.long())
+
+
+@pytest.mark.parametrize("num", [2, 5, 40])
+def test_both_stages_in_blocks_are_the_same(num) -> None:
+    """The first stage has fewer voxels than blocks in the last case."""
+    module = Members(lowres=[three_classes], cascade=[lambda x: x.roll(1, 2) + x.flip(1)])
+    infer, shape = cascade(), (30, 33, 12)
+    image, blocks = noise(1, *shape), cut([shape], 0, num)
+    whole = torch.cat(list(infer.rows(image, module, 0)), 1).movedim(1, 1)
+    for block, rows in zip(blocks, infer.blocks(image, module, 0, blocks), strict=True):
+        assert torch.equal(torch.cat(list(rows), 1), whole[:, :, block.spans[0]])
+    assert infer.windows(shape, blocks) > infer.windows(shape, cut([shape], 0))
 
 
 def test_the_cascade_keeps_the_geometry() -> None:

@@ -7,7 +7,8 @@ import torch
 from conftest import TINY_PLAN
 from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.transforms import Invertd
-from scripts.inversion import InvertToLabeld, LabelInferer, mean_rows
+from scripts.blocks import cut
+from scripts.inversion import InvertToLabeld, LabelInferer, labels_of_blocks, mean_rows
 
 ANGLE = np.deg2rad(20)
 OBLIQUE = np.array([[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]])
@@ -102,12 +103,46 @@ class Given:
     def window_voxels(self, shape):
         return 1
 
-    def open_voxels(self, shape, axis):
+    def open_voxels(self, shape, axis, block=None):
         return 1
 
-    def rows(self, image, network, axis):
+    def blocks(self, image, network, axis, blocks):
         assert image.shape[1:] == self.pred.shape[1:]
-        yield from self.pred.movedim(axis + 1, 1).split(2, 1)
+        for block in blocks:
+            part = self.pred.movedim(block.axis + 1, 0)[block.spans[0]].movedim(0, block.axis + 1)
+            yield iter(part.movedim(axis + 1, 1).split(2, 1))
+
+
+GRIDS = {
+    "the same": [(9, 14, 11)] * 2,
+    "finer": [(9, 14, 11), (13, 31, 30)],
+    "coarser": [(19, 44, 31), (5, 9, 8)],
+    "one axis": [(9, 14, 11), (9, 14, 20)],
+    "over another grid": [(9, 14, 11), (20, 9, 22), (11, 21, 13)],
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shapes", GRIDS.values(), ids=GRIDS)
+def test_in_blocks_is_the_same_bit_by_bit(shapes, axis) -> None:
+    pred = torch.from_numpy(np.random.default_rng(0).random((4, *shapes[0]), np.float32)).half()
+    infer = Given(pred)
+
+    def labels(num):
+        blocks = cut(shapes, axis, num)
+        own = [pred.movedim(b.axis + 1, 0)[b.spans[0]][b.own] for b in blocks]
+        assert torch.equal(torch.cat(own), pred.movedim(blocks[0].axis + 1, 0)), "each voxel belongs to one"
+        return labels_of_blocks(infer.blocks(pred, None, axis, blocks), shapes, axis, blocks)
+
+    whole = labels(1)
+    assert whole.shape == shapes[-1]
+    assert all(torch.equal(labels(num), whole) for num in (2, 3, 7, 99))
+    by_torch = pred.float()[None]
+    for shape in shapes[1:]:
+        by_torch = torch.nn.functional.interpolate(by_torch, size=shape, mode="trilinear")
+    best = by_torch[0].sort(0).values
+    apart = best[-1] - best[-2] > 2e-3
+    assert torch.equal(whole[apart].long(), by_torch[0].argmax(0)[apart])
 
 
 @pytest.mark.parametrize("split", [(3, 2), (1, 5), (4, 4)], ids=str)

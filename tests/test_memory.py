@@ -8,6 +8,7 @@ from monai.data import MetaTensor
 from scripts import memory
 from scripts.inferers import CascadeInferer, MeanInferer, MirroredWindowInferer
 from scripts.inversion import LabelInferer
+from scripts.probabilities import Stored
 
 SIZES = {
     "4GB": 4 * 10**9,
@@ -88,27 +89,29 @@ class Network(torch.nn.Module):
         return two_classes(x)
 
 
+@pytest.mark.parametrize("folder", [False, True], ids=["labels", "and probabilities"])
 @pytest.mark.parametrize(
-    ("max_memory", "said", "in_file"),
+    ("max_memory", "said"),
     [
-        pytest.param(None, "", False, id="no limit"),
-        pytest.param("1GB", "case takes about 1 MB of memory", False, id="it fits"),
-        pytest.param("120KB", "the open rows are kept in a file", True, id="all but the rows"),
+        pytest.param(None, "", id="no limit"),
+        pytest.param("1GB", "case takes about 1 MB of memory", id="it fits"),
+        pytest.param("120KB", "open rows 1 MB), in 3 blocks with 100 % more windows", id="in blocks"),
     ],
 )
-def test_what_does_not_fit_goes_to_a_file(max_memory, said, in_file, tmp_path, caplog, monkeypatch) -> None:
+def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
-    folders, zeros = [], memory.zeros_in_file
-    monkeypatch.setattr("scripts.inversion.zeros_in_file", lambda *given: (folders.append(given[0]), zeros(*given))[1])
     image = MetaTensor(torch.randn(1, 1, 20, 20, 20), meta={"filename_or_obj": ["case.nii.gz"]})
     image.is_batch = True
     infer = MirroredWindowInferer((8, 8, 8), mirror=False)
-    expected = LabelInferer(infer)(image, Network())
-    found = LabelInferer(infer, max_memory=max_memory, scratch_dir=tmp_path)(image, Network())
+    folders = [tmp_path / name if folder else None for name in ("whole", "blocks")]
+    expected = LabelInferer(infer, folders[0])(image, Network())
+    found = LabelInferer(infer, folders[1], max_memory=max_memory)(image, Network())
     assert torch.equal(found.as_tensor(), expected.as_tensor())
-    assert folders == [tmp_path] * in_file
     assert said in caplog.text
     assert bool(caplog.text) == bool(said)
+    if folder:
+        whole, blocks = (torch.cat(list(Stored(f / "case.npz").rows()), 1) for f in folders)
+        assert torch.equal(blocks, whole)
 
 
 def test_what_cannot_fit_is_refused() -> None:

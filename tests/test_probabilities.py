@@ -84,6 +84,16 @@ def test_smooth_probabilities_take_little_room(tmp_path) -> None:
     assert (tmp_path / "case.npz").stat().st_size < 64**3 * 2 / 2
 
 
+@pytest.mark.parametrize("num", [2, 5])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_blocks_are_put_together(axis, num, tmp_path) -> None:
+    given_ = smooth((9, 8, 7))
+    for name, blocks in (("whole", 1), ("blocks", num)):
+        keep_probabilities(tmp_path / f"{name}.npz", given_, axis=axis, num_blocks=blocks)
+    rows = [list(Stored(tmp_path / f"{name}.npz").rows()) for name in ("whole", "blocks")]
+    assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True)), "two rows at a time"
+
+
 def test_files_of_older_versions_are_read(tmp_path) -> None:
     """They have all rows in one array."""
     given_ = torch.eye(3).reshape(3, 3, 1, 1).repeat(1, 1, 2, 4)
@@ -176,11 +186,12 @@ class Decided:
     def window_voxels(self, shape):
         return 1
 
-    def open_voxels(self, shape, axis):
+    def open_voxels(self, shape, axis, block=None):
         return 1
 
-    def rows(self, image, network, axis):
-        yield from self.probabilities.movedim(axis + 1, 1).split(3, 1)
+    def blocks(self, image, network, axis, blocks):
+        assert len(blocks) == 1
+        yield iter(self.probabilities.movedim(axis + 1, 1).split(3, 1))
 
 
 @pytest.mark.parametrize("config", ["3d_fullres", "3d_lowres"])

@@ -13,9 +13,10 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer, SlidingWindowInferer
 
+from scripts.blocks import Block, cut
 from scripts.cpu import sum_by_two_threads
-from scripts.inversion import labels_of, mean_rows
-from scripts.networks import append_one_hot, cropped_to, padded_to, window_size
+from scripts.inversion import labels_of_blocks, mean_rows
+from scripts.networks import append_one_hot, padded_to, window_size
 from scripts.precision import checked_switch, logits
 from scripts.resampling import resample, resampled_shape
 
@@ -26,8 +27,6 @@ NOT_FINITE = (
 BLOCK = 2**22
 """Probabilities that become float16 at a time: more would need more memory, and gain nothing."""
 Networks = Sequence[Callable[..., torch.Tensor]]
-Zeros = Callable[[Sequence[int], torch.device], torch.Tensor]
-"""Makes a float32 tensor of a shape on a device, filled with 0: in memory, or in a file."""
 Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
 
 SMALL_WINDOW = 64**3
@@ -35,36 +34,44 @@ SMALL_WINDOW = 64**3
 gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
-def zeros_in_memory(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Zeros, float32."""
-    return torch.zeros(tuple(shape), device=device)
-
-
 class RowInferer(Inferer, ABC):
     """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once."""
 
     @abstractmethod
-    def rows(
-        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
-    ) -> Iterator[torch.Tensor]:
-        """Class probabilities of an image, some finished rows at a time: float16 (classes, rows, *plane), where a plane
-        has the other two axes in their order.
+    def blocks(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, blocks: Sequence[Block]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        """Class probabilities of each block of an image, some finished rows at a time: float16 (classes, rows, *plane),
+        where a plane has the other two axes in their order, the one that is cut as far as the block goes. They are
+        those of the whole image, bit by bit: windows across a cut are seen once for each block.
 
         Args:
             image: (C, X, Y, Z).
             network: the network, or the module that has the networks of all members; scripted or not, and perhaps in
                 an object that has it as `predictor`, as MONAI Deploy's models do.
             axis: spatial axis that the rows are counted along.
-            zeros: where the sums of the open rows are kept.
+            blocks: see :func:`scripts.blocks.cut`. The rows of one are to be taken before those of the next.
         """
 
     @abstractmethod
-    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
-        """Voxels of an image of this shape whose probabilities are kept while rows along an axis are summed."""
+    def open_voxels(self, shape: Sequence[int], axis: int, block: Block | None = None) -> float:
+        """Voxels of an image of this shape, or of its block, whose probabilities are kept while rows along an axis are
+        summed."""
+
+    @abstractmethod
+    def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
+        """Windows that the networks see of an image of this shape."""
 
     @abstractmethod
     def window_voxels(self, shape: Sequence[int]) -> int:
         """Voxels in the windows of an image of this shape that a network sees at once."""
+
+    def rows(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *further: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """Class probabilities of an image in one block, see `blocks`."""
+        [rows] = self.blocks(image, network, axis, cut([image.shape[1:]], axis), *further)
+        return rows
 
     def best_axis(self, shape: Sequence[int]) -> int:
         """The axis along which the fewest voxels are open; the first of equals."""
@@ -76,7 +83,7 @@ class RowInferer(Inferer, ABC):
         Args:
             inputs: the images.
             network: see `rows`.
-            further: what `rows` takes beside the image, with one item for each.
+            further: what `blocks` takes beside the image, with one item for each.
         """
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         shape = images.shape[2:]
@@ -134,12 +141,36 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         self.member = member
         self.num_classes = num_classes
 
-    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+    def open_voxels(self, shape: Sequence[int], axis: int, block: Block | None = None) -> float:
         """One window's rows, or a batch of slices, which are whole rows along one axis only."""
         voxels = math.prod(shape) / shape[axis]
+        if block is not None:
+            voxels *= (block.spans[0].stop - block.spans[0].start) / shape[block.axis]
         if self.slice_axis is None:
             return voxels * window_size(list(shape), self.patch_size)[axis]
         return voxels * self.sw_batch_size if axis == self.slice_axis else math.inf
+
+    def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
+        """Those that touch a block, for each block."""
+        axes = [axis for axis in range(len(shape)) if axis != self.slice_axis]
+        size = [shape[axis] for axis in axes]
+        slices = 1 if self.slice_axis is None else shape[self.slice_axis]
+        return slices * sum(len(self._grid(size, axes.index(block.axis), block)[2]) for block in blocks)
+
+    def _grid(
+        self, size: list[int], across: int, block: Block
+    ) -> tuple[list[int], list[slice], list[tuple[slice, ...]]]:
+        """The size of the windows of an image or slice, where the block lies in it after padding, and the windows that
+        touch the block."""
+        patch = window_size(size, self.patch_size)
+        shape = [max(n, p) for n, p in zip(size, patch, strict=True)]
+        steps = [max(1, int(p * (1 - self.shared))) if n > p else p for n, p in zip(shape, patch, strict=True)]
+        before = [(n - m) // 2 for n, m in zip(shape, size, strict=True)]
+        region = [slice(b, b + m) for b, m in zip(before, size, strict=True)]
+        span = block.spans[0]
+        region[across] = here = slice(before[across] + span.start, before[across] + span.stop)
+        windows = dense_patch_slices(shape, patch, steps)
+        return patch, region, [w for w in windows if w[across].start < here.stop and w[across].stop > here.start]
 
     def window_voxels(self, shape: Sequence[int]) -> int:
         """A batch of windows, which a CPU sees fewer of."""
@@ -147,61 +178,71 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         window = math.prod(window_size(plane, self.patch_size))
         return window * min(self.sw_batch_size, max(1, SMALL_WINDOW // window))
 
-    def rows(
+    def blocks(
         self,
         image: torch.Tensor,
         network: torch.nn.Module,
         axis: int,
+        blocks: Sequence[Block],
         lowres: torch.Tensor | None = None,
-        *,
-        zeros: Zeros = zeros_in_memory,
-    ) -> Iterator[torch.Tensor]:
-        """Class probabilities of one image, see :class:`RowInferer`.
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        """Class probabilities of each block of one image, see :class:`RowInferer`.
 
         Args:
             image: (C, X, Y, Z).
             network: see :class:`RowInferer`.
             axis: that rows are counted along; for a network that sees slices, the axis along which they run.
+            blocks: see :class:`RowInferer`.
             lowres: segmentation by the first stage, uint8 (1, X, Y, Z), seen as one-hot channels.
-            zeros: see :class:`RowInferer`.
         """
         networks = [network] if self.member is None else members(network, self.member)
         predict = _Predictor(lambda patches: self._probabilities(patches, networks))
-        if self.slice_axis is None:
-            for rows in self._windows(image[None], predict, axis, None if lowres is None else lowres[None], zeros):
-                yield rows[0]
-            return
-        for slices in image.movedim(self.slice_axis + 1, 0).split(max(1, self.sw_batch_size)):
-            planes = torch.cat(list(self._windows(slices, predict, 0, None, zeros)), 2)
-            yield planes.transpose(0, 1)
+        for block in blocks:
+            if self.slice_axis is None:
+                low = None if lowres is None else lowres[None]
+                yield (rows[0] for rows in self._windows(image[None], predict, axis, block.axis, block, low))
+            else:
+                yield self._slices(image, predict, block)
+
+    def _slices(self, image: torch.Tensor, predict: _Predictor, block: Block) -> Iterator[torch.Tensor]:
+        """Probabilities of the block, a batch of slices at a time: (classes, slices, *plane)."""
+        axis: Any = self.slice_axis
+        across = block.axis - (block.axis > axis)
+        along = 1 - across  # A slice has rows, too: along the axis that is not cut.
+        for slices in image.movedim(axis + 1, 0).split(max(1, self.sw_batch_size)):
+            planes = torch.cat(list(self._windows(slices, predict, along, across, block)), 2)
+            yield planes.movedim(2, 2 + along).transpose(0, 1)
 
     def _windows(
-        self, inputs: torch.Tensor, predict: _Predictor, axis: int, lowres: torch.Tensor | None, zeros: Zeros
+        self,
+        inputs: torch.Tensor,
+        predict: _Predictor,
+        axis: int,
+        across: int,
+        block: Block,
+        lowres: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Probabilities of images or slices (B, C, *spatial): (B, classes, rows, *the other axes)."""
-        size = list(inputs.shape[2:])
-        patch = window_size(size, self.patch_size)
+        """Probabilities of the block of images or slices (B, C, *spatial): (B, classes, rows, *the other axes)."""
+        patch, region, windows = self._grid(list(inputs.shape[2:]), across, block)
         inputs = padded_to(inputs, patch, [1] * len(patch))
         lowres = None if lowres is None else padded_to(lowres, patch, [1] * len(patch))
-        shape = inputs.shape[2:]
-        steps = [max(1, int(p * (1 - self.shared))) if n > p else p for n, p in zip(shape, patch, strict=True)]
         importance = compute_importance_map(tuple(patch), mode="gaussian", device=inputs.device, dtype=torch.float32)
-        sums = _Sums(len(inputs), shape, axis, importance, zeros)
+        sums = _Sums(len(inputs), region, axis, importance)
         batch = self.sw_batch_size
         if inputs.device.type == "cpu":
             batch = min(batch, max(1, SMALL_WINDOW // math.prod(patch)))
         # All windows that begin in one row, then those of the next: the rows before are finished.
-        windows = sorted(dense_patch_slices(shape, patch, steps), key=lambda w: w[axis].start)
+        windows = sorted(windows, key=lambda w: w[axis].start)
         for row, group in itertools.groupby(windows, key=lambda w: w[axis].start):
             if row:
-                yield from sums.finish(row, size)
+                yield from sums.finish(row)
             places = [(image, window) for window in group for image in range(len(inputs))]
             for first in range(0, len(places), batch):
                 part = places[first : first + batch]
                 patches = torch.cat([self._patch(inputs, lowres, *place) for place in part])
                 for place, probabilities in zip(part, predict(patches), strict=True):
                     sums.add(*place, probabilities)
-        yield from sums.finish(shape[axis], size)
+        yield from sums.finish(inputs.shape[2 + axis])
 
     def _patch(
         self, inputs: torch.Tensor, lowres: torch.Tensor | None, image: int, window: tuple[slice, ...]
@@ -276,42 +317,40 @@ class _Sums:
 
     Args:
         num: images.
-        shape: of an image.
+        region: of the padded image, the part whose probabilities are wanted, along each axis.
         axis: that rows are counted along.
         importance: weights within a window.
-        zeros: where the sums are kept.
     """
 
-    def __init__(
-        self, num: int, shape: Sequence[int], axis: int, importance: torch.Tensor, zeros: Zeros = zeros_in_memory
-    ) -> None:
-        self.num, self.axis, self.zeros = num, axis, zeros
+    def __init__(self, num: int, region: Sequence[slice], axis: int, importance: torch.Tensor) -> None:
+        self.num, self.axis, self.rows = num, axis, region[axis]
+        self.others = [r for a, r in enumerate(region) if a != axis]
         self.importance = importance.movedim(axis, 0)
         self.length = len(self.importance)
-        others = [n for a, n in enumerate(shape) if a != axis]
-        self.weights = importance.new_zeros((self.length, *others))
+        self.weights = importance.new_zeros((self.length, *(r.stop - r.start for r in self.others)))
         self.row = 0
         self.sums = torch.empty(0)
 
     def add(self, image: int, window: tuple[slice, ...], probabilities: torch.Tensor) -> None:
         """Take in the probabilities (classes, *window) of a window that begins at the first open row."""
         if not self.sums.numel():
-            self.sums = self.zeros((self.num, len(probabilities), *self.weights.shape), self.weights.device)
-        where = tuple(w for a, w in enumerate(window) if a != self.axis)
-        weighted = probabilities.movedim(self.axis + 1, 1).mul_(self.importance)
+            self.sums = self.weights.new_zeros((self.num, len(probabilities), *self.weights.shape))
+        both = list(zip((w for a, w in enumerate(window) if a != self.axis), self.others, strict=True))
+        common = [(max(w.start, r.start), min(w.stop, r.stop)) for w, r in both]
+        where = tuple(slice(a - r.start, b - r.start) for (a, b), (_, r) in zip(common, both, strict=True))
+        inner = (slice(None), *(slice(a - w.start, b - w.start) for (a, b), (w, _) in zip(common, both, strict=True)))
+        importance = self.importance[inner]
+        weighted = probabilities.movedim(self.axis + 1, 1)[(slice(None), *inner)].mul_(importance)
         begin, last = self.row % self.length, self.length - self.row % self.length
         for here, there in ((slice(begin, None), slice(last)), (slice(begin), slice(last, None))):
             self.sums[image][(slice(None), here, *where)] += weighted[:, there]
             if image == 0:
-                self.weights[(here, *where)] += self.importance[there]
+                self.weights[(here, *where)] += importance[there]
 
-    def finish(self, row: int, size: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Close all rows before `row`, and give their probabilities, float16 (images, classes, rows, *the other axes),
-        without the padding around an image of `size`."""
-        others = [n for a, n in enumerate(size) if a != self.axis]
-        # An image that is smaller than the window has padding in its rows, too, and all of them close at once.
-        unused = max(0, row - self.row - size[self.axis]) // 2
-        first, end = self.row + unused, min(row, self.row + unused + size[self.axis])
+    def finish(self, row: int) -> Iterator[torch.Tensor]:
+        """Close all rows before `row`, and give the probabilities of those in the region, float16 (images, classes,
+        rows, *the other axes)."""
+        first, end = max(self.row, self.rows.start), min(row, self.rows.stop)
         some = max(1, BLOCK // self.sums[:, :, 0].numel())
         while first < end:
             begin = first % self.length
@@ -322,7 +361,7 @@ class _Sums:
                 raise ValueError(NOT_FINITE)
             sums.zero_()
             weights.zero_()
-            yield cropped_to(probabilities.to(torch.float16), [num, *others])
+            yield probabilities.to(torch.float16)
             first += num
         self.row = row
 
@@ -350,34 +389,39 @@ class CascadeInferer(RowInferer):
         self.lowres, self.cascade = lowres, cascade
         self.spacing, self.lowres_spacing = tuple(spacing), tuple(lowres_spacing)
 
-    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+    def open_voxels(self, shape: Sequence[int], axis: int, block: Block | None = None) -> float:
         """Those of the second stage; the first one has finished by then."""
-        return self.cascade.open_voxels(shape, axis)
+        return self.cascade.open_voxels(shape, axis, block)
+
+    def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
+        """Of both stages."""
+        low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
+        low = cut([low_shape], self.lowres.best_axis(low_shape), len(blocks))
+        return self.lowres.windows(low_shape, low) + self.cascade.windows(shape, blocks)
 
     def window_voxels(self, shape: Sequence[int]) -> int:
         """Of the stage that sees more."""
         return max(self.lowres.window_voxels(shape), self.cascade.window_voxels(shape))
 
-    def rows(
-        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
-    ) -> Iterator[torch.Tensor]:
-        """Class probabilities of one image, see :class:`RowInferer`; `network` is the
-        :class:`scripts.networks.Composite` with both stages."""
-        lowres = self.first_stage(image[None], network, zeros)[0]
-        yield from self.cascade.rows(image, network, axis, lowres, zeros=zeros)
+    def blocks(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, blocks: Sequence[Block]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        """Class probabilities of each block of one image, see :class:`RowInferer`; `network` is the
+        :class:`scripts.networks.Composite` with both stages. The first stage sees as many blocks."""
+        lowres = self.first_stage(image[None], network, len(blocks))[0]
+        yield from self.cascade.blocks(image, network, axis, blocks, lowres)
 
-    def first_stage(
-        self, inputs: torch.Tensor, network: torch.nn.Module, zeros: Zeros = zeros_in_memory
-    ) -> torch.Tensor:
+    def first_stage(self, inputs: torch.Tensor, network: torch.nn.Module, num_blocks: int = 1) -> torch.Tensor:
         """Segmentation by the first stage, uint8 (B, 1, X, Y, Z): seen on the low resolution, given on the full one."""
         shape = inputs.shape[2:]
         low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
         inputs = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        axis = self.lowres.best_axis(low_shape)
+        blocks = cut([low_shape], axis, num_blocks)
         found = []
         for image in inputs:
-            low = resample(image, low_shape, "spline")
-            axis = self.lowres.best_axis(low_shape)
-            labels = labels_of(self.lowres.rows(low, network, axis, zeros=zeros), [low_shape], axis)
+            rows = self.lowres.blocks(resample(image, low_shape, "spline"), network, axis, blocks)
+            labels = labels_of_blocks(rows, [low_shape], axis, blocks)
             found.append(resample(labels[None], shape, "nearest"))
         return torch.stack(found)
 
@@ -392,19 +436,23 @@ class MeanInferer(RowInferer):
         super().__init__()
         self.inferers = list(inferers)
 
-    def open_voxels(self, shape: Sequence[int], axis: int) -> float:
+    def open_voxels(self, shape: Sequence[int], axis: int, block: Block | None = None) -> float:
         """Those of all members, which advance together."""
-        return sum(inferer.open_voxels(shape, axis) for inferer in self.inferers)
+        return sum(inferer.open_voxels(shape, axis, block) for inferer in self.inferers)
+
+    def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
+        """Of all members."""
+        return sum(inferer.windows(shape, blocks) for inferer in self.inferers)
 
     def window_voxels(self, shape: Sequence[int]) -> int:
         """Of the member that sees most."""
         return max(inferer.window_voxels(shape) for inferer in self.inferers)
 
-    def rows(
-        self, image: torch.Tensor, network: torch.nn.Module, axis: int, *, zeros: Zeros = zeros_in_memory
-    ) -> Iterator[torch.Tensor]:
-        """Mean class probabilities of one image, see :class:`RowInferer`."""
-        yield from mean_rows([inferer.rows(image, network, axis, zeros=zeros) for inferer in self.inferers])
+    def blocks(
+        self, image: torch.Tensor, network: torch.nn.Module, axis: int, blocks: Sequence[Block]
+    ) -> Iterator[Iterator[torch.Tensor]]:
+        """Mean class probabilities of each block of one image, see :class:`RowInferer`."""
+        yield from map(mean_rows, zip(*(i.blocks(image, network, axis, blocks) for i in self.inferers), strict=True))
 
 
 class PatchInferer(Inferer):

@@ -6,12 +6,10 @@ import contextlib
 import math
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -78,23 +76,6 @@ def peak_bytes() -> int | None:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return None
-
-
-def zeros_in_file(folder: Path, shape: Sequence[int]) -> torch.Tensor:
-    """Zeros, float32, in a file without a name, which ends with the tensor.
-
-    Args:
-        folder: on the disk that holds it.
-        shape: of the tensor.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # All of it is taken now: where the disk is full, a page that is written later would end the process.
-        os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
-        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(shape)))
 
 
 @dataclass(frozen=True)

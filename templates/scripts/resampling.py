@@ -55,6 +55,14 @@ def _neighbors(num_in: int, num_out: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(centers % (2 * num_out) == 0, upper - 1, upper), upper
 
 
+def linear_neighbors(num_in: int, num_out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each of `num_out` samples the two that it lies between, int64, and the part of the second one, float32; each
+    (num_out,)."""
+    place = ((torch.arange(num_out, dtype=torch.float64) + 0.5) * num_in / num_out - 0.5).clamp_min(0)
+    lower = place.long()
+    return lower, (lower + 1).clamp_max(num_in - 1), (place - lower).float()
+
+
 def _spline(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     # Axes that shrink come first: the less is left for the others.
     for axis in sorted(range(len(shape)), key=lambda a: shape[a] / image.shape[a + 1]):

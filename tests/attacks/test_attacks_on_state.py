@@ -11,7 +11,7 @@ import pytest
 import torch
 from attack import DAMAGED_JSON, check_message, check_nothing_half_written, check_unchanged, command, refuse, tree
 from conftest import TINY_PLAN, Stub, write_project, write_tiny
-from scripts import cache, probabilities
+from scripts import blocks, cache, probabilities
 
 from autoplan import dataset as datasets
 from autoplan import fingerprint as fingerprints
@@ -71,7 +71,8 @@ def finished(tmp_path_factory, parse) -> Path:
     item["reference"] = item["label"]
     image = parser.get_parsed_content("validate#preprocessing")(item)["image"]
     path = results.probabilities(folder, "case_0")
-    probabilities.keeping(path, iter([torch.rand(3, *image.shape[1:])]), image, 0, list)
+    rows = (iter([torch.rand(3, *image.shape[1:])]) for _ in range(1))
+    probabilities.keeping(path, rows, image, 0, blocks.cut([image.shape[1:]], 0), lambda all_: list(map(list, all_)))
     return project
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Invertd
 
+from scripts.blocks import OTHER_GRIDS, Block, aligned, cut
 from scripts.formats import case_name
-from scripts.memory import as_bytes, as_text, memory_bytes, need, zeros_in_file
+from scripts.memory import Need, as_bytes, as_text, memory_bytes, need
 from scripts.probabilities import Stored, keeping
-from scripts.resampling import shapes_back
+from scripts.resampling import linear_neighbors, shapes_back
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 SHARE = 0.75
 """Of the memory that there is, what a prediction may take where no limit is given. Our choice."""
 WORTH_SAYING = 10**9
@@ -28,34 +30,23 @@ WORTH_SAYING = 10**9
 
 
 def mean_rows(members: Sequence[Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """The mean of class probabilities that come row by row, (classes, rows, *plane), as many rows at a time as all
-    members have finished.
+    """The mean of class probabilities that come row by row.
 
     Raises:
         ValueError: members with other classes, planes or numbers of rows.
     """
-    if len(members) == 1:
-        yield from members[0]
-        return
-    waiting: list[torch.Tensor | None] = [None] * len(members)
-    while True:
-        for number, (member, rows) in enumerate(zip(members, waiting, strict=True)):
-            waiting[number] = next(member, None) if rows is None else rows
-        there = [rows for rows in waiting if rows is not None]
-        if not there:
-            return
-        shapes = {(len(rows), *rows.shape[2:]) for rows in there}
-        if len(there) < len(members) or len(shapes) > 1:
-            raise ValueError("the members of the ensemble predict on different grids")
-        num = min(rows.shape[1] for rows in there)
-        total = there[0][:, :num].clone()
-        for rows in there[1:]:
-            total += rows[:, :num]
-        waiting = [rows[:, num:] if rows.shape[1] > num else None for rows in there]
-        yield total.div_(len(members))
+    for first, *others in aligned(members):
+        if any(other.shape != first.shape for other in others):
+            raise ValueError(OTHER_GRIDS)
+        total = first.clone() if others else first
+        for other in others:
+            total += other
+        yield total.div_(len(members)) if others else total
 
 
-def labels_of(rows: Iterator[torch.Tensor], shapes: Sequence[Sequence[int]], axis: int) -> torch.Tensor:
+def labels_of(
+    rows: Iterator[torch.Tensor], shapes: Sequence[Sequence[int]], axis: int, block: Block | None = None
+) -> torch.Tensor:
     """The most probable class of every voxel on another grid over the same field of view, the first in a tie.
 
     Probabilities are interpolated linearly, as `ResampleToSpacing.inverse` does it, and compared in float16. A row
@@ -63,43 +54,62 @@ def labels_of(rows: Iterator[torch.Tensor], shapes: Sequence[Sequence[int]], axi
 
     Args:
         rows: class probabilities, (classes, rows, *plane), along an axis.
-        shapes: voxels of each spatial axis that `rows` has, and those of the grids that it is to be interpolated to,
+        shapes: voxels of each spatial axis that the image has, and those of the grids that it is to be interpolated to,
             one after the other.
         axis: that the rows run along.
+        block: the part of the image that `rows` has; None for all of it.
 
     Returns:
-        Class numbers, uint8 of the last shape.
+        Class numbers, uint8, of the last shape or of the block's part of it.
     """
-    for shape, new_shape in itertools.pairwise(shapes):
-        if tuple(shape) != tuple(new_shape):
-            plane = [n for a, n in enumerate(new_shape) if a != axis]
-            rows = _interpolated(rows, shape[axis], new_shape[axis], plane)
+    block = block or cut(shapes, axis)[0]
+    for grids, spans in zip(itertools.pairwise(shapes), itertools.pairwise(block.spans), strict=True):
+        if tuple(grids[0]) != tuple(grids[1]):
+            rows = _interpolated(rows, *grids, axis, block.axis, *spans)
+    shape = list(shapes[-1])
+    shape[block.axis] = block.spans[-1].stop - block.spans[-1].start
     labels, filled = torch.empty(0), 0
     for some in rows:
         found = some.to(torch.float16).max(0).indices
         if not labels.numel():
-            labels = torch.empty(tuple(shapes[-1]), dtype=torch.uint8, device=found.device)
+            labels = torch.empty(shape, dtype=torch.uint8, device=found.device)
         labels.movedim(axis, 0)[filled : filled + len(found)] = found
         filled += len(found)
     return labels
 
 
 def _interpolated(
-    rows: Iterator[torch.Tensor], num_in: int, num_out: int, plane: Sequence[int]
+    rows: Iterator[torch.Tensor],
+    shape: Sequence[int],
+    new_shape: Sequence[int],
+    axis: int,
+    across: int,
+    span: slice,
+    new_span: slice,
 ) -> Iterator[torch.Tensor]:
-    """Rows interpolated to `num_out` ones with planes of another shape, one at a time: float32 (classes, 1, *plane)."""
+    """Rows of a part of an image interpolated to those of another shape, one at a time: float32 (classes, 1, *plane).
+
+    What a voxel becomes does not depend on the part that it is in: interpolated along `across`, which is cut, is what
+    the spans say, and along the third axis what PyTorch does.
+    """
+    lower, upper, weight = (values[new_span] for values in linear_neighbors(shape[across], new_shape[across]))
+    dim = 1 + across - (across > axis)  # of a row (classes, *plane)
+    [third] = {0, 1, 2} - {axis, across}
     last = first = torch.empty(0)
     made, seen = 0, -1
+    below, above, part = (values.tolist() for values in linear_neighbors(shape[axis], new_shape[axis]))
     for some in rows:
         for row in some.unbind(1):
-            last, seen = first, seen + 1
-            first = torch.nn.functional.interpolate(row[None].float(), size=tuple(plane), mode="bilinear")[0]
-            while made < num_out:
-                place = max(0.0, (made + 0.5) * num_in / num_out - 0.5)
-                lower = int(place)
-                if min(lower + 1, num_in - 1) > seen:
-                    break
-                yield (first if lower == seen else torch.lerp(last, first, place - lower))[:, None]
+            size = [row.shape[1], row.shape[2]]
+            size[2 - dim] = new_shape[third]
+            wide = torch.nn.functional.interpolate(row[None].float(), size=size, mode="bilinear")[0]
+            last, seen, first = first, seen + 1, wide
+            if shape[across] != new_shape[across]:
+                there, next_to = ((index - span.start).to(row.device) for index in (lower, upper))
+                weights = weight.to(row.device).reshape(-1, *[1] * (2 - dim))
+                first = wide.index_select(dim, there).lerp_(wide.index_select(dim, next_to), weights)
+            while made < new_shape[axis] and above[made] <= seen:
+                yield (first if below[made] == seen else torch.lerp(last, first, part[made]))[:, None]
                 made += 1
 
 
@@ -125,6 +135,14 @@ def labels_of_files(paths: Sequence[str | Path]) -> dict[str, MetaTensor]:
     return {"pred": MetaTensor(labels[None]), "image": first.image}
 
 
+def labels_of_blocks(
+    rows: Iterable[Iterator[torch.Tensor]], shapes: Sequence[Sequence[int]], axis: int, blocks: Sequence[Block]
+) -> torch.Tensor:
+    """The label map of a whole image, from the rows of each of its blocks; see `labels_of`."""
+    parts = [labels_of(some, shapes, axis, block) for some, block in zip(rows, blocks, strict=True)]
+    return torch.cat(parts, blocks[0].axis) if len(parts) > 1 else parts[0]
+
+
 class LabelInferer(Inferer):
     """Predicts label maps on the grid that images had before they were resampled; the probabilities of a whole image
     never exist at once. `InvertToLabeld` does the rest of the inversion.
@@ -135,10 +153,9 @@ class LabelInferer(Inferer):
         axis: that rows are counted along; None: the one that takes the least memory. Probabilities that are to be
             averaged later need the same one.
         max_memory: what the prediction of an image on a CPU may take, such as "4GB", above what the process has after
-            its imports; None: three quarters of the memory that there is. Where the open rows do not fit, they are kept
-            in a file.
+            its imports; None: three quarters of the memory that there is. Where the open rows do not fit, the image is
+            predicted in as many blocks as are needed. The label map is the same.
         num_classes: with the background.
-        scratch_dir: folder of that file.
     """
 
     def __init__(
@@ -148,13 +165,12 @@ class LabelInferer(Inferer):
         axis: int | None = None,
         max_memory: str | float | None = None,
         num_classes: int = 2,
-        scratch_dir: str | Path = ".",
     ) -> None:
         super().__init__()
         self.inferer, self.axis = inferer, axis
         self.folder = None if probabilities_dir is None else Path(probabilities_dir)
         self.limit = None if max_memory is None else as_bytes(max_memory)
-        self.num_classes, self.scratch = num_classes, Path(scratch_dir)
+        self.num_classes = num_classes
         self.network_seconds = 0.0
 
     def __call__(self, inputs: MetaTensor, network: torch.nn.Module) -> MetaTensor:
@@ -163,43 +179,58 @@ class LabelInferer(Inferer):
         shape = image.shape[1:]
         axis = self.inferer.best_axis(shape) if self.axis is None else self.axis
         shapes = shapes_back(image, shape)
-        storage = self._storage(image, shapes[-1], network, axis)
-        rows = self._timed(self.inferer.rows(image.as_tensor(), network, axis, **storage))
-        segment = partial(labels_of, shapes=shapes, axis=axis)
+        blocks = self._blocks(image, shapes, network, axis)
+        self.network_seconds = 0.0
+        rows = map(self._timed, self._timed(self.inferer.blocks(image.as_tensor(), network, axis, blocks)))
+        segment = partial(labels_of_blocks, shapes=shapes, axis=axis, blocks=blocks)
         if self.folder is None:
             labels = segment(rows)
         else:
             path = self.folder / f"{case_name(image.meta['filename_or_obj'])}.npz"
-            labels = keeping(path, rows, image, axis, segment)
+            labels = keeping(path, rows, image, axis, blocks, segment)
         return MetaTensor(labels[None, None]).copy_meta_from(inputs, copy_attr=False)
 
-    def _timed(self, rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The rows; `network_seconds` becomes the time that was waited for them."""
-        self.network_seconds, start = 0.0, time.monotonic()
-        for some in rows:
+    def _timed(self, found: Iterable[Item]) -> Iterator[Item]:
+        """What is found; the time that was waited for it is added to `network_seconds`."""
+        start = time.monotonic()
+        for some in found:
             self.network_seconds += time.monotonic() - start
             yield some
             start = time.monotonic()
         self.network_seconds += time.monotonic() - start
 
-    def _storage(self, image: MetaTensor, shape: Sequence[int], network: torch.nn.Module, axis: int) -> dict[str, Any]:
-        """Where the open rows of an image are kept: the option "zeros" of the inferer, or nothing.
+    def _blocks(
+        self, image: MetaTensor, shapes: Sequence[Sequence[int]], network: torch.nn.Module, axis: int
+    ) -> list[Block]:
+        """The fewest blocks of an image with which its prediction fits.
 
         Raises:
-            ValueError: what cannot be kept in a file does not fit.
+            ValueError: there are none.
         """
+        whole = cut(shapes, axis)
         limit = self.limit or int(SHARE * memory_bytes())
         if image.device.type != "cpu" or not limit:
-            return {}
-        voxels = self.inferer.window_voxels(image.shape[1:]), self.inferer.open_voxels(image.shape[1:], axis)
-        needed = need(image.shape, shape, voxels[0], _features(network), self.num_classes, voxels[1])
-        fits = needed.total <= limit
-        name = case_name(image.meta["filename_or_obj"])
-        if self.limit or not fits or needed.total > WORTH_SAYING:
-            logger.info("%s takes about %s%s", name, needed, "" if fits else "; the open rows are kept in a file")
-        if needed.total - needed.rows > limit:
-            raise ValueError(f"it would take about {needed}, of which {as_text(limit)} are to be used at most")
-        return {} if fits else {"zeros": lambda shape, _: zeros_in_file(self.scratch, shape)}
+            return whole
+        window, features = self.inferer.window_voxels(shapes[0]), _features(network)
+
+        def needed(blocks: Sequence[Block]) -> Need:
+            voxels = max(self.inferer.open_voxels(shapes[0], axis, block) for block in blocks)
+            return need(image.shape, shapes[-1], window, features, self.num_classes, voxels)
+
+        most = shapes[-1][whole[0].axis]
+        options = (cut(shapes, axis, num) for num in range(1, most + 1))
+        blocks = next((b for b in options if needed(b).total <= limit), None)
+        if blocks is None:
+            least = needed(cut(shapes, axis, most))
+            raise ValueError(f"it would take about {least}, of which {as_text(limit)} are to be used at most")
+        takes = needed(blocks)
+        if self.limit or len(blocks) > 1 or takes.total > WORTH_SAYING:
+            name, said = case_name(image.meta["filename_or_obj"]), ""
+            if len(blocks) > 1:
+                more = self.inferer.windows(shapes[0], blocks) / self.inferer.windows(shapes[0], whole) - 1
+                said = f", in {len(blocks)} blocks with {100 * more:.0f} % more windows"
+            logger.info("%s takes about %s%s", name, takes, said)
+        return blocks
 
 
 def _features(network: Any) -> int:

@@ -8,8 +8,9 @@ written and read some rows at a time, so that those of a whole image need not be
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import TraceKeys
 
+from scripts.blocks import Block, aligned
 from scripts.files import write_atomically
 from scripts.formats import case_name
 
@@ -28,35 +30,50 @@ Result = TypeVar("Result")
 
 
 def keeping(
-    path: str | Path, rows: Iterator[torch.Tensor], image: MetaTensor, axis: int, use: Callable[..., Result]
+    path: str | Path,
+    blocks: Iterable[Iterator[torch.Tensor]],
+    image: MetaTensor,
+    axis: int,
+    places: Sequence[Block],
+    use: Callable[[Iterator[Iterator[torch.Tensor]]], Result],
 ) -> Result:
-    """use(rows), while a file is written of the rows that pass: atomically, and with the geometry of the image.
+    """use(blocks), while a file is written of the rows that pass: atomically, and with the geometry of the image.
 
     Args:
         path: the file.
-        rows: class probabilities, (classes, rows, *plane), along an axis.
+        blocks: class probabilities, (classes, rows, *plane), along an axis; of each block of the image.
         image: preprocessed, (C, X, Y, Z).
         axis: spatial axis that the rows run along.
-        use: takes all of the rows.
+        places: of the blocks.
+        use: takes all of the rows of all of the blocks.
     """
     results = []
+    across = places[0].axis
 
-    def passing(archive: zipfile.ZipFile) -> Iterator[torch.Tensor]:
+    def passing(archive: zipfile.ZipFile, block: int, rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        own = places[block].own
         for number, some in enumerate(rows):
-            foreground = some[1:].float().mul(LEVELS).round_().to(torch.uint8)
-            _put(archive, f"{ROWS}{number:05d}", foreground.cpu().numpy())
+            part = some[1:].narrow(_dimension(across, axis), own.start, own.stop - own.start)
+            foreground = part.float().mul(LEVELS).round_().to(torch.uint8)
+            _put(archive, f"{ROWS}{block:03d}_{number:05d}", foreground.cpu().numpy())
             yield some
 
     def write(temporary: Path) -> None:
         geometry = io.BytesIO()
         said = {"affine": image.affine, "applied_operations": image.applied_operations}
-        torch.save({**_plain(said), "shape": list(image.shape[1:]), "axis": axis}, geometry)
+        where = {"shape": list(image.shape[1:]), "axis": axis, "across": across}
+        torch.save({**_plain(said), **where}, geometry)
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             _put(archive, "geometry", np.frombuffer(geometry.getvalue(), np.uint8))
-            results.append(use(passing(archive)))
+            results.append(use(passing(archive, number, rows) for number, rows in enumerate(blocks)))
 
     write_atomically(path, write)
     return results[0]
+
+
+def _dimension(across: int, axis: int) -> int:
+    """Of the axis that is cut, in (classes, rows, *plane)."""
+    return 2 + across - (across > axis)
 
 
 def _put(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
@@ -81,6 +98,7 @@ class Stored:
             # Older files have all rows in one piece.
             self.shape = tuple(geometry["shape"] if "shape" in geometry else arrays["foreground"].shape[1:])
         self.axis = int(geometry.get("axis", 0))
+        self._dimension = _dimension(int(geometry.get("across", 0 if self.axis else 1)), self.axis)
         self.image = MetaTensor(
             torch.empty(0),
             affine=geometry["affine"],
@@ -91,8 +109,12 @@ class Stored:
     def rows(self) -> Iterator[torch.Tensor]:
         """Class probabilities, float32 (classes, rows, *plane), as many rows at a time as were written at once."""
         with np.load(self.path) as arrays:
-            for name in sorted(set(arrays.files) - {"geometry"}):
-                foreground = torch.from_numpy(arrays[name]).float().div_(LEVELS)
+            names = sorted(set(arrays.files) - {"geometry"})
+            # Older files have no blocks: "rows_00000".
+            blocks = itertools.groupby(names, key=lambda name: name.rpartition("_")[0])
+            parts = [(torch.from_numpy(arrays[name]) for name in list(of_block)) for _, of_block in blocks]
+            for some in aligned(parts):
+                foreground = torch.cat(some, self._dimension).float().div_(LEVELS)
                 background = (1 - foreground.sum(0, keepdim=True)).clamp_(min=0)
                 yield torch.cat([background, foreground])
 
