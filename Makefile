@@ -31,5 +31,5 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	  { echo 'Error: "$(PYTHON)" cannot make environments. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
 	@echo 'Installing into $(VENV): some minutes the first time.'
-	"$(VENV)/bin/python" -m pip install -q -c constraints.txt -e ".[test,lint]"
+	"$(VENV)/bin/python" -m pip install -q --no-compile -c constraints.txt -e ".[test,lint]"
 	@touch "$@"
