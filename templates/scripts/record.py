@@ -101,7 +101,7 @@ class PredictionRecord:
 
     def _volumes(self, classes: Any) -> dict[str, dict[str, float]]:
         """Voxels and volume of each class of a segmentation, class numbers (1, X, Y, Z)."""
-        numbers = classes.as_tensor().flatten().to(torch.int64)
+        numbers = classes.as_tensor().flatten().to(torch.uint8)  # no copy: they are
         counts = torch.bincount(numbers, minlength=len(self.classes) + 1)[1:].tolist()
         ml = abs(float(np.linalg.det(np.asarray(classes.affine)[:3, :3]))) / 1000
         named = dict(zip(self.classes, counts, strict=True))
