@@ -439,14 +439,7 @@ def cost(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
         root: folder of the datasets.
         bundles: folder of the bundles.
     """
-    from autoplan import cost as costs
-
-    folder, planned, facts = _planned(dataset, root, bundles)
-    bill = costs.compute(planned, facts)
-    print(costs.save(bill, folder))
-    print("\n" + table(costs.rows(bill), left=1) + "\n")
-    for note in costs.notes(bill):
-        print(note)
+    _tell_cost(*_planned(dataset, root, bundles))
 
 
 def share(
@@ -752,6 +745,17 @@ def _planned(dataset: str, root: str, bundles: str) -> tuple[Path, Plan, Fingerp
     return folder, planned, saved.load_fingerprint(folder / saved.FINGERPRINT)
 
 
+def _tell_cost(folder: Path, planned: Plan, facts: Fingerprint) -> None:
+    """Computes the costs of a plan, prints them, and keeps them in the folder of its bundles."""
+    from autoplan import cost as costs
+
+    bill = costs.compute(planned, facts)
+    print(costs.save(bill, folder))
+    print("\n" + table(costs.rows(bill), left=1) + "\n")
+    for note in costs.notes(bill):
+        print(note)
+
+
 def _cost_if_unknown(dataset: str, root: str, bundles: str) -> None:
     """Tells what a plan costs, once. It is no reason for a run to end."""
     from autoplan import cost as costs
@@ -759,7 +763,7 @@ def _cost_if_unknown(dataset: str, root: str, bundles: str) -> None:
     try:
         folder, planned, facts = _planned(dataset, root, bundles)
         if costs.load(planned, facts, folder) is None:
-            cost(dataset, root=root, bundles=bundles)
+            _tell_cost(folder, planned, facts)
     except (AutoplanError, OSError, MemoryError) as error:
         print(f"Warning: the cost is not known: {one_line(error)}")
 
