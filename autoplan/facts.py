@@ -51,7 +51,7 @@ class CaseFacts:
     order of the labels, its voxels and its connected components. `forms_apart_mm` is the distance between the places
     where the sform and the qform of the image's header put a corner of it, 0 where only one of them is in use.
     `orientation` is that of the file's axes, such as LPS; `intensities` has for each channel the percentiles that
-    `fingerprint.profile` takes."""
+    `intensities.profile` takes."""
 
     name: str
     shape: Shape
@@ -179,7 +179,7 @@ class Origin:
 @dataclass(frozen=True)
 class TrainingRange:
     """What the training images are like, to tell images that are not: the orientations of their files; least and
-    largest spacing and size of each axis, mm, in RAS order; least and largest of each of `fingerprint.profile`'s
+    largest spacing and size of each axis, mm, in RAS order; least and largest of each of `intensities.profile`'s
     percentiles, channel by channel, nothing where there are too few cases to say."""
 
     orientations: tuple[str, ...]

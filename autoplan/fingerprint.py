@@ -3,7 +3,6 @@ changed. What was read of each case is kept too, so a dataset that grew, or a re
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from autoplan.images import (
     ras_order,
     spacing,
 )
+from autoplan.intensities import profile
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.readings import Histogram, Reading, Readings
 from autoplan.saved import load_fingerprint
@@ -43,14 +43,8 @@ SIGNIFICANT_BITS = 16
 """Precision at which CT intensities are counted, see `rounded`."""
 PERCENTILES = (0.5, 99.5)
 """Source: section 2.2, "Normalization"."""
-PROFILE = (0.5, 50.0, 99.5)
-"""Percentiles that say what the intensities of an image are like. Our choice."""
-PROFILE_VOXELS = 2**18
-"""Voxels that they are taken from, roughly, where there are more."""
-AIR = -1024.0
-"""Least value that a voxel of a CT counts with: what is below it is the padding of scanners."""
 PROFILE_DIGITS = 4
-"""Decimals of a percentile."""
+"""Decimals of a percentile of the intensities."""
 FORMS_DIGITS = 1
 """Decimals of a distance of the forms in mm: what is far below a voxel is rounding of the header."""
 BYTES_PER_PROCESS = 2_000_000
@@ -199,24 +193,12 @@ def case_facts(
         class_components=num_components(label, [value for value, _ in labels[1:]]),
         forms_apart_mm=round(image.grid.forms_apart_mm, FORMS_DIGITS),
         orientation=orientation(image.affine),
-        intensities=tuple(
-            profile(image.array[..., channel], absolute=is_ct(name)) for channel, name in enumerate(modalities)
-        ),
+        intensities=tuple(_profile(image.array[..., c], modality) for c, modality in enumerate(modalities)),
     )
 
 
-def profile(channel: NDArray[Any], *, absolute: bool) -> tuple[float, ...]:
-    """What the intensities of one channel (X, Y, Z) are like: the percentiles `PROFILE`. Where they are not absolute,
-    of the nonzero voxels alone, in standard deviations from their mean. A bundle's `scripts/familiarity.py` has the
-    same of an image to predict."""
-    step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
-    values = channel[::step, ::step, ::step].astype(np.float64)
-    if absolute:
-        values = values.clip(min=AIR)
-    else:
-        values = values[values != 0] if values.any() else values
-        values = (values - values.mean()) / (values.std() or 1)
-    return tuple(round(float(v), PROFILE_DIGITS) for v in np.percentile(values, PROFILE))
+def _profile(channel: NDArray[Any], modality: str) -> tuple[float, ...]:
+    return tuple(round(value, PROFILE_DIGITS) for value in profile(channel, absolute=is_ct(modality)))
 
 
 def cropped_shape(array: NDArray[Any]) -> Shape:

@@ -4,14 +4,11 @@ One text, so planning, training and prediction see the same voxels at the same p
 """
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from typing import TYPE_CHECKING
 
-from autoplan.overlays import templates_folder
+from autoplan.overlays import load_script
 
 if TYPE_CHECKING:
     from scripts.formats import *  # noqa: F403
 else:
-    _spec = spec_from_file_location(__name__, templates_folder() / "scripts" / "formats.py")
-    sys.modules[__name__] = module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules[__name__])
+    sys.modules[__name__] = load_script("formats", __name__)

@@ -13,9 +13,12 @@ is there.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from autoplan.errors import TemplateError
@@ -32,6 +35,14 @@ def templates_folder() -> Path:
         if (folder / "configs" / "train.json").is_file():
             return folder
     raise TemplateError(f"no templates beside {_PACKAGE}. Install autoplan again.")
+
+
+def load_script(name: str, module: str) -> ModuleType:
+    """A file of the bundles' `scripts` as a module of another name."""
+    spec: Any = spec_from_file_location(module, templates_folder() / "scripts" / f"{name}.py")
+    found = sys.modules[module] = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def read_template(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from scripts.record import NAME
 
 from autoplan import fingerprint, prediction, rules
 from autoplan.facts import Case, CaseFacts, TrainingRange, to_dict
+from autoplan.images import read_volume
 
 RANGE = {
     "orientations": ["RAS"],
@@ -73,11 +74,13 @@ def test_axes_are_compared_in_the_order_of_the_world() -> None:
 
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("shape", [(9, 8, 7), (120, 100, 90), (30, 20, 1)], ids=str)
-def test_planning_and_bundles_see_the_same(shape, absolute) -> None:
+def test_planning_and_bundles_see_the_same(shape, absolute, tmp_path) -> None:
     channel = np.random.default_rng(0).normal(0, 100, shape).astype(np.float32) * (np.indices(shape)[0] > 2)
-    ours = fingerprint.profile(channel, absolute=absolute)
-    assert ours == pytest.approx(familiarity.profile(channel, absolute=absolute), abs=1e-4)
-    assert (fingerprint.PROFILE, fingerprint.AIR) == (familiarity.PROFILE, familiarity.AIR)
+    nibabel.save(nibabel.Nifti1Image(channel, np.eye(4)), tmp_path / "a.nii")
+    volume, modality = read_volume(tmp_path / "a.nii"), "CT" if absolute else "MRI"
+    labels = ((0, "background"), (1, "a"))
+    facts = fingerprint.case_facts("a", volume, np.ones(shape, np.uint8), labels=labels, modalities=(modality,))
+    assert facts.intensities == (pytest.approx(familiarity.profile(channel, absolute=absolute), abs=1e-4),)
 
 
 def test_the_padding_of_scanners_is_air() -> None:

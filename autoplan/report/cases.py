@@ -20,6 +20,7 @@ from autoplan.facts import Case, CaseFacts, Dataset, from_dict, to_dict
 from autoplan.files import read_object, write_text_atomically
 from autoplan.formats import LPS, format_of
 from autoplan.images import bounding_box
+from autoplan.intensities import sampled
 from autoplan.overlays import format_json
 from autoplan.processes import mapper
 from autoplan.report import pictures
@@ -30,8 +31,6 @@ KEPT = Path("cache") / "report"
 """Folder, in that of the task's bundles."""
 THUMBNAIL = 12
 """Edge of the thumbnail of an image, voxels."""
-SAMPLES = 2**18
-"""Voxels that intensities are taken from, roughly, where there are more."""
 T = TypeVar("T")
 
 
@@ -243,7 +242,7 @@ def _solidity(label: NDArray[Any], value: int) -> tuple[int, int]:
 
 def _intensities(channel: NDArray[Any]) -> tuple[float, ...]:
     """Least value of one channel, percentiles 0.5, 50 and 99.5 of its nonzero voxels, and largest value."""
-    some = _sample(channel)
+    some = sampled(channel)
     inside = some[some != 0]
     low, middle, high = np.percentile(inside if inside.size else some, [0.5, 50, 99.5])
     return tuple(float(v) for v in (channel.min(), low, middle, high, channel.max()))
@@ -253,12 +252,6 @@ def _foreground(array: NDArray[Any], label: NDArray[Any]) -> tuple[float, ...]:
     """Median of each channel over the labelled voxels."""
     inside = array[label > 0]
     return tuple(float(np.median(inside[:, channel])) for channel in range(array.shape[3])) if inside.size else ()
-
-
-def _sample(channel: NDArray[Any]) -> NDArray[Any]:
-    """Every n-th voxel along each axis, where they are many."""
-    step = max(1, math.floor((channel.size / SAMPLES) ** (1 / 3)))
-    return channel[::step, ::step, ::step]
 
 
 def _empty_slices(array: NDArray[Any], label: NDArray[Any] | None) -> tuple[int, int]:
@@ -315,7 +308,7 @@ def _picture(
         values,
         spacing=facts.spacing,
         at=pictures.center(label, value, image.shape),
-        grey=pictures.window(_sample(image), inside),
+        grey=pictures.window(sampled(image), inside),
         width=size[0],
         height=size[1],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from monai.transforms import MapTransform
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, io_orientation
 
+from scripts.intensities import PROFILE, profile
+
 UNLIKE = "unlike_training"
 """Key of an image's metadata: in what it is unlike those of the training, "" where it is like them."""
-PROFILE = (0.5, 50.0, 99.5)
-PROFILE_VOXELS = 2**18
-AIR = -1024.0
 SPACING_FACTOR, SIZE_FACTOR = 1.25, 1.5
 """How far beyond the training's range a spacing or a size may be. Our choice; docs/benchmarks.md of autoplan has how
 many images of four public datasets are called odd by these numbers."""
@@ -93,18 +91,3 @@ class CompareWithTrainingd(MapTransform):
                         f"{q:g} % of the voxels{channel} lie below {value:.4g}{unit} (training: {least:g} to "
                         f"{largest:g})"
                     )
-
-
-def profile(channel: np.ndarray, *, absolute: bool) -> tuple[float, ...]:
-    """What the intensities of one channel (X, Y, Z) are like: the percentiles `PROFILE`. Where they are not absolute,
-    of the nonzero voxels alone, in standard deviations from their mean. Planning has the same of the training images.
-    """
-    step = max(1, math.floor((channel.size / PROFILE_VOXELS) ** (1 / 3)))
-    values = channel[::step, ::step, ::step].astype(np.float64)
-    if absolute:
-        values = values.clip(min=AIR)
-    else:
-        values = values[values != 0] if values.any() else values
-        with np.errstate(invalid="ignore"):
-            values = (values - values.mean()) / (values.std() or 1)
-    return tuple(float(v) for v in np.percentile(values, PROFILE))
