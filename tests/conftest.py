@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,13 +208,13 @@ def write_task(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     return folder
 
 
-def dataset_of(plan: Plan, root: Path) -> Dataset:
+def dataset_of(plan: Plan, root: Path, test: Sequence[Case] = ()) -> Dataset:
     """The dataset of a plan with the Decathlon's files in `root`, which need not be there."""
     cases = [
         Case(n, (f"imagesTr/{n}.nii.gz",), f"labelsTr/{n}.nii.gz")
         for n in sorted(n for fold in plan.folds for n in fold)
     ]
-    return Dataset(root, plan.name, plan.modalities, plan.labels, tuple(cases), ())
+    return Dataset(root, plan.name, plan.modalities, plan.labels, tuple(cases), tuple(test))
 
 
 def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:

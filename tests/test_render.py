@@ -17,8 +17,9 @@ from conftest import NAMES, PROJECT, TINY_PLAN, dataset_of, write_project
 from monai.data import MetaTensor
 
 from autoplan import dataset, fingerprint, plan, results, saved
+from autoplan.__main__ import main
 from autoplan.errors import TemplateError
-from autoplan.facts import ChannelNormalization, Decision, to_dict
+from autoplan.facts import Case, ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
 from autoplan.render import OVERLAYS, Performance, Trained, relative_path, render, render_all, render_shared, write
 
@@ -670,7 +671,8 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     facts = saved.load_fingerprint(EXAMPLE / "fingerprint.json")
     planned = plan.plan(facts)
     folder = EXAMPLE / "3d_fullres"
-    data = dataset_of(planned, PROJECT / "data" / EXAMPLE.name)
+    known = json.loads((folder / "configs/datalist.json").read_text())["test"]  # no fingerprint has the test images
+    data = dataset_of(planned, PROJECT / "data" / EXAMPLE.name, [Case(e["name"], (e["image"],)) for e in known])
     files = render(planned, planned.configuration(folder.name), data, f"../../../data/{EXAMPLE.name}")
     if request.config.getoption("--rewrite-example"):
         write(folder, files)
@@ -686,6 +688,18 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
 def test_the_example_s_fingerprint_is_that_of_the_data(real_data) -> None:
     facts = fingerprint.fingerprint(dataset.load(real_data(EXAMPLE.name)), progress=False)
     assert facts == saved.load_fingerprint(EXAMPLE / "fingerprint.json")
+
+
+def test_planning_the_data_leaves_the_example_as_it_is(real_data, tmp_path) -> None:
+    """As the first command of the README does it in a fresh clone."""
+    data = real_data(EXAMPLE.name)
+    project = tmp_path / "project"
+    shutil.copytree(EXAMPLE, project / "bundles" / EXAMPLE.name)
+    (project / "data").mkdir()
+    (project / "data" / EXAMPLE.name).symlink_to(data)
+    before = files_of(project / "bundles" / EXAMPLE.name / "3d_fullres")
+    assert main([str(project / "data" / EXAMPLE.name), "--bundles", str(project / "bundles")]) == 0
+    assert files_of(project / "bundles" / EXAMPLE.name / "3d_fullres") == before
 
 
 def test_the_example_has_the_known_plan() -> None:
