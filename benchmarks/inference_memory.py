@@ -168,6 +168,7 @@ def main() -> None:
             except (OSError, StopIteration):
                 break
         reader.join()
+        process.wait()
         size = 4 * math.prod(given.shape)
         when, peak = max(curve, key=lambda item: item[1])
         print(json.dumps({"exit": process.returncode, "volume_MB": size / 1e6, "peak_MB": highest / 1e6,

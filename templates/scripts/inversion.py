@@ -89,22 +89,23 @@ def _interpolated(
 ) -> Iterator[torch.Tensor]:
     """Rows of a part of an image interpolated to those of another shape, one at a time: float32 (classes, 1, *plane).
 
-    What a voxel becomes does not depend on the part that it is in: interpolated along `across`, which is cut, is what
-    the spans say, and along the third axis what PyTorch does.
+    PyTorch interpolates the other two axes, but `across` only where it is not cut: what a voxel becomes depends on the
+    part that it is in by float32's rounding alone.
     """
     lower, upper, weight = (values[new_span] for values in linear_neighbors(shape[across], new_shape[across]))
     dim = 1 + across - (across > axis)  # of a row (classes, *plane)
     [third] = {0, 1, 2} - {axis, across}
+    is_cut = span != slice(0, shape[across])
     last = first = torch.empty(0)
     made, seen = 0, -1
     below, above, part = (values.tolist() for values in linear_neighbors(shape[axis], new_shape[axis]))
     for some in rows:
         for row in some.unbind(1):
-            size = [row.shape[1], row.shape[2]]
+            size = [row.shape[dim] if is_cut else new_shape[across]] * 2
             size[2 - dim] = new_shape[third]
             wide = torch.nn.functional.interpolate(row[None].float(), size=size, mode="bilinear")[0]
             last, seen, first = first, seen + 1, wide
-            if shape[across] != new_shape[across]:
+            if is_cut and shape[across] != new_shape[across]:
                 there, next_to = ((index - span.start).to(row.device) for index in (lower, upper))
                 weights = weight.to(row.device).reshape(-1, *[1] * (2 - dim))
                 first = wide.index_select(dim, there).lerp_(wide.index_select(dim, next_to), weights)
