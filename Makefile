@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@"$(VENV)/bin/python" tools/demo.py $(if $(TASK),"$(TASK)")
 
 test: lint
-	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadgroup --cov
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
 
 install: $(INSTALLED)
 

@@ -14,8 +14,7 @@ import torch
 from conftest import NAMES, TINY_PLAN, write_project
 from monai.bundle.properties import InferProperties, TrainProperties
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bundle")]
-"""One process makes what all tests of the file look at."""
+pytestmark = pytest.mark.slow
 
 TASK = TINY_PLAN.name
 BLOCKER = """

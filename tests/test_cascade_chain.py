@@ -13,8 +13,7 @@ from test_bundle import Commands, finished
 
 from autoplan import results
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cascade_chain")]
-"""One process makes what all tests of the file look at."""
+pytestmark = pytest.mark.slow
 
 TASK, SHAPE, SPACING = "Task92_Large", (208, 208, 200), (0.8, 0.8, 1.0)
 CASES = ("case_0", "case_1")

@@ -21,7 +21,7 @@ from autoplan.report.cost import section
 from autoplan.rules import resampled_shape
 from autoplan.saved import save_fingerprint, save_plan
 
-pytestmark = pytest.mark.xdist_group("cost")
+pytestmark = pytest.mark.slow
 FACTS = Fingerprint(
     key="key",
     name=TINY_PLAN.name,
