@@ -208,6 +208,9 @@ def predict(
     preview: bool = False,
     dicom_seg: bool = False,
     strict: bool = False,
+    overlap: float | None = None,
+    no_mirror: bool = False,
+    region_first: bool = False,
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
@@ -230,14 +233,19 @@ def predict(
             class, with outlines.
         dicom_seg: also write a DICOM Segmentation object of each DICOM series, OUTPUT/CASE.dcm.
         strict: refuse images that are unlike those of the training, instead of warning of them.
+        overlap: part of a window by which neighbours overlap; as in cross-validation, if not given. 0.25 is faster.
+        no_mirror: do not average over mirrorings. Faster.
+        region_first: look at each image once without overlap and mirroring, or with the first stage of a cascade, and
+            predict only where that sees anything. Faster where objects are small.
     """
-    for flag, value in (("force", force), ("preview", preview), ("dicom_seg", dicom_seg), ("strict", strict)):
+    switches = {"dicom_seg": dicom_seg, "strict": strict, "region_first": region_first}
+    for flag, value in {"force": force, "preview": preview, "no_mirror": no_mirror, **switches}.items():
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
-    settings: dict[str, Any] = {"device": device or "", "max_memory": max_memory}
-    settings = {name: value for name, value in settings.items() if value}
+    settings: dict[str, Any] = {"device": device or None, "max_memory": max_memory or None, "overlap": overlap}
+    settings = {name: value for name, value in settings.items() if value is not None}
     check_settings(settings, list(settings))
     _check_gpu(settings.get("device", ""))
-    settings |= {name: True for name, given in (("dicom_seg", dicom_seg), ("strict", strict)) if given}
+    settings |= {name: True for name, given in switches.items() if given} | ({"mirror": False} if no_mirror else {})
     if images is None:
         loaded, _ = _load(dataset, root, bundles)
         folder, cases = loaded.root, list(loaded.test)

@@ -52,7 +52,7 @@ def predict(
     """
     found = [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
     _check_bundle(bundle, folder, found)
-    for flag in ("dicom_seg", "strict"):
+    for flag in ("dicom_seg", "strict", "region_first"):
         if settings.get(flag) and flag not in read_object(bundle / "configs" / "inference.json"):
             raise TemplateError(f"{bundle} was written by an older autoplan, which has no --{flag}. Write it anew.")
     if settings.get("dicom_seg"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scripts.cpu import sum_by_two_threads
 from scripts.inferers import MirroredWindowInferer
+from scripts.precision import logits
 
 FAULTS = """
 import resource, sys
@@ -37,6 +38,29 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize(
+    ("num", "amp", "gradients", "calls"),
+    [
+        pytest.param(1, False, False, 1, id="one image"),
+        pytest.param(2, False, False, 0, id="a batch, which torch leaves to oneDNN"),
+        pytest.param(1, True, False, 0, id="mixed precision, as well"),
+        pytest.param(1, False, True, 0, id="training"),
+    ],
+)
+def test_one_dnn_convolves_single_images(
+    num: int, amp: bool, gradients: bool, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, onednn = [], torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *given: called.append(given) or onednn(*given))
+    conv = torch.nn.Conv3d(2, 3, (3, 3, 1), stride=(1, 2, 1), padding=(1, 1, 0), dilation=(1, 1, 2))
+    images = torch.randn(num, 2, 7, 8, 9, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(gradients):
+        found, expected = logits(conv, images, amp), conv(images)
+    assert len(called) == calls
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if amp else 1e-5)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

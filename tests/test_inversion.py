@@ -103,6 +103,9 @@ class Given:
     def window_voxels(self, shape):
         return 1
 
+    def parts(self):
+        return []
+
     def open_voxels(self, shape, axis, block=None):
         return 1
 
@@ -124,7 +127,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shapes", GRIDS.values(), ids=GRIDS)
-def test_in_blocks_is_the_same_bit_by_bit(shapes, axis) -> None:
+def test_in_blocks_is_the_same_but_for_rounding(shapes, axis) -> None:
     pred = torch.from_numpy(np.random.default_rng(0).random((4, *shapes[0]), np.float32)).half()
     infer = Given(pred)
 
@@ -136,13 +139,14 @@ def test_in_blocks_is_the_same_bit_by_bit(shapes, axis) -> None:
 
     whole = labels(1)
     assert whole.shape == shapes[-1]
-    assert all(torch.equal(labels(num), whole) for num in (2, 3, 7, 99))
     by_torch = pred.float()[None]
     for shape in shapes[1:]:
         by_torch = torch.nn.functional.interpolate(by_torch, size=shape, mode="trilinear")
     best = by_torch[0].sort(0).values
     apart = best[-1] - best[-2] > 2e-3
-    assert torch.equal(whole[apart].long(), by_torch[0].argmax(0)[apart])
+    assert apart.float().mean() > 0.9
+    for num in (1, 2, 3, 7, 99):
+        assert torch.equal(labels(num)[apart].long(), by_torch[0].argmax(0)[apart])
 
 
 @pytest.mark.parametrize("split", [(3, 2), (1, 5), (4, 4)], ids=str)

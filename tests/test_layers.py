@@ -124,6 +124,7 @@ REPORT_MAY_IMPORT = {
 """What each module of the report may import of it; all of them may import the modules above, but for `commands`."""
 SCRIPTS_MAY_IMPORT = {
     "__init__": {"files", "normalization"},
+    "agreement": set(),
     "augmentation": set(),
     "blocks": {"resampling"},
     "cache": {"files", "formats"},
@@ -140,8 +141,8 @@ SCRIPTS_MAY_IMPORT = {
     "files": set(),
     "formats": set(),
     "intensities": set(),
-    "inferers": {"blocks", "cpu", "inversion", "networks", "precision", "resampling"},
-    "inversion": {"blocks", "formats", "memory", "probabilities", "resampling"},
+    "inferers": {"agreement", "blocks", "cpu", "inversion", "networks", "precision", "resampling"},
+    "inversion": {"agreement", "blocks", "formats", "memory", "precision", "probabilities", "resampling"},
     "losses": set(),
     "memory": set(),
     "networks": {"resampling"},

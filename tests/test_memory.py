@@ -1,6 +1,7 @@
 """The memory of a prediction: how much there is, what an image takes, and what is done where it does not fit."""
 
 import logging
+import resource
 
 import pytest
 import torch
@@ -54,12 +55,15 @@ def test_the_memory_there_is(root, own, slurm, expected, tmp_path, monkeypatch) 
     if slurm is not None:
         monkeypatch.setenv("SLURM_MEM_PER_NODE", slurm)
     assert memory.memory_bytes() == expected
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (3000 if kind == resource.RLIMIT_DATA else -1, -1))
+    assert memory.memory_bytes() == min(3000, expected), "what ulimit leaves"
 
 
 def test_what_an_image_takes() -> None:
     found = memory.need((2, 10, 20, 30), (20, 20, 30), window=1000, features=30, num_classes=5, open_voxels=600)
-    assert found == memory.Need(image=2 * 4 * 12000 + 2 * 12000, windows=4 * 1000 * (6 * 30 + 4 * 5), rows=4 * 5 * 600)
-    assert str(found) == "1 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB)"
+    assert found == memory.Need(image=2 * 4 * 12000 + 2 * 12000, windows=4 * 1000 * (6 * 30 + 5 * 5), rows=4 * 5 * 600)
+    assert found.total == found.image + found.windows + found.rows + memory.LIBRARIES
+    assert str(found) == "41 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB)"
     assert memory.as_text(1.25e10) == "12.5 GB"
 
 
@@ -95,10 +99,11 @@ class Network(torch.nn.Module):
     [
         pytest.param(None, "", id="no limit"),
         pytest.param("1GB", "case takes about 1 MB of memory", id="it fits"),
-        pytest.param("120KB", "open rows 1 MB), in 3 blocks with 100 % more windows", id="in blocks"),
+        pytest.param("120KB", "open rows 1 MB), in 4 blocks with 150 % more windows", id="in blocks"),
     ],
 )
-def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog) -> None:
+def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "LIBRARIES", 0)
     caplog.set_level(logging.INFO)
     image = MetaTensor(torch.randn(1, 1, 20, 20, 20), meta={"filename_or_obj": ["case.nii.gz"]})
     image.is_batch = True
@@ -118,5 +123,5 @@ def test_what_cannot_fit_is_refused() -> None:
     image = MetaTensor(torch.zeros(1, 1, 40, 40, 40), meta={"filename_or_obj": ["case.nii.gz"]})
     image.is_batch = True
     segmenter = LabelInferer(MirroredWindowInferer((8, 8, 8)), max_memory="100KB")
-    with pytest.raises(ValueError, match=r"it would take about 1 MB of memory .* of which 1 MB are to be used at most"):
+    with pytest.raises(ValueError, match=r"it would take about 41 MB of memory .* of which 1 MB are to be used"):
         segmenter(image, Network())

@@ -183,6 +183,9 @@ class Decided:
     def __init__(self, probabilities):
         self.probabilities = probabilities
 
+    def parts(self):
+        return []
+
     def window_voxels(self, shape):
         return 1
 

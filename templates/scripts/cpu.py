@@ -40,8 +40,8 @@ def keep_freed_memory() -> None:
 
 
 class OneDNNConvolutions(TorchFunctionMode):
-    """Within it, oneDNN convolves single images, too. For an image of few channels torch 2.13 takes its own convolution,
-    which first writes each voxel 27 times and is up to 14 times slower."""
+    """Within it, oneDNN convolves single images, too. For one of few channels torch 2.13 takes its own convolution:
+    that first writes each voxel 27 times, and is up to 14 times slower."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call what torch calls, or oneDNN's convolution."""

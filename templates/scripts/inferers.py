@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer, SlidingWindowInferer
 
+from scripts.agreement import Agreement, best_class
 from scripts.blocks import Block, cut
 from scripts.cpu import sum_by_two_threads
 from scripts.inversion import labels_of_blocks, mean_rows
@@ -27,7 +29,7 @@ NOT_FINITE = (
 BLOCK = 2**22
 """Probabilities that become float16 at a time: more would need more memory, and gain nothing."""
 Networks = Sequence[Callable[..., torch.Tensor]]
-Pass = tuple[Callable[..., torch.Tensor], tuple[int, ...]]  # a network and the axes that are mirrored for it
+Pass = tuple[int, tuple[int, ...]]  # the number of a network and the axes that are mirrored for it
 
 SMALL_WINDOW = 64**3
 """Voxels in the windows that the network sees at once, up to which two passes share the cores of a CPU. With more, that
@@ -35,7 +37,22 @@ gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
 class RowInferer(Inferer, ABC):
-    """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once."""
+    """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once.
+
+    Attributes:
+        region_first: look at each image once without overlap and mirroring, or with the first stage of a cascade, and
+            predict only the windows in which that sees anything; the others are background.
+        num_classes: with the background.
+        agreement: counts, on the way, how far several networks agree.
+    """
+
+    region_first = False
+    num_classes = 0
+    agreement: Agreement | None = None
+
+    def parts(self) -> list[RowInferer]:
+        """Those whose probabilities it gives, or the mean of which: itself, unless it has others."""
+        return [self]
 
     @abstractmethod
     def blocks(
@@ -115,7 +132,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         sw_batch_size: windows that the network sees at once.
         member: name of the list of networks in a :class:`scripts.networks.Composite` to use; None where the network
             that is given is the one to use.
-        num_classes: classes of the segmentation that a cascade's second stage sees.
+        num_classes: with the background; needed for the second stage of a cascade and for `region_first`.
 
     Source: arXiv:1809.10486, section 2.4.
     """
@@ -197,20 +214,36 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         """
         networks = [network] if self.member is None else members(network, self.member)
         predict = _Predictor(lambda patches: self._probabilities(patches, networks))
+        seen = None
+        if self.region_first:
+            seen = self._seen(image, network, axis, len(blocks)) if lowres is None else lowres
         for block in blocks:
             if self.slice_axis is None:
-                low = None if lowres is None else lowres[None]
-                yield (rows[0] for rows in self._windows(image[None], predict, axis, block.axis, block, low))
+                low, where = (None if labels is None else labels[None] for labels in (lowres, seen))
+                yield (rows[0] for rows in self._windows(image[None], predict, axis, block.axis, block, low, where))
             else:
-                yield self._slices(image, predict, block)
+                yield self._slices(image, predict, block, seen)
 
-    def _slices(self, image: torch.Tensor, predict: _Predictor, block: Block) -> Iterator[torch.Tensor]:
+    def _seen(self, image: torch.Tensor, network: torch.nn.Module, axis: int, num_blocks: int) -> torch.Tensor:
+        """What a first look sees, class numbers, uint8 (1, X, Y, Z)."""
+        patch, batch = self.patch_size, self.sw_batch_size
+        look = MirroredWindowInferer(patch, self.slice_axis or 0, False, self.amp, 0.0, batch, self.member)
+        shapes = [image.shape[1:]]
+        blocks = cut(shapes, axis, num_blocks)
+        return labels_of_blocks(look.blocks(image, network, axis, blocks), shapes, axis, blocks)[None]
+
+    def _slices(
+        self, image: torch.Tensor, predict: _Predictor, block: Block, seen: torch.Tensor | None
+    ) -> Iterator[torch.Tensor]:
         """Probabilities of the block, a batch of slices at a time: (classes, slices, *plane)."""
         axis: Any = self.slice_axis
         across = block.axis - (block.axis > axis)
         along = 1 - across  # A slice has rows, too: along the axis that is not cut.
-        for slices in image.movedim(axis + 1, 0).split(max(1, self.sw_batch_size)):
-            planes = torch.cat(list(self._windows(slices, predict, along, across, block)), 2)
+        size = max(1, self.sw_batch_size)
+        batches = image.movedim(axis + 1, 0).split(size)
+        regions = [None] * len(batches) if seen is None else seen.movedim(axis + 1, 0).split(size)
+        for slices, where in zip(batches, regions, strict=True):
+            planes = torch.cat(list(self._windows(slices, predict, along, across, block, None, where)), 2)
             yield planes.movedim(2, 2 + along).transpose(0, 1)
 
     def _windows(
@@ -221,11 +254,15 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         across: int,
         block: Block,
         lowres: torch.Tensor | None = None,
+        seen: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Probabilities of the block of images or slices (B, C, *spatial): (B, classes, rows, *the other axes)."""
+        """Probabilities of the block of images or slices (B, C, *spatial): (B, classes, rows, *the other axes). A
+        window in which nothing was `seen` (B, 1, *spatial) is background."""
         patch, region, windows = self._grid(list(inputs.shape[2:]), across, block)
         inputs = padded_to(inputs, patch, [1] * len(patch))
-        lowres = None if lowres is None else padded_to(lowres, patch, [1] * len(patch))
+        lowres, seen = (
+            None if labels is None else padded_to(labels, patch, [1] * len(patch)) for labels in (lowres, seen)
+        )
         importance = compute_importance_map(tuple(patch), mode="gaussian", device=inputs.device, dtype=torch.float32)
         sums = _Sums(len(inputs), region, axis, importance)
         batch = self.sw_batch_size
@@ -237,12 +274,23 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
             if row:
                 yield from sums.finish(row)
             places = [(image, window) for window in group for image in range(len(inputs))]
+            if seen is not None:
+                empty = [not seen[image, 0][window].any() for image, window in places]
+                for place in itertools.compress(places, empty):
+                    sums.add(*place, self._background(inputs, patch))
+                places = [place for place, is_empty in zip(places, empty, strict=True) if not is_empty]
             for first in range(0, len(places), batch):
                 part = places[first : first + batch]
                 patches = torch.cat([self._patch(inputs, lowres, *place) for place in part])
                 for place, probabilities in zip(part, predict(patches), strict=True):
                     sums.add(*place, probabilities)
         yield from sums.finish(inputs.shape[2 + axis])
+
+    def _background(self, inputs: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
+        """Probabilities (classes, *patch) of a window that has nothing."""
+        found = inputs.new_zeros((self.num_classes, *patch))
+        found[0] = 1
+        return found
 
     def _patch(
         self, inputs: torch.Tensor, lowres: torch.Tensor | None, image: int, window: tuple[slice, ...]
@@ -255,21 +303,28 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
     def _probabilities(self, window: torch.Tensor, networks: Networks) -> torch.Tensor:
         axes = range(2, window.ndim) if self.mirror else ()
         flips = [f for n in range(len(axes) + 1) for f in itertools.combinations(axes, n)]
-        passes = [(network, flip) for flip in flips for network in networks]
+        passes = [(number, flip) for flip in flips for number in range(len(networks))]
+        counted = self.agreement if len(networks) > 1 else None
+        labels: dict[int, torch.Tensor] = {}
 
         def summed(some: Sequence[Pass]) -> torch.Tensor:
             total: Any = None
             # Around all passes: what autocast makes of the weights is kept until it is left.
             with torch.autocast(window.device.type, enabled=self.amp):
-                for network, flip in some:
+                for number, flip in some:
                     mirrored = window.flip(flip) if flip else window
-                    probabilities = logits(network, mirrored, self.amp).softmax(dim=1)
+                    probabilities = logits(networks[number], mirrored, self.amp).softmax(dim=1)
                     probabilities = probabilities.flip(flip) if flip else probabilities
+                    if counted is not None and not flip:
+                        labels[number] = best_class(probabilities, 1)
                     total = probabilities if total is None else total.add_(probabilities)
             return total
 
         small = window.device.type == "cpu" and window[:, 0].numel() <= SMALL_WINDOW
-        return (sum_by_two_threads(summed, passes) if small else summed(passes)).div_(len(passes))
+        total = sum_by_two_threads(summed, passes) if small else summed(passes)
+        if counted is not None:
+            counted.add(str(self.member), [labels[number] for number in range(len(networks))])
+        return total.div_(len(passes))
 
 
 def members(network: Any, name: str) -> list[torch.nn.Module]:
@@ -393,6 +448,10 @@ class CascadeInferer(RowInferer):
         """Those of the second stage; the first one has finished by then."""
         return self.cascade.open_voxels(shape, axis, block)
 
+    def parts(self) -> list[RowInferer]:
+        """The second stage."""
+        return [self.cascade]
+
     def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
         """Of both stages."""
         low_shape = resampled_shape(shape, self.spacing, self.lowres_spacing)
@@ -440,6 +499,10 @@ class MeanInferer(RowInferer):
         """Those of all members, which advance together."""
         return sum(inferer.open_voxels(shape, axis, block) for inferer in self.inferers)
 
+    def parts(self) -> list[RowInferer]:
+        """Those of all members."""
+        return [part for inferer in self.inferers for part in inferer.parts()]
+
     def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
         """Of all members."""
         return sum(inferer.windows(shape, blocks) for inferer in self.inferers)
@@ -452,7 +515,8 @@ class MeanInferer(RowInferer):
         self, image: torch.Tensor, network: torch.nn.Module, axis: int, blocks: Sequence[Block]
     ) -> Iterator[Iterator[torch.Tensor]]:
         """Mean class probabilities of each block of one image, see :class:`RowInferer`."""
-        yield from map(mean_rows, zip(*(i.blocks(image, network, axis, blocks) for i in self.inferers), strict=True))
+        mean = partial(mean_rows, agreement=self.agreement)
+        yield from map(mean, zip(*(i.blocks(image, network, axis, blocks) for i in self.inferers), strict=True))
 
 
 class PatchInferer(Inferer):

@@ -15,9 +15,11 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Invertd
 
+from scripts.agreement import Agreement, best_class
 from scripts.blocks import OTHER_GRIDS, Block, aligned, cut
 from scripts.formats import case_name
 from scripts.memory import Need, as_bytes, as_text, memory_bytes, need
+from scripts.precision import checked_switch
 from scripts.probabilities import Stored, keeping
 from scripts.resampling import linear_neighbors, shapes_back
 
@@ -29,8 +31,8 @@ WORTH_SAYING = 10**9
 """Bytes from which on it is said beforehand what an image takes."""
 
 
-def mean_rows(members: Sequence[Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """The mean of class probabilities that come row by row.
+def mean_rows(members: Sequence[Iterator[torch.Tensor]], agreement: Agreement | None = None) -> Iterator[torch.Tensor]:
+    """The mean of class probabilities that come row by row. `agreement` counts how far the members agree.
 
     Raises:
         ValueError: members with other classes, planes or numbers of rows.
@@ -38,6 +40,8 @@ def mean_rows(members: Sequence[Iterator[torch.Tensor]]) -> Iterator[torch.Tenso
     for first, *others in aligned(members):
         if any(other.shape != first.shape for other in others):
             raise ValueError(OTHER_GRIDS)
+        if agreement is not None and others:
+            agreement.add("members", [best_class(rows, 0) for rows in (first, *others)])
         total = first.clone() if others else first
         for other in others:
             total += other
@@ -70,9 +74,9 @@ def labels_of(
     shape[block.axis] = block.spans[-1].stop - block.spans[-1].start
     labels, filled = torch.empty(0), 0
     for some in rows:
-        found = some.to(torch.float16).max(0).indices
+        found = best_class(some.to(torch.float16), 0)
         if not labels.numel():
-            labels = torch.empty(shape, dtype=torch.uint8, device=found.device)
+            labels = found.new_empty(shape)
         labels.movedim(axis, 0)[filled : filled + len(found)] = found
         filled += len(found)
     return labels
@@ -146,7 +150,8 @@ def labels_of_blocks(
 
 class LabelInferer(Inferer):
     """Predicts label maps on the grid that images had before they were resampled; the probabilities of a whole image
-    never exist at once. `InvertToLabeld` does the rest of the inversion.
+    never exist at once. `InvertToLabeld` does the rest of the inversion. After an image, `network_seconds` and
+    `agreement` are those of this image, see :class:`scripts.agreement.Agreement`.
 
     Args:
         inferer: gives the class probabilities, row by row: a :class:`scripts.inferers.RowInferer`.
@@ -155,8 +160,9 @@ class LabelInferer(Inferer):
             averaged later need the same one.
         max_memory: what the prediction of an image on a CPU may take, such as "4GB", above what the process has after
             its imports; None: three quarters of the memory that there is. Where the open rows do not fit, the image is
-            predicted in as many blocks as are needed. The label map is the same.
+            predicted in as many blocks as are needed. The label map is the same but for rounding.
         num_classes: with the background.
+        region_first: see :class:`scripts.inferers.RowInferer`.
     """
 
     def __init__(
@@ -166,13 +172,16 @@ class LabelInferer(Inferer):
         axis: int | None = None,
         max_memory: str | float | None = None,
         num_classes: int = 2,
+        region_first: bool = False,
     ) -> None:
         super().__init__()
         self.inferer, self.axis = inferer, axis
         self.folder = None if probabilities_dir is None else Path(probabilities_dir)
         self.limit = None if max_memory is None else as_bytes(max_memory)
         self.num_classes = num_classes
+        self.region_first = checked_switch("region_first", region_first)
         self.network_seconds = 0.0
+        self.agreement: float | None = None
 
     def __call__(self, inputs: MetaTensor, network: torch.nn.Module) -> MetaTensor:
         """Class numbers, uint8 (1, 1, X, Y, Z), of one image (1, C, X, Y, Z)."""
@@ -181,6 +190,9 @@ class LabelInferer(Inferer):
         axis = self.inferer.best_axis(shape) if self.axis is None else self.axis
         shapes = shapes_back(image, shape)
         blocks = self._blocks(image, shapes, network, axis)
+        agreement = Agreement(self.num_classes)
+        for part in (self.inferer, *self.inferer.parts()):
+            part.agreement, part.num_classes, part.region_first = agreement, self.num_classes, self.region_first
         self.network_seconds = 0.0
         rows = map(self._timed, self._timed(self.inferer.blocks(image.as_tensor(), network, axis, blocks)))
         segment = partial(labels_of_blocks, shapes=shapes, axis=axis, blocks=blocks)
@@ -189,6 +201,7 @@ class LabelInferer(Inferer):
         else:
             path = self.folder / f"{case_name(image.meta['filename_or_obj'])}.npz"
             labels = keeping(path, rows, image, axis, blocks, segment)
+        self.agreement = agreement.value
         return MetaTensor(labels[None, None]).copy_meta_from(inputs, copy_attr=False)
 
     def _timed(self, found: Iterable[Item]) -> Iterator[Item]:
@@ -219,11 +232,11 @@ class LabelInferer(Inferer):
             return need(image.shape, shapes[-1], window, features, self.num_classes, voxels)
 
         most = shapes[-1][whole[0].axis]
-        options = (cut(shapes, axis, num) for num in range(1, most + 1))
-        blocks = next((b for b in options if needed(b).total <= limit), None)
-        if blocks is None:
-            least = needed(cut(shapes, axis, most))
+        least = needed(cut(shapes, axis, most))
+        if least.total > limit:
             raise ValueError(f"it would take about {least}, of which {as_text(limit)} are to be used at most")
+        options = (cut(shapes, axis, num) for num in range(1, most + 1))
+        blocks = next(b for b in options if needed(b).total <= limit)
         takes = needed(blocks)
         if self.limit or len(blocks) > 1 or takes.total > WORTH_SAYING:
             name, said = case_name(image.meta["filename_or_obj"]), ""

@@ -29,8 +29,9 @@ class PredictionRecord:
     those of the training; "seconds" of its "reading" and preprocessing, in the loader's process, of "waiting" for that,
     of the "network", and of the "export": everything that becomes of the network's output; "peak_memory", bytes of this
     process meanwhile (null where the system does not tell), and on a GPU "peak_gpu_memory"; "voxels" and "ml" of each
-    foreground class. An image that could not be predicted has its "error" instead. Images of earlier runs stay, while
-    their segmentations are there.
+    foreground class; of an ensemble the "agreement" of its networks, see :class:`scripts.agreement.Agreement`. An image
+    that could not be predicted has its "error" instead. Images of earlier runs stay, while their segmentations are
+    there.
 
     Args:
         output_dir: folder of the segmentations.
@@ -95,6 +96,8 @@ class PredictionRecord:
             "peak_memory": peak_bytes(),
             **self._volumes(item["pred"]),
         }
+        if self.segmenter.agreement is not None:
+            entry["agreement"] = round(self.segmenter.agreement, 4)
         if torch.cuda.is_available():
             entry["peak_gpu_memory"] = torch.cuda.max_memory_allocated()
         self._write(case_name(subject), entry)

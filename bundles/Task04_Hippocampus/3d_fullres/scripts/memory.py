@@ -16,8 +16,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LAYERS = 6
 """Outputs of the first layers that are there at once while a network predicts, measured: benchmarks/inference_memory.py
 of autoplan."""
-OUTPUTS = 4
+OUTPUTS = 5
 """Copies of the probabilities of a window that are there at once."""
+LIBRARIES = 40 * 10**6
+"""What libraries keep of their own once they work, measured in the same way."""
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -39,8 +41,8 @@ def as_text(size: float) -> str:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, of the container that the process runs in, or of its Slurm job, whichever is the least; 0
-    where that is unknown."""
+    """Memory of this machine, of the container that the process runs in, of its Slurm job, or what `ulimit` leaves it,
+    whichever is the least; 0 where that is unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -49,6 +51,10 @@ def memory_bytes() -> int:
             limits.append(int(file.read_text()))
     with contextlib.suppress(KeyError, ValueError):
         limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     return min((limit for limit in limits if limit > 0), default=0)
 
 
@@ -81,7 +87,8 @@ def peak_bytes() -> int | None:
 @dataclass(frozen=True)
 class Need:
     """Bytes that the prediction of an image takes, above those of the process after its imports: the image and its
-    label map, what the network makes of the windows that it sees at once, and the sums of the rows that are open."""
+    label map, what the network makes of the windows that it sees at once, the sums of the rows that are open, and what
+    libraries keep."""
 
     image: int
     windows: int
@@ -90,7 +97,7 @@ class Need:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.image + self.windows + self.rows
+        return self.image + self.windows + self.rows + LIBRARIES
 
     def __str__(self) -> str:
         parts = f"image {as_text(self.image)}, windows {as_text(self.windows)}, open rows {as_text(self.rows)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers import SimpleInferer
 
-from scripts.cpu import keep_freed_memory
+from scripts.cpu import OneDNNConvolutions, keep_freed_memory
 
 
 def has_fast_bfloat16() -> bool:
@@ -47,9 +48,12 @@ def use_fast_cuda_kernels() -> None:
 
 def logits(network: Callable[..., torch.Tensor], inputs: torch.Tensor, amp: bool) -> torch.Tensor:
     """What the network gives, in float32, computed under autocast if `amp`: float16 on CUDA, bfloat16 on the CPU."""
-    if inputs.device.type == "cpu":
-        keep_freed_memory()
-    with torch.autocast(inputs.device.type, enabled=amp):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(inputs.device.type, enabled=amp))
+        if inputs.device.type == "cpu":
+            keep_freed_memory()
+            if not amp and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
+                stack.enter_context(OneDNNConvolutions())
         return network(inputs).float()
 
 
