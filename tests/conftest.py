@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from coverage import Coverage
+from forks import Forks
 
 from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
 from autoplan.saved import save_plan
@@ -25,6 +28,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The package `scripts` of a bundle, as the templates have it.
 sys.path.insert(0, str(PROJECT / "templates"))
+
+
+@contextmanager
+def uncovered() -> Iterator[None]:
+    """Coverage is not measured within: that doubles the time of what runs in Python, other packages included."""
+    measured = Coverage.current()
+    if measured is not None:
+        measured.stop()
+    try:
+        yield
+    finally:
+        if measured is not None:
+            measured.start()
+
+
+if Coverage.current() is not None:
+    with uncovered():
+        import monai.bundle  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -260,6 +281,14 @@ def write_finished(folder: Path, parse: Callable[..., Any], folds: dict[str, tup
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the dataset and the bundles of `TINY_PLAN`; not to be changed by a test."""
     return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """MONAI's command line, in processes of its own."""
+    made = Forks()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One rank of the tests of distributed training, started by torchrun: `distributed_worker.py CHECK ARGUMENTS`."""
+"""One rank of the tests of distributed training, started by torchrun: `distributed_worker.py FOLDER BUNDLE VALUES`."""
 
 import json
 import sys
@@ -13,7 +13,6 @@ from scripts import distributed
 
 def gradients(samples: Path, out: Path) -> None:
     """Gradients of a small network on this rank's share of some samples, averaged as in training; for both losses."""
-    distributed.start("cpu")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     data = torch.load(samples, weights_only=True)
     found = []
@@ -41,7 +40,6 @@ def train(bundle: Path, out: Path, settings: str) -> None:
     for key, value in json.loads(settings).items():
         parser[key] = value
     parser.parse()
-    distributed.start("cpu")
     torch.manual_seed(parser.get_parsed_content("seed"))
     trainer = parser.get_parsed_content("train#trainer")
     trainer.run()
@@ -53,8 +51,8 @@ def train(bundle: Path, out: Path, settings: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "gradients":
-        gradients(Path(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        train(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    folder = Path(sys.argv[1])
+    distributed.start("cpu")
+    gradients(folder / "samples.pt", folder / "out.pt")
+    train(Path(sys.argv[2]), folder, sys.argv[3])
     torch.distributed.destroy_process_group()

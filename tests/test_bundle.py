@@ -1,11 +1,7 @@
 """Rendered bundles as a user starts them: by MONAI's command line, from anywhere, without autoplan."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -17,67 +13,16 @@ from monai.bundle.properties import InferProperties, TrainProperties
 pytestmark = pytest.mark.slow
 
 TASK = TINY_PLAN.name
-BLOCKER = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "autoplan":
-            raise ImportError("autoplan is not installed here")
-
-sys.meta_path.insert(0, Blocker())
-"""
-SEVERAL_COMMANDS = """
-import json, os, runpy, sys
-try:
-    import autoplan
-except ImportError:
-    for folder, arguments in json.loads(sys.argv[1]):
-        if folder:
-            os.chdir(folder)
-        sys.argv = ["monai.bundle", *arguments]
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-"""
-"""MONAI's command line, several times in one process, which saves the seconds that the import takes."""
-
-
-class Commands:
-    """Starts `python -m monai.bundle` in a folder that holds nothing, where autoplan cannot be imported."""
-
-    def __init__(self, folder: Path) -> None:
-        self.elsewhere, blocker = folder / "elsewhere", folder / "blocker"
-        self.elsewhere.mkdir()
-        blocker.mkdir()
-        (blocker / "sitecustomize.py").write_text(BLOCKER)
-        self.environment = {**os.environ, "PYTHONPATH": str(blocker)}
-
-    def start(self, *commands: list, folder: Path | None = None) -> subprocess.Popen:
-        """Starts commands, each with the folder to change to before it, None for none."""
-        if len(commands) == 1:
-            arguments = ["-m", "monai.bundle", *commands[0]]
-        else:
-            code = [[None, c] if isinstance(c, list) else [str(c[0]), c[1]] for c in commands]
-            arguments = ["-c", SEVERAL_COMMANDS, json.dumps(code)]
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", *arguments],
-            cwd=folder or self.elsewhere, env=self.environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-
-def finished(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit status and output."""
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    return Commands(tmp_path_factory.mktemp("commands"))
+def elsewhere(tmp_path_factory):
+    """A folder that holds nothing, in which all is started."""
+    return tmp_path_factory.mktemp("elsewhere")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, commands):
+def trained(tmp_path_factory, forks, elsewhere):
     """A project whose bundles have been trained for 2 epochs of 2 iterations, scored, used and exported."""
     project = write_project(tmp_path_factory.mktemp("trained"))
     some = tmp_path_factory.mktemp("images")
@@ -98,7 +43,7 @@ def trained(tmp_path_factory, commands):
             both = f"['{train}','{evaluate}']"
             trainings.append(["run", "training", "--config_file", train, "--fold", fold, *short])
             trainings.append(["run", "evaluating", "--config_file", both, "--fold", fold, "--num_workers", "0"])
-        return commands.start(
+        return forks.start(
             *trainings,
             ["run", "inference", "--config_file", inference, "--num_workers", "0"],
             ["run", "--config_file", inference, "--dataset_dir", str(some), "--output_dir", "mine_" + name],
@@ -107,12 +52,13 @@ def trained(tmp_path_factory, commands):
                 bundle,
                 ["ckpt_export", *network, "--filepath", "models/model.ts", "--ckpt_file", "models/model.pt", *here],
             ),
+            folder=elsewhere,
+            log=project / f"{name}.log",
         )
 
     for together in (("3d_lowres", "2d", "3d_fullres"), ("3d_cascade_fullres",)):
         for process in [start(name) for name in together]:
-            status, output = finished(process)
-            assert status == 0, output[-5000:]
+            process.succeed()
     return project
 
 
@@ -173,9 +119,9 @@ def test_a_segmentation_lies_on_its_image(name, bundle) -> None:
     assert set(np.unique(values)) <= {0, 2, 5}
 
 
-def test_a_folder_of_images_is_predicted(bundle, commands) -> None:
+def test_a_folder_of_images_is_predicted(bundle, elsewhere) -> None:
     """Into a folder that is relative to the working directory, as it was given by the user."""
-    [found] = (commands.elsewhere / f"mine_{bundle.name}").glob("*.nii.gz")
+    [found] = (elsewhere / f"mine_{bundle.name}").glob("*.nii.gz")
     assert found.name == "mine.nii.gz"
     np.testing.assert_array_equal(nibabel.load(found).dataobj, nibabel.load(bundle / "eval/test_1.nii.gz").dataobj)
 
@@ -202,7 +148,7 @@ def test_ids_that_clients_of_bundles_ask_for(configs, properties, bundle, parse)
 
 
 @pytest.fixture(scope="module")
-def started(trained, tmp_path_factory, commands):
+def started(trained, tmp_path_factory, forks):
     """Inference by a copy of the project somewhere else, while the first is away, started in different folders:
     exit status and output of each, beside that folder and the folder of results."""
     there = tmp_path_factory.mktemp("moved") / "other name"
@@ -215,10 +161,12 @@ def started(trained, tmp_path_factory, commands):
     away = trained.rename(trained.with_name("away"))
     try:
         processes = {
-            name: commands.start([*arguments, "--output_dir", str(there / name)], folder=folder)
+            name: forks.start([*arguments, "--output_dir", str(there / name)], folder=folder, log=there / f"{name}.log")
             for name, folder in folders.items()
         }
-        return bundle, {name: (*finished(p), folders[name], there / name) for name, p in processes.items()}
+        return bundle, {
+            name: (p.wait(), p.log.read_text(), folders[name], there / name) for name, p in processes.items()
+        }
     finally:
         away.rename(trained)
 

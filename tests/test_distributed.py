@@ -15,17 +15,7 @@ from scripts.distributed import SharedDiceCELoss
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def torchrun(*arguments: object) -> str:
-    """Start two ranks of the worker and wait; their output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER]
-    command += arguments
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def samples() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(4, 1, 6, 5, 4, generator=generator)
@@ -34,14 +24,38 @@ def samples() -> dict[str, torch.Tensor]:
     return {"image": image, "label": label}
 
 
-@pytest.mark.slow
-def test_a_step_of_two_ranks_equals_that_of_one(samples: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """With batch Dice and with Dice per sample, against MONAI's own loss in one process."""
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
     torch.manual_seed(0)
-    network = torch.nn.Conv3d(1, 3, 3, padding=1)
-    torch.save({**samples, "network": network.state_dict()}, tmp_path / "samples.pt")
-    torchrun("gradients", tmp_path / "samples.pt", tmp_path / "out.pt")
-    for batch, found in zip((False, True), torch.load(tmp_path / "out.pt", weights_only=True), strict=True):
+    return torch.nn.Conv3d(1, 3, 3, padding=1)
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    samples: dict[str, torch.Tensor], network: torch.nn.Module, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with what two ranks of the worker have left: gradients on the samples, and a training."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save({**samples, "network": network.state_dict()}, folder / "samples.pt")
+    settings = {
+        "max_epochs": 2, "epoch_length": 2, "val_batches": 2, "batch_size": 3, "num_workers": 0,
+        "cache_dir": str(folder / "cache"), "ckpt_dir": str(folder / "fold"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
+    command += [str(folder), str(project / "bundles" / "Task90_Tiny" / "2d"), json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Error" not in done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_step_of_two_ranks_equals_that_of_one(
+    samples: dict[str, torch.Tensor], network: torch.nn.Module, ranks: Path
+) -> None:
+    """With batch Dice and with Dice per sample, against MONAI's own loss in one process."""
+    for batch, found in zip((False, True), torch.load(ranks / "out.pt", weights_only=True), strict=True):
         loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
         network.zero_grad()
         loss_function(network(samples["image"]), samples["label"]).backward()
@@ -58,20 +72,13 @@ def test_in_one_process_the_loss_is_monais(samples: dict[str, torch.Tensor], bat
 
 
 @pytest.mark.slow
-def test_ranks_decide_alike_and_only_the_first_writes(project: Path, tmp_path: Path) -> None:
-    bundle = project / "bundles" / "Task90_Tiny" / "2d"
-    settings = {
-        "max_epochs": 2, "epoch_length": 2, "val_batches": 2, "batch_size": 3, "num_workers": 0,
-        "cache_dir": str(tmp_path / "cache"), "ckpt_dir": str(tmp_path / "fold"),
-    }  # fmt: skip
-    output = torchrun("train", bundle, tmp_path, json.dumps(settings))
-    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+def test_ranks_decide_alike_and_only_the_first_writes(ranks: Path) -> None:
+    first, second = (json.loads((ranks / f"rank_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["batch"] == 2  # 3 samples are rounded up to 4, 2 on each rank
-    one, other = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
+    one, other = (torch.load(ranks / f"rank_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert len((tmp_path / "fold" / "curve.csv").read_text().splitlines()) == 3
-    assert "Error" not in output
+    assert len((ranks / "fold" / "curve.csv").read_text().splitlines()) == 3
 
 
 def test_the_rounding_of_the_batch_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

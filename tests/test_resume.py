@@ -7,8 +7,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import wait_until
+from forks import Fork, Forks
 from ignite.engine import Events
 from scripts.files import file_digest
 
@@ -326,57 +326,49 @@ def test_another_seed_gives_another_training(train: Callable[..., Any], tmp_path
 
 
 @pytest.fixture
-def running() -> Iterator[list[subprocess.Popen[bytes]]]:
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
+def start(project: Path, tmp_path: Path, forks: Forks) -> Iterator[Callable[..., Fork]]:
+    """`start(max_epochs=3)`: a training in a process of its own, which loads in another one."""
+    processes: list[Fork] = []
+
+    def started(**values: Any) -> Fork:
+        bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+        given = {**SETTINGS, "num_workers": 1, "ckpt_dir": tmp_path / "fold", "cache_dir": tmp_path / "cache", **values}
+        words = ["run", "training", "--config_file", bundle / "configs/train.json"]
+        words += [word for key, value in given.items() for word in (f"--{key}", value)]
+        processes.append(forks.start([str(w) for w in words], folder=tmp_path, log=tmp_path / "log"))
+        return processes[-1]
+
+    yield started
     for process in processes:
-        process.kill()
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
 
 
-def command(project: Path, folder: Path, **values: Any) -> list[str]:
-    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
-    settings = {**SETTINGS, "num_workers": 1, "ckpt_dir": folder / "fold", "cache_dir": folder / "cache", **values}
-    words = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", bundle / "configs/train.json"]
-    return [str(w) for w in words + [word for key, value in settings.items() for word in (f"--{key}", value)]]
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+def wait_for(path: Path, process: Fork) -> None:
+    wait_until(lambda: path.exists() or process.poll() is not None, 120)
 
 
 @pytest.mark.slow
-def test_real_kills_of_a_real_process(
-    project: Path, tmp_path: Path, undisturbed: Path, running: list[subprocess.Popen[bytes]]
-) -> None:
+def test_real_kills_of_a_real_process(start: Callable[..., Fork], tmp_path: Path, undisturbed: Path) -> None:
     """kill -9 at random moments after the start, the same command again each time; worker processes are used too."""
     moments = random.Random(0)
-    log = (tmp_path / "log").open("wb")
-    for kills in range(KILLS + 1):
-        process = subprocess.Popen(command(project, tmp_path), cwd=tmp_path, stdout=log, stderr=log)
-        running.append(process)
-        if kills == KILLS:
-            assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
-            break
+    for _ in range(KILLS):
+        process = start()
         wait_for(tmp_path / "cache", process)
-        time.sleep(moments.uniform(0.0, 3.0))
-        process.kill()
+        time.sleep(moments.uniform(0.0, 1.5))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    start().succeed()
     assert_same(tmp_path / "fold", undisturbed)
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_processes_of_a_job(
-    project: Path, tmp_path: Path, running: list[subprocess.Popen[bytes]]
-) -> None:
+def test_sigterm_to_all_processes_of_a_job(start: Callable[..., Fork], tmp_path: Path) -> None:
     """As schedulers send it: the workers leave the end to the training, which saves and exits with 143."""
-    log = (tmp_path / "log").open("wb")
-    endless = command(project, tmp_path, max_epochs=10**6)
-    process = subprocess.Popen(endless, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    running.append(process)
+    process = start(max_epochs=10**6)
     wait_for(tmp_path / "fold" / "curve.csv", process)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()[-2000:]
-    assert "The same command goes on from here" in (tmp_path / "log").read_text()
+    assert process.wait() == 128 + signal.SIGTERM, process.log.read_text()[-2000:]
+    assert "The same command goes on from here" in process.log.read_text()
     assert torch.load(tmp_path / "fold" / "last.pt", weights_only=True)["epoch"] >= 1

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import nibabel
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 import torch
 from conftest import NAMES, TINY_PLAN, write_finished
 from scripts.inferers import PatchInferer
-from test_bundle import BLOCKER, SEVERAL_COMMANDS
 
 from autoplan import render, sharing
 from autoplan.choice import Candidate, CaseDice, Setting, choose
@@ -127,30 +124,23 @@ def test_a_configuration_s_bundle_is_not_overwritten(name, trained) -> None:
 
 
 @pytest.mark.slow
-def test_it_stands_alone(trained, tmp_path) -> None:
+def test_it_stands_alone(trained, tmp_path, forks) -> None:
     """Copied to an empty folder, without autoplan, it predicts the same bits, and is exported and checked by MONAI."""
     best = share(trained, "2d", "3d_cascade_fullres", name="ball_mri_segmentation")
     copy = tmp_path / "elsewhere" / best.name
     shutil.copytree(best, copy)
-    (tmp_path / "blocker").mkdir()
-    (tmp_path / "blocker" / "sitecustomize.py").write_text(BLOCKER)
     images = str(trained / "data" / TASK / "imagesTs")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "blocker")}
     here = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
     for bundle, checks in ((best, []), (copy, ["verify_net_in_out", "ckpt_export"])):
         config = str(bundle / "configs" / "inference.json")
         output = str(tmp_path / f"by {bundle.parent.name}")
         run = ["run", "--config_file", config, "--dataset_dir", images, "--output_dir", output, "--num_workers", "0"]
-        commands = [[None, run]]
+        commands = [run]
         for check in checks:
             export = ["--filepath", "models/model.ts", "--ckpt_file", "models/model.pt"]
             more = export if check == "ckpt_export" else []
-            commands.append([str(bundle), [check, "--net_id", "network_def", *more, *here]])
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", SEVERAL_COMMANDS, json.dumps(commands)],
-            capture_output=True, text=True, env=environment, cwd=tmp_path, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+            commands.append((bundle, [check, "--net_id", "network_def", *more, *here]))
+        forks.start(*commands, folder=tmp_path, log=tmp_path / "log").succeed()
     for name in ("test_0", "test_1"):
         a, b = (nibabel.load(tmp_path / f"by {f}" / f"{name}.nii.gz") for f in (TASK, "elsewhere"))
         np.testing.assert_array_equal(a.dataobj, b.dataobj)
