@@ -1,7 +1,7 @@
 """A bundle's network on the CPU by other engines than PyTorch: seconds of a window, Dice, and what the start takes.
 
     pip install -c constraints.txt openvino nncf onnx onnxscript onnxruntime
-    python benchmarks/engines.py [--bundle demo/bundles/Task04_Hippocampus/3d_fullres] [--fold 0] [--cases N]
+    python benchmarks/engines.py [--bundle demo/bundles/Task04_Hippocampus/3d_fullres] [--fold 0] [--cases 20]
         [--repeats 5] [--large_repeats 1]
 
 The first line of the table is the network as a bundle calls it today. An engine runs in a process of its own, with as
@@ -14,7 +14,7 @@ Dice is the foreground mean over the validation cases of the fold, without mirro
 that is smaller than the patch is padded to it: every window has one shape. The difference to the first line is paired,
 with the bootstrap interval that autoplan's choice of a model has. int8 is calibrated on windows of the fold's training
 cases. The large network is the one for patches of 128x128x128, with random weights; --large_repeats 0 leaves it out,
---cases 0 leaves out Dice. Rows appear as they are measured.
+--cases 0 leaves out Dice, --cases None scores all. Rows appear as they are measured.
 """
 
 import contextlib
@@ -109,7 +109,13 @@ def compiled(model: Model) -> Call:
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UnavailableError("no C++ compiler")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(model.folder / "inductor")
-    return torch.compile(model.network, options={"freezing": True})
+    network = torch.compile(model.network, options={"freezing": True})
+
+    def call(window: torch.Tensor) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():  # The compiler cannot look into the bundle's choice of convolutions.
+            return network(window)
+
+    return call
 
 
 def onnx_runtime(model: Model, int8: bool = False) -> Call:
@@ -157,12 +163,12 @@ def openvino(model: Model, precision: str = "float32") -> Call:
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError("not on this CPU")
     network = openvino.convert_model(model.network, example_input=model.example)
-    network.reshape(list(model.example.shape))
     if precision == "int8":
         import nncf
 
         windows = [window.numpy() for window in model.windows()]
         network = nncf.quantize(network, nncf.Dataset(windows), subset_size=len(windows))
+    network.reshape(list(model.example.shape))
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -388,7 +394,7 @@ HEADER = (
 def main(
     bundle: str = str(BUNDLE),
     fold: int = 0,
-    cases: int | None = None,
+    cases: int | None = 20,
     repeats: int = 5,
     large_repeats: int = 1,
     only: str = "",
@@ -398,7 +404,7 @@ def main(
     Args:
         bundle: folder of a 3D bundle of one channel.
         fold: which of its trained networks.
-        cases: validation cases that are scored, all of them unless it says how many.
+        cases: validation cases that are scored; None: all.
         repeats: pairs of windows, a third as many of them mirrored; 0 leaves the times out.
         large_repeats: pairs of windows of the large network; 0 leaves it out.
         only: a part of an engine's name, to measure this one alone.
