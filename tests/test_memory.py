@@ -67,7 +67,8 @@ def test_what_an_image_takes() -> None:
     assert memory.as_text(1.25e10) == "12.5 GB"
 
 
-def test_the_voxels_that_are_seen_at_once() -> None:
+def test_the_voxels_that_are_seen_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     one = MirroredWindowInferer((16, 16, 8), sw_batch_size=2, member="lowres")
     assert one.window_voxels((40, 40, 40)) == 2 * 16 * 16 * 8
     assert one.window_voxels((40, 40, 4)) == 2 * 16 * 16 * 8, "it is padded"
@@ -76,6 +77,10 @@ def test_the_voxels_that_are_seen_at_once() -> None:
     assert MirroredWindowInferer((16, 8), 0, sw_batch_size=3).window_voxels((9, 40, 40)) == 3 * 16 * 8
     assert MeanInferer([one, large]).window_voxels((99, 99, 99)) == 64**3
     assert CascadeInferer(one, large, (1, 1, 1), (2, 2, 2)).window_voxels((99, 99, 99)) == 64**3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert one.window_voxels((40, 40, 40)) == 2 * 2 * 16 * 16 * 8, "two mirrorings at once"
+    assert MirroredWindowInferer((65, 64, 64)).window_voxels((99, 99, 99)) == 65 * 64**2, "they are too large for that"
+    assert MirroredWindowInferer((16, 16, 8), mirror=False).window_voxels((40, 40, 40)) == 16 * 16 * 8
 
 
 def two_classes(x):
