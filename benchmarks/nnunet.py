@@ -84,7 +84,7 @@ def model_folder(folder: Path, plan: Plan, c: Configuration) -> None:
     ct = plan.normalization[0]
     statistics = {"mean": 0.0, "std": 1.0, "percentile_00_5": 0.0, "percentile_99_5": 1.0}
     if ct is not None:
-        statistics = {"mean": ct.mean, "std": ct.std, "percentile_00_5": ct.low, "percentile_99_5": ct.high}
+        statistics = {"mean": ct.mean, "std": ct.std, "percentile_00_5": ct.lower, "percentile_99_5": ct.upper}
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     stages = len(c.features)
     architecture = {
