@@ -57,7 +57,8 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    if len(image) == 1 and image.dtype == torch.float32 and isinstance(padding, tuple):
+    is_plain = image.dtype == torch.float32 and isinstance(padding, tuple) and not torch.compiler.is_compiling()
+    if len(image) == 1 and is_plain:
         return torch.mkldnn_convolution(image, weight, bias, padding, stride, dilation, groups)
     return torch.conv3d(image, weight, bias, stride, padding, dilation, groups)
 
