@@ -6,9 +6,9 @@
 Predicts the validation cases of a fold with `monai.bundle run inference`, by the network of that fold, once for each
 setting. Printed are the time of the network (predictions.json) against that as usual, the mean Dice over all foreground
 classes, and the mean difference to the usual setting with a 95 % interval (bootstrap over the cases). A bundle whose
-network was trained without mirroring does not mirror as usual. `--patch_size` makes images of one window have several, in
-all settings. With `--canvas`, each image lies in the middle of a larger one, of smooth noise with the image's mean and
-standard deviation; "lost" are the objects, a class of a case, that are found as usual and not otherwise.
+network was trained without mirroring does not mirror as usual. `--patch_size` makes images of one window have several.
+With `--canvas`, each image lies in the middle of a larger one, of smooth noise with the image's mean and standard
+deviation; "lost" are the objects, a class of a case, that are found as usual and not otherwise.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def model_folder(folder: Path, plan: Plan, c: Configuration) -> None:
         "configurations": {"3d_fullres": configuration},
     }  # fmt: skip
     described = {
-        "channel_names": {"0": plan.modalities[0]}, "labels": {name if value else "background": value for value, name in plan.labels},
+        "channel_names": {"0": plan.modalities[0]},
+        "labels": {name if value else "background": value for value, name in plan.labels},
         "numTraining": plan.num_training, "file_ending": ".nii.gz",
     }  # fmt: skip
     folder.mkdir()
