@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from predictions import predict
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
+
+from autoplan.evaluation import class_masks, dice
 
 CHANGES: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray], float]] = {
     "as they are": (lambda a, rng: a, 1.0),
@@ -34,13 +35,6 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray]
     "spacing x 0.6": (lambda a, rng: a, 0.6),
 }
 """Change of the voxels, and factor of the spacing in the header."""
-
-
-def mean_dice(found: np.ndarray, label: np.ndarray) -> float:
-    """Mean over the classes of a label."""
-    values = [v for v in np.unique(label) if v]
-    pairs = [(found == v, label == v) for v in values]
-    return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
 
 
 def main() -> None:
@@ -61,24 +55,21 @@ def main() -> None:
                 array = change(np.asarray(source.dataobj, dtype=np.float32), rng).astype(np.float32)
                 image = nibabel.Nifti1Image(array, source.affine @ np.diag([factor, factor, factor, 1]))
                 nibabel.save(image, images / f"{number}_{case['name']}.nii.gz")
-        config = str(given.bundle.absolute() / "configs" / "inference.json")
-        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "inference", "--config_file", config]
-        command += ["--dataset_dir", str(images), "--output_dir", str(output)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        told = json.loads((output / "predictions.json").read_text())
-        for number, name in enumerate(CHANGES):
-            for case in cases:
+        told = predict(given.bundle, output, dataset_dir=images)
+        for case in cases:
+            label = np.asarray(nibabel.load(given.dataset / case["label"]).dataobj).round()
+            masks = class_masks(label, [value for value in np.unique(label) if value])
+            for number, name in enumerate(CHANGES):
                 entry = told[f"{number}_{case['name']}"]
                 found = np.asarray(nibabel.load(output / entry["segmentation"]).dataobj)
-                label = np.asarray(nibabel.load(given.dataset / case["label"]).dataobj).round()
                 # Where no network sees anything, there is no agreement: the worst of signs.
-                scores.setdefault(name, []).append((entry.get("agreement", 0.0), mean_dice(found, label)))
+                scores.setdefault(name, []).append((entry.get("agreement", 0.0), float(np.mean(dice(masks, found)))))
     groups = {**scores, "all together": [pair for pairs in scores.values() for pair in pairs]}
     for name, pairs in groups.items():
-        agreement, dice = np.array(pairs).T
-        result = spearmanr(agreement, dice)
+        agreement, score = np.array(pairs).T
+        result = spearmanr(agreement, score)
         print(
-            f"{name:15} n {len(pairs):4}  Dice {dice.mean():.3f} ({dice.min():.3f} to {dice.max():.3f})  "
+            f"{name:15} n {len(pairs):4}  Dice {score.mean():.3f} ({score.min():.3f} to {score.max():.3f})  "
             f"agreement {agreement.mean():.3f}  Spearman {result.statistic:.2f} (p {result.pvalue:.1g})"
         )
 

@@ -114,13 +114,7 @@ def compiled(model: Model) -> Call:
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UnavailableError("no C++ compiler")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(model.folder / "inductor")
-    network = torch.compile(model.network, options={"freezing": True})
-
-    def call(window: torch.Tensor) -> torch.Tensor:
-        with torch._C.DisableTorchFunction():  # The compiler cannot look into the bundle's choice of convolutions.
-            return network(window)
-
-    return call
+    return torch.compile(model.network, options={"freezing": True})
 
 
 def onnx_runtime(model: Model, int8: bool = False) -> Call:

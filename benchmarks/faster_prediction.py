@@ -5,7 +5,7 @@
 
 Predicts the validation cases of a fold with `monai.bundle run inference`, by the network of that fold, once for each
 setting. Printed are the time of the network (predictions.json) against that as usual, the mean Dice over all foreground
-classes, and the mean difference to the usual setting with a 95 % interval (bootstrap over the cases). A bundle whose
+classes, and the mean difference to the usual setting with the interval that `select` computes. A bundle whose
 network was trained without mirroring does not mirror as usual. `--patch_size` makes images of one window have several.
 With `--canvas`, each image lies in the middle of a larger one, of smooth noise with the image's mean and standard
 deviation; "lost" are the objects, a class of a case, that are found as usual and not otherwise.
@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from predictions import predict
 from scipy.ndimage import gaussian_filter
-from scipy.stats import bootstrap
+
+from autoplan.choice import mean_intervals
+from autoplan.evaluation import class_masks, dice
 
 SETTINGS: dict[str, dict[str, str]] = {
     "as usual": {},
@@ -42,11 +43,9 @@ def embedded(array: np.ndarray, shape: tuple[int, ...], fill: np.ndarray) -> np.
     return found
 
 
-def dice(found: np.ndarray, label: np.ndarray, values: list[int]) -> list[float]:
-    """Dice of each class, NaN where neither has it."""
-    pairs = [(found == v, label == v) for v in values]
-    sizes = [int(a.sum() + b.sum()) for a, b in pairs]
-    return [2 * int((a & b).sum()) / n if n else np.nan for (a, b), n in zip(pairs, sizes, strict=True)]
+def _foreground(scores: np.ndarray) -> float:
+    """Mean over the classes of the mean over the cases."""
+    return float(np.nanmean(np.nanmean(scores, 0)))
 
 
 def main() -> None:
@@ -62,8 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     datalist = json.loads((given.bundle / "configs" / "datalist.json").read_text())
     cases = [case for case in datalist["training"] if case["fold"] == given.fold][: given.num]
-    config = given.bundle.absolute() / "configs" / "inference.json"
-    values = json.loads(config.read_text())["label_values"][1:]
+    values = json.loads((given.bundle / "configs" / "inference.json").read_text())["label_values"][1:]
     rng = np.random.default_rng(0)
     scores: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
@@ -79,31 +77,26 @@ def main() -> None:
                 shape = tuple(given.canvas)
                 label = embedded(label, shape, np.zeros_like(noise))
                 array = embedded(array, shape, array.mean() + array.std() * noise / noise.std())
-            labels[case["name"]] = label
+            labels[case["name"]] = class_masks(label, values)
             nibabel.save(nibabel.Nifti1Image(array, image.affine), images / f"{case['name']}.nii.gz")
         for setting in ("as usual", *(s for s in given.only if s != "as usual")):
-            output = Path(name) / "out" / setting
-            command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "inference", "--config_file"]
-            command += [str(config), "--dataset_dir", str(images), "--output_dir", str(output), "--model_file"]
-            command += [str(given.bundle.absolute() / "models" / f"fold_{given.fold}" / "model.pt")]
-            command += [word for key, value in SETTINGS[setting].items() for word in (f"--{key}", value)]
-            command += ["--patch_size", str(given.patch_size)] if given.patch_size else []
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            told = json.loads((output / "predictions.json").read_text())
+            settings = {**SETTINGS[setting], **({"patch_size": given.patch_size} if given.patch_size else {})}
+            output, model = Path(name) / "out" / setting, given.bundle / "models" / f"fold_{given.fold}" / "model.pt"
+            told = predict(given.bundle, output, dataset_dir=images, model_file=model.absolute(), **settings)
             seconds[setting] = sum(entry["seconds"]["network"] for entry in told.values())
             found = [np.asarray(nibabel.load(output / told[n]["segmentation"]).dataobj) for n in labels]
-            scores[setting] = np.array([dice(a, b, values) for a, b in zip(found, labels.values(), strict=True)])
+            scores[setting] = np.array([dice(b, a) for a, b in zip(found, labels.values(), strict=True)], dtype=float)
     usual = scores["as usual"]
     print(f"{len(cases)} cases\n\n| | time | Dice | difference | lost |\n|--|--|--|--|--|")
     for setting, found in scores.items():
-        difference = np.nanmean(found, 1) - np.nanmean(usual, 1)
+        difference = found - usual
         told_difference = ""
-        if difference.any():
-            low, high = bootstrap((difference,), np.mean, method="percentile", rng=0).confidence_interval
-            told_difference = f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        if np.nan_to_num(difference).any():
+            _, (low, high) = mean_intervals(difference.tolist())
+            told_difference = f"{_foreground(difference):+.4f} [{low:+.4f}, {high:+.4f}]"
         lost, time = int(((usual > 0) & (found == 0)).sum()), seconds[setting]
         time_told = f"{time:.0f} s, {time / seconds['as usual']:.2f}"
-        print(f"| {setting} | {time_told} | {np.nanmean(found):.4f} | {told_difference} | {lost} |")
+        print(f"| {setting} | {time_told} | {_foreground(found):.4f} | {told_difference} | {lost} |")
 
 
 if __name__ == "__main__":

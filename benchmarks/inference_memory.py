@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from predictions import random_weights, words
 
 from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
 from autoplan.render import render_all
@@ -76,6 +77,20 @@ def small_plan(classes: int, spacing: float) -> Plan:
     )
 
 
+def write_large(folder: Path, shape: tuple[int, ...], classes: int, spacing: float) -> tuple[Plan, Path, Path]:
+    """A random CT of a shape and a spacing in mm, and bundles for 1 mm: the plan, the bundles' folder, the image's."""
+    images = folder / "images"
+    images.mkdir()
+    coarse = np.random.default_rng(0).normal(50, 100, [math.ceil(n / 8) for n in shape]).astype(np.int16)
+    volume = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)[tuple(map(slice, shape))]
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([spacing] * 3 + [1])), images / "large.nii.gz")
+    plan = small_plan(classes, 1.0)
+    cases = tuple(Case(f"case_{i}", (f"imagesTr/case_{i}.nii.gz",), f"labelsTr/case_{i}.nii.gz") for i in range(5))
+    dataset = Dataset(folder / "data", plan.name, plan.modalities, plan.labels, cases, ())
+    render_all(plan, dataset, folder / "bundles")
+    return plan, folder / "bundles", images
+
+
 def memory(pid: int) -> int:
     """Bytes of a process and its children, shared pages divided among those that share them."""
     total = 0
@@ -106,35 +121,12 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = folder / "images"
-        images.mkdir()
-        rng = np.random.default_rng(0)
-        coarse = rng.normal(50, 100, [math.ceil(n / 8) for n in given.shape])
-        volume = coarse.astype(np.int16).repeat(8, 0).repeat(8, 1).repeat(8, 2)[tuple(map(slice, given.shape))]
-        nibabel.save(nibabel.Nifti1Image(volume, np.diag([given.spacing] * 3 + [1])), images / "large.nii.gz")
-        plan = small_plan(given.classes, 1.0)
-        cases = tuple(Case(f"case_{i}", (f"imagesTr/case_{i}.nii.gz",), f"labelsTr/case_{i}.nii.gz") for i in range(5))
-        dataset = Dataset(folder / "data", plan.name, plan.modalities, plan.labels, cases, ())
-        render_all(plan, dataset, folder / "bundles")
-        bundle = folder / "bundles" / plan.name / given.configuration
-        weights = (
-            "import sys, torch; sys.path.insert(0, sys.argv[1]); from monai.bundle import ConfigParser as C; p = C();"
-            "p.read_config(sys.argv[1] + '/configs/inference.json');"
-            "import pathlib; pathlib.Path(sys.argv[1] + '/models').mkdir(exist_ok=True);"
-            "torch.save(p.get_parsed_content('network_def').state_dict(), sys.argv[1] + '/models/model.pt')"
-        )
-        subprocess.run([sys.executable, "-c", weights, str(bundle)], check=True)
-        arguments = [
-            "run",
-            "inference",
-            "--config_file",
-            str(bundle / "configs" / "inference.json"),
-            "--mirror",
-            "False",
-        ]
-        arguments += ["--overlap", str(given.overlap)]
-        arguments += ["--max_memory", given.max_memory] if given.max_memory else []
-        arguments += ["--dataset_dir", str(images), "--output_dir", str(folder / "out")]
+        plan, bundles, images = write_large(folder, tuple(given.shape), given.classes, given.spacing)
+        bundle = bundles / plan.name / given.configuration
+        random_weights(bundle)
+        memory_given = {"max_memory": given.max_memory} if given.max_memory else {}
+        settings = {"mirror": False, "overlap": given.overlap, **memory_given, "dataset_dir": images}
+        arguments = words(bundle, **settings, output_dir=folder / "out")
 
         def limit() -> None:
             if given.limit:

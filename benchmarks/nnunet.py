@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -31,14 +30,12 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel
-import numpy as np
-from inference_memory import memory, small_plan
+from inference_memory import memory, write_large
+from predictions import random_weights, words
 
 from autoplan import dataset as datasets
 from autoplan.__main__ import main as autoplan
-from autoplan.facts import Case, Configuration, Dataset, Plan
-from autoplan.render import render_all
+from autoplan.facts import Configuration, Plan
 from autoplan.saved import load_plan
 
 HERE = Path(__file__).resolve().parent.parent
@@ -62,18 +59,6 @@ torch.save(
      "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2)},
     folder / "fold_0" / "checkpoint_final.pth",
 )
-print(sum(p.numel() for p in network.parameters()))
-"""
-OURS = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from monai.bundle import ConfigParser
-parser = ConfigParser()
-parser.read_config(sys.argv[1] + "/configs/inference.json")
-network = parser.get_parsed_content("network_def")
-Path(sys.argv[1], "models").mkdir(exist_ok=True)
-torch.save(network.state_dict(), sys.argv[1] + "/models/model.pt")
 print(sum(p.numel() for p in network.parameters()))
 """
 
@@ -153,18 +138,13 @@ def compare(folder: Path, plan: Plan, bundle: Path, images: Path, python: Path, 
         [python, "-c", WEIGHTS, model, str(len(plan.modalities)), str(len(plan.labels))],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    ours = subprocess.run([sys.executable, "-c", OURS, bundle], capture_output=True, text=True, check=True).stdout
-    print(f"{given.what}: parameters {int(ours.split()[-1]):,} (bundle), {int(theirs.split()[-1]):,} (nnU-Net)")
+    print(f"{given.what}: parameters {random_weights(bundle):,} (bundle), {int(theirs.split()[-1]):,} (nnU-Net)")
     raw = folder / "raw"
     raw.mkdir()
     for path in images.iterdir():
         shutil.copy(path, raw / path.name.replace(".nii.gz", "_0000.nii.gz"))
-    commands = {
-        "bundle": [
-            sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file",
-            str(bundle / "configs" / "inference.json"), "--mirror", str(mirror), "--dataset_dir", str(images),
-        ],
-    }  # fmt: skip
+    ours = words(bundle, mirror=mirror, dataset_dir=images)
+    commands = {"bundle": [sys.executable, "-m", "monai.bundle", *ours]}
     for number in given.processes:
         commands[f"nnU-Net, {number} and {number} processes"] = [
             str(python.with_name("nnUNetv2_predict_from_modelfolder")), "-i", str(raw), "-m", str(model), "-f", "0",
@@ -199,15 +179,8 @@ def hippocampus(folder: Path) -> tuple[Plan, Path, Path]:
 
 def large(folder: Path) -> tuple[Plan, Path, Path]:
     """Plan, bundle and images."""
-    images = folder / "images"
-    images.mkdir()
-    coarse = np.random.default_rng(0).normal(50, 100, [math.ceil(n / 8) for n in SHAPE]).astype(np.int16)
-    volume = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)[tuple(map(slice, SHAPE))]
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([SPACING] * 3 + [1])), images / "large.nii.gz")
-    plan = small_plan(CLASSES, 1.0)
-    cases = tuple(Case(f"case_{i}", (f"imagesTr/case_{i}.nii.gz",), f"labelsTr/case_{i}.nii.gz") for i in range(5))
-    render_all(plan, Dataset(folder / "data", plan.name, plan.modalities, plan.labels, cases, ()), folder / "bundles")
-    return plan, folder / "bundles" / plan.name / "3d_fullres", images
+    plan, bundles, images = write_large(folder, SHAPE, CLASSES, SPACING)
+    return plan, bundles / plan.name / "3d_fullres", images
 
 
 def main() -> None:

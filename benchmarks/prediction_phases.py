@@ -11,16 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-WEIGHTS = (
-    "import sys, torch; sys.path.insert(0, sys.argv[1]); from monai.bundle import ConfigParser as C; p = C();"
-    "p.read_config(sys.argv[1] + '/configs/inference.json');"
-    "torch.save(p.get_parsed_content('network_def').state_dict(), sys.argv[2])"
-)
+from predictions import predict, random_weights
 
 
 def main() -> None:
@@ -37,13 +31,9 @@ def main() -> None:
         listed.write_text(json.dumps([str(path) for path in images]))
         if not model.is_file():
             model = Path(folder) / "model.pt"
-            subprocess.run([sys.executable, "-W", "ignore", "-c", WEIGHTS, str(given.bundle), str(model)], check=True)
-        command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "inference", "--config_file"]
-        command += [str(given.bundle / "configs" / "inference.json"), "--images", str(listed)]
-        command += ["--output_dir", str(output), "--model_file", str(model)]
-        command += [word for pair in given.set for word in f"--{pair}".split("=", 1)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        told = json.loads((output / "predictions.json").read_text())
+            random_weights(given.bundle, model)
+        settings = dict(pair.split("=", 1) for pair in given.set)
+        told = predict(given.bundle, output, images=listed, model_file=model, **settings)
     names = ("reading", "waiting", "network", "export")
     phases = {name: sum(entry["seconds"][name] for entry in told.values()) for name in names}
     whole = sum(seconds for name, seconds in phases.items() if name != "reading")
