@@ -51,7 +51,7 @@ class RowInferer(Inferer, ABC):
     agreement: Agreement | None = None
 
     def parts(self) -> list[RowInferer]:
-        """Those whose probabilities it gives, or the mean of which: itself, unless it has others."""
+        """Those that these attributes are for: itself, unless others do all of it."""
         return [self]
 
     @abstractmethod
@@ -501,8 +501,8 @@ class MeanInferer(RowInferer):
         return sum(inferer.open_voxels(shape, axis, block) for inferer in self.inferers)
 
     def parts(self) -> list[RowInferer]:
-        """Those of all members."""
-        return [part for inferer in self.inferers for part in inferer.parts()]
+        """Itself, which compares its members, and theirs."""
+        return [self, *(part for inferer in self.inferers for part in inferer.parts())]
 
     def windows(self, shape: Sequence[int], blocks: Sequence[Block]) -> int:
         """Of all members."""

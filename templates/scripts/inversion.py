@@ -191,7 +191,7 @@ class LabelInferer(Inferer):
         shapes = shapes_back(image, shape)
         blocks = self._blocks(image, shapes, network, axis)
         agreement = Agreement(self.num_classes)
-        for part in (self.inferer, *self.inferer.parts()):
+        for part in self.inferer.parts():
             part.agreement, part.num_classes, part.region_first = agreement, self.num_classes, self.region_first
         self.network_seconds = 0.0
         rows = map(self._timed, self._timed(self.inferer.blocks(image.as_tensor(), network, axis, blocks)))
