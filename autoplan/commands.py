@@ -243,7 +243,7 @@ def predict(
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
     settings: dict[str, Any] = {"device": device or None, "max_memory": max_memory or None, "overlap": overlap}
     settings = {name: value for name, value in settings.items() if value is not None}
-    check_settings(settings, list(settings))
+    check_settings({name: str(value) for name, value in settings.items()}, list(settings))
     _check_gpu(settings.get("device", ""))
     settings |= {name: True for name, given in switches.items() if given} | ({"mirror": False} if no_mirror else {})
     if images is None:

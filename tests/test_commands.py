@@ -162,6 +162,25 @@ def test_a_dataset_may_be_called_almost_like_a_command(
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["--overlap", "0.25"], {"overlap": 0.25}),
+        (["--overlap", "0"], {"overlap": 0}),
+        (["--no_mirror", "--region_first"], {"mirror": False, "region_first": True}),
+        (["--max_memory", "4GB", "--strict"], {"max_memory": "4GB", "strict": True}),
+    ],
+    ids=str,
+)
+def test_what_predict_sets_in_the_bundle(words, expected, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(prediction, "predict", lambda *_, force, settings: seen.append(settings) or 0)
+    monkeypatch.setattr(prediction, "images_in", lambda *_: [])
+    assert main(["predict", "T", "--images", "some", *words]) == 0
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         pytest.param(["a\0b"], "holds a NUL character", id="NUL"),
@@ -172,6 +191,9 @@ def test_a_dataset_may_be_called_almost_like_a_command(
         pytest.param(["run", "T", "--mirror", "perhaps"], "--mirror takes True or False", id="mirror of run"),
         pytest.param(["predict", "T", "--device", "foo"], "--device takes cpu or cuda:0, not foo", id="device"),
         pytest.param(["predict", "T", "--max_memory", "much"], "--max_memory takes a size such as 4GB", id="memory"),
+        pytest.param(["predict", "T", "--overlap", "1"], "--overlap takes a number from 0 to below 1", id="overlap"),
+        pytest.param(["predict", "T", "--overlap"], "--overlap", id="overlap without a value"),
+        pytest.param(["predict", "T", "--no_mirror=maybe"], "--no_mirror takes no value", id="no_mirror"),
         pytest.param(["predict", "T", "--device", "cuda:0"], "no GPU is visible here", id="a GPU that is not there"),
         pytest.param(["run", "T", "--force=maybe"], "--force takes no value", id="force of run"),
     ],
