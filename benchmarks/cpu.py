@@ -3,7 +3,7 @@
     python benchmarks/cpu.py [--patch 40,56,40] [--batch 7] [--rounds 4] [--repeats 5]
 
 Three ways in turn, each in a process of its own: as torch does it, with freed memory kept, and with two passes of the
-prediction at once besides, whatever the size of the window. A window is one patch in eight mirrorings; a step is
+prediction at once besides, whatever the size of the window. A bundle measures itself whether these gain anything. A window is one patch in eight mirrorings; a step is
 forward, loss and backward of a batch; the network is as for Task04_Hippocampus, with as many levels as the patch
 allows. Prints the median and the fastest over all rounds, after one to warm up in each process, and the highest memory
 of a process.
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 
 import scripts.inferers
 import scripts.precision
+from scripts.cpu import _sum_at_once
 
 WAYS = ("as torch does it", "freed memory kept", "and two passes at once")
 
@@ -35,8 +36,8 @@ def measure(way: str, what: str, patch: tuple[int, ...], batch: int, repeats: in
     """Seconds of each repetition and the memory of this process, bytes."""
     if way == WAYS[0]:
         scripts.precision.keep_freed_memory = lambda: None
-    if way != WAYS[2]:
-        scripts.inferers.sum_by_two_threads = lambda function, items: function(items)
+    sum_of = _sum_at_once if way == WAYS[2] else lambda function, first, second: function(first) + function(second)
+    scripts.inferers.SumOfHalves = lambda: lambda function, items, *_, **__: sum_of(function, items[::2], items[1::2])
     scripts.inferers.SMALL_WINDOW = float("inf")
     torch.manual_seed(0)
     network = network_for(patch)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from scripts.cpu import sum_by_two_threads
+from scripts.cpu import SumOfHalves
 from scripts.inferers import MirroredWindowInferer
 from scripts.precision import logits
 
@@ -71,40 +71,83 @@ def test_freed_memory_is_used_again_and_not_asked_for_anew(request: pytest.Fixtu
     assert kept < usual / 4
 
 
+class Clock:
+    """Seconds that the test decides: each call of `step` adds some."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.mark.parametrize(
-    ("cores", "num", "halves"),
-    [(4, 8, [(2, 4), (2, 4)]), (2, 2, [(1, 1), (1, 1)]), (1, 8, [(1, 8)]), (3, 8, [(3, 8)]), (4, 5, [(4, 5)])],
-    ids=["four cores", "two cores", "one core", "odd cores", "odd items"],
+    ("cores", "num", "at_once", "halves"),
+    [
+        (4, 8, True, [(2, 4), (2, 4)]),
+        (2, 2, True, [(1, 1), (1, 1)]),
+        (2, 8, False, [(2, 4), (2, 4)]),
+        (1, 8, True, [(1, 4), (1, 4)]),
+        (3, 8, True, [(3, 4), (3, 4)]),
+        (4, 5, True, [(4, 3), (4, 2)]),
+        (4, 1, True, [(4, 1)]),
+    ],
+    ids=["four cores", "two cores", "too large", "one core", "odd cores", "odd items", "one item"],
     indirect=["cores"],
 )
-def test_each_half_has_half_of_the_cores_where_halves_are_equal(
-    cores: int, num: int, halves: list[tuple[int, int]]
+def test_a_half_has_half_of_the_cores_where_both_go_at_once(
+    cores: int, num: int, at_once: bool, halves: list[tuple[int, int]]
 ) -> None:
     seen = []
-    together = threading.Barrier(len(halves))
+    together = threading.Barrier(2 if halves[0][0] < cores else 1)
 
     def function(items: Sequence[int]) -> torch.Tensor:
         together.wait(timeout=60)
         seen.append((torch.get_num_threads(), len(items)))
         return torch.tensor(sum(items))
 
-    assert sum_by_two_threads(function, range(num)) == sum(range(num))
+    assert SumOfHalves()(function, range(num), "kind", at_once=at_once) == sum(range(num))
     assert seen == halves
     assert torch.get_num_threads() == cores
+
+
+@pytest.mark.parametrize("cores", [2], indirect=True)
+@pytest.mark.parametrize(("alone", "together", "faster"), [(1.0, 1.5, True), (1.0, 2.5, False), (1.0, 2.0, True)])
+def test_the_way_that_was_faster_stays(cores: int, alone: float, together: float, faster: bool) -> None:
+    """`alone` is what a half takes with all cores, `together` what both take at once."""
+    clock, ways = Clock(), []
+
+    def function(items: Sequence[int]) -> torch.Tensor:
+        at_once = torch.get_num_threads() == 1
+        ways.append(at_once)
+        clock.now += together / 2 if at_once else alone
+        return torch.tensor(sum(items))
+
+    def way(kind: str) -> bool:
+        assert total(function, range(8), kind, at_once=True) == sum(range(8))
+        both = {ways.pop(), ways.pop()}
+        assert len(both) == 1
+        return both.pop()
+
+    total = SumOfHalves(clock)
+    turns = [way("small") for _ in range(2 * SumOfHalves.TURNS)]
+    assert turns == [True, False] * SumOfHalves.TURNS
+    assert {way("small") for _ in range(20)} == {faster}
+    assert way("large"), "another kind is measured anew"
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
 def test_no_gradients_there_where_none_are_wanted_here(cores: int) -> None:
     weight = torch.ones(1, requires_grad=True)
     with torch.no_grad():
-        assert not sum_by_two_threads(lambda items: weight * sum(items), [1, 2]).requires_grad
-    assert sum_by_two_threads(lambda items: weight * sum(items), [1, 2]).requires_grad
+        assert not SumOfHalves()(lambda items: weight * sum(items), [1, 2], "kind", at_once=True).requires_grad
+    assert SumOfHalves()(lambda items: weight * sum(items), [1, 2], "kind", at_once=True).requires_grad
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
 def test_an_error_in_one_half_is_an_error(cores: int) -> None:
     with pytest.raises(ZeroDivisionError):
-        sum_by_two_threads(lambda items: torch.tensor(1 / items[0]), [1, 0])
+        SumOfHalves()(lambda items: torch.tensor(1 / items[0]), [1, 0], "kind", at_once=True)
     assert torch.get_num_threads() == cores
 
 
@@ -119,7 +162,7 @@ def test_the_prediction_by_two_threads_is_that_by_one(cores: int) -> None:
         torch.set_num_threads(1)
         by_one = inferer(image, network)
     assert by_two.shape == (1, 3, 10, 12, 9)
-    torch.testing.assert_close(by_two, by_one)
+    assert torch.equal(by_two, by_one)
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
