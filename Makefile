@@ -9,13 +9,16 @@ TASK ?=
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test install lint
+.PHONY: demo test coverage install lint
 
 demo: $(INSTALLED)
 	@"$(VENV)/bin/python" tools/demo.py $(if $(TASK),"$(TASK)")
 
 test: lint
-	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE)
+
+coverage: COVERAGE = --cov
+coverage: test
 
 install: $(INSTALLED)
 

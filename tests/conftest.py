@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from coverage import Coverage
 from forks import Forks
 
 from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
@@ -28,24 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The package `scripts` of a bundle, as the templates have it.
 sys.path.insert(0, str(PROJECT / "templates"))
-
-
-@contextmanager
-def uncovered() -> Iterator[None]:
-    """Coverage is not measured within: that doubles the time of what runs in Python, other packages included."""
-    measured = Coverage.current()
-    if measured is not None:
-        measured.stop()
-    try:
-        yield
-    finally:
-        if measured is not None:
-            measured.start()
-
-
-if Coverage.current() is not None:
-    with uncovered():
-        import monai.bundle  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
