@@ -6,7 +6,7 @@ They read, call, write and print; they decide nothing.
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import groupby
@@ -463,7 +463,9 @@ def share(
     torchscript: bool = False,
     onnx: bool = False,
     url: str = "",
+    faster: int = 0,
     output: str = "shared",
+    root: str = "data",
     bundles: str = "bundles",
 ) -> None:
     """Writes a trained bundle as a folder for the Model Zoo, and verifies it.
@@ -482,18 +484,23 @@ def share(
         torchscript: also write models/model.ts.
         onnx: also write models/model.onnx.
         url: folder on the web where files above 25 MiB will lie.
+        faster: validation cases on which to measure what --overlap 0.25, --no_mirror and --region_first of predict gain
+            and cost, such as 20; the README then says it.
         output: folder that the bundle's own folder is written to.
+        root: folder of the datasets, for --faster.
         bundles: folder of the bundles.
     """
     from autoplan import publishing, verification
 
     for flag, value in (("torchscript", torchscript), ("onnx", onnx)):
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
+    _check("faster", faster, holds=_is_count(faster), takes="a number of cases")
     _check_training(folds)
     request = publishing.Request(name, authors, data_source, data_license, version, url, torchscript, onnx)
     check_writable(Path(output), "--output")
-    root = Path(bundles) / _task(dataset)
-    done = publishing.publish(root, bundle, sorted(set(map(int, _numbers(folds)))), Path(output), request)
+    task = Path(bundles) / _task(dataset)
+    measure = _measuring(_load(dataset, root, bundles)[0], task, faster) if faster else None
+    done = publishing.publish(task, bundle, sorted(set(map(int, _numbers(folds)))), Path(output), request, measure)
     if not done.checks:
         print(f"{done.folder}: nothing has changed since version {done.version}")
         return
@@ -686,6 +693,20 @@ def _gpu_memory(given: str, task: Path) -> int | None:
         return saved.load_plan(task).gpu_memory
     except AutoplanError:
         return None
+
+
+def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, int], None]:
+    """A function that measures what faster predictions cost the network of a configuration and fold."""
+    from autoplan import faster
+
+    folds, cases = saved.load_plan(task).folds, {case.name: case for case in dataset.training}
+
+    def measure(configuration: str, fold: int) -> None:
+        some = [cases[name] for name in folds[fold][:num_cases] if name in cases]
+        found = faster.measure(task / configuration, fold, dataset.root, some, {})
+        print(f"\n{configuration}, fold {fold}, {len(some)} validation cases:\n{faster.report(found)}\n")
+
+    return measure
 
 
 def _fitted(planned: Plan, gpu_memory: int | None) -> Plan:

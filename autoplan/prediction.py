@@ -50,7 +50,7 @@ def predict(
         DatasetError: there are no images, or two of one name.
         AutoplanError: the output folder holds other segmentations, or some images could not be predicted.
     """
-    found = [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
+    found = _absolute(folder, cases)
     _check_bundle(bundle, folder, found)
     for flag in ("dicom_seg", "strict", "region_first"):
         if settings.get(flag) and flag not in read_object(bundle / "configs" / "inference.json"):
@@ -67,6 +67,29 @@ def predict(
         status = _run(bundle, found, {"skip_existing": True, **values})
         _check_outcome(status, targets)
     return len(missing)
+
+
+def told(
+    bundle: Path, folder: Path, cases: Sequence[Case], output: Path, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Predict all images into a new folder, and give what predictions.json tells of each, by its case.
+
+    Args:
+        bundle, folder, cases, output, settings: see `predict`.
+
+    Raises:
+        AutoplanError: some images could not be predicted.
+    """
+    found = _absolute(folder, cases)
+    targets = _targets(folder, found, output)
+    status = _run(bundle, found, {"output_dir": str(output.absolute()), **settings})
+    _check_outcome(status, targets)
+    return read_object(output / PREDICTIONS)
+
+
+def _absolute(folder: Path, cases: Sequence[Case]) -> list[Case]:
+    """The cases with the absolute paths of their images."""
+    return [replace(case, images=tuple(str((folder / path).absolute()) for path in case.images)) for case in cases]
 
 
 def _check_bundle(bundle: Path, folder: Path, cases: Sequence[Case]) -> None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoplan import prediction, probe, render, results, saved, sharing, verification
+from autoplan import faster, prediction, probe, render, results, saved, sharing, verification
 from autoplan.errors import AutoplanError, TemplateError
 from autoplan.facts import Case, Plan
 from autoplan.files import file_digest, read_object
@@ -100,7 +100,14 @@ def _check_onnx() -> None:
         raise AutoplanError(f"--onnx needs {' and '.join(missing)}: python -m pip install {' '.join(missing)}")
 
 
-def publish(root: Path, bundle: str, folds: Sequence[int], output: Path, request: Request) -> Published:
+def publish(
+    root: Path,
+    bundle: str,
+    folds: Sequence[int],
+    output: Path,
+    request: Request,
+    measure: Callable[[str, int], object] | None = None,
+) -> Published:
     """Write the folder, or leave it as it is where nothing has changed.
 
     Args:
@@ -109,6 +116,8 @@ def publish(root: Path, bundle: str, folds: Sequence[int], output: Path, request
         folds: of a configuration: whose networks; all that are finished if empty.
         output: folder that the bundle's own is made in.
         request: what people say.
+        measure: called with each configuration that is shared, and the first of its folds, before the README is
+            written: it has what `faster` knows of their networks.
 
     Raises:
         AutoplanError: the bundle cannot be shared, the version exists, or a check fails; nothing is changed then.
@@ -120,6 +129,9 @@ def publish(root: Path, bundle: str, folds: Sequence[int], output: Path, request
     temporary = output / f".{uuid.uuid4().hex[:8]}.{request.name}"
     try:
         source = _source(plan, root, bundle, folds, temporary)
+        if measure is not None:
+            for name, fold in _first_networks(read_object(source / "configs" / "inference.json")).items():
+                measure(name, fold)
         files = _files(plan, source, root, request)
         changed = _changed(target, files, source, request)
         there = _metadata(target)
@@ -161,6 +173,12 @@ def _source(plan: Plan, root: Path, bundle: str, folds: Sequence[int], temporary
     return source
 
 
+def _first_networks(inference: Mapping[str, Any]) -> dict[str, int]:
+    """Configurations that a bundle holds, and the first fold of each; not the first stage of a cascade."""
+    found = {name: inference[f"{m}_folds"][0] for name, m in MEMBERS.items() if f"{m}_folds" in inference}
+    return {name: fold for name, fold in found.items() if name != "3d_lowres" or "3d_cascade_fullres" not in found}
+
+
 def _figures(root: Path, inference: Mapping[str, Any]) -> dict[str, tuple[Path, str]]:
     """Curves of the trainings of the networks: name in docs -> file, and what it shows."""
     found = {}
@@ -179,7 +197,9 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
     metadata |= {"name": request.name, "authors": request.authors, "data_source": request.data_source}
     configs = {"inference.json": inference, **render.going_on(plan, inference)}
     figures = _figures(root, inference)
-    said = render.Shared(request.data_source, {name: text for name, (_, text) in figures.items()})
+    known = {key: faster.load(root / key[0], key[1]) for key in _first_networks(inference).items()}
+    costs = {key: (len(found.cases), faster.rows(found)) for key, found in known.items() if found is not None}
+    said = render.Shared(request.data_source, {name: text for name, (_, text) in figures.items()}, costs)
     readme = render.shared_readme(plan, metadata, inference, configs["train.json"], said)
     return {
         **render.copied(templates_folder()),

@@ -309,11 +309,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a README tells of a bundle that is handed to others: where its data come from, and file names of figures
-    with what they show."""
+    """What a README tells of a bundle that is handed to others: where its data come from, file names of figures with
+    what they show, and for a configuration and a fold the number of cases on which faster predictions were compared,
+    with the table of `faster.rows`."""
 
     data_source: str
     figures: Mapping[str, str]
+    faster: Mapping[tuple[str, int], tuple[int, Sequence[Sequence[str]]]]
 
 
 @dataclass(frozen=True)
@@ -532,6 +534,7 @@ def _best_readme(
         authors=metadata["authors"] + ". Planned and put together by autoplan" + _TO_DO * (shared is None) + ".",
         terms="" if shared is None else f"\n\nSource: {shared.data_source}. License: `docs/data_license.txt`.",
         figures="" if shared is None else "".join(f"\n![{text}]({file})\n" for file, text in shared.figures.items()),
+        faster="" if shared is None else "".join(_faster(*key, *found) for key, found in shared.faster.items()),
         more=string.Template(more).substitute(dataset=plan.name),
         intended_use=metadata["intended_use"],
         dataset=plan.name,
@@ -548,6 +551,18 @@ def _best_readme(
         decisions="\n".join(rows),
         keys=_explained(config),
         clients=(templates_folder() / "docs" / "clients.md").read_text(),
+    )
+
+
+def _faster(configuration: str, fold: int, num_cases: int, rows: Sequence[Sequence[str]]) -> str:
+    """What a faster prediction costs, as a section."""
+    header, *lines = ("| " + " | ".join(row) + " |" for row in rows)
+    return (
+        f"\n### A faster prediction: {configuration}\n\nThe network of fold {fold} on {num_cases} of its validation "
+        "cases. Time is that of the network, as a part of the usual one; lost are objects, a class of a case, that are "
+        "found as usual and not so. `overlap`, `mirror` and `region_first` are keys of `configs/inference.json`.\n\n"
+        + "\n".join([header, "|--" * len(rows[0]) + "|", *lines])
+        + "\n"
     )
 
 

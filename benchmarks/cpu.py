@@ -3,10 +3,10 @@
     python benchmarks/cpu.py [--patch 40,56,40] [--batch 7] [--rounds 4] [--repeats 5]
 
 Three ways in turn, each in a process of its own: as torch does it, with freed memory kept, and with two passes of the
-prediction at once besides, whatever the size of the window. A bundle measures itself whether these gain anything. A window is one patch in eight mirrorings; a step is
-forward, loss and backward of a batch; the network is as for Task04_Hippocampus, with as many levels as the patch
-allows. Prints the median and the fastest over all rounds, after one to warm up in each process, and the highest memory
-of a process.
+prediction at once besides, whatever the size of the window. (A bundle measures itself whether these gain anything.) A
+window is one patch in eight mirrorings; a step is forward, loss and backward of a batch; the network is as for
+Task04_Hippocampus, with as many levels as the patch allows. Prints the median and the fastest over all rounds, after
+one to warm up in each process, and the highest memory of a process.
 """
 
 import json

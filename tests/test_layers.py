@@ -83,8 +83,9 @@ MAY_IMPORT = {
     "verification": {"tables", "files", "errors", "images", "processes", "probe"},
     "publishing": {
         *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
-        *("prediction", "probe", "verification"),
+        *("prediction", "probe", "verification", "faster"),
     },
+    "faster": {"tables", "files", "errors", "facts", "images", "evaluation", "results", "choice", "prediction"},
     "prediction": {"files", "errors", "axes", "facts", "images", "dataset", "processes"},
 }
 """What each module may import; `commands` and `__main__` may import all."""

@@ -84,7 +84,12 @@ class SumOfHalves:
         self.seconds: dict[tuple[Hashable, int], tuple[list[float], list[float]]] = {}
 
     def __call__(
-        self, function: Callable[[Sequence[Item]], torch.Tensor], items: Sequence[Item], kind: Hashable, *, at_once: bool
+        self,
+        function: Callable[[Sequence[Item]], torch.Tensor],
+        items: Sequence[Item],
+        kind: Hashable,
+        *,
+        at_once: bool,
     ) -> torch.Tensor:
         """The sum, or function(items) of a single item.
 

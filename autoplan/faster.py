@@ -1,0 +1,137 @@
+"""What a faster prediction costs a network: its time and Dice on validation cases, with other settings than usual."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoplan import prediction, results, tables
+from autoplan.choice import mean_intervals
+from autoplan.errors import AutoplanError
+from autoplan.evaluation import class_masks, dice
+from autoplan.facts import Case, from_dict, to_dict
+from autoplan.files import file_digest, read_object, write_text_atomically
+from autoplan.images import read_volume
+
+FASTER = "faster.json"
+"""File in a fold's folder."""
+USUAL = "as usual"
+SETTINGS: dict[str, dict[str, Any]] = {
+    USUAL: {},
+    "--overlap 0.25": {"overlap": 0.25},
+    "--no_mirror": {"mirror": False},
+    "--overlap 0.25 --no_mirror": {"overlap": 0.25, "mirror": False},
+    "--region_first": {"region_first": True},
+}
+"""Keys of inference.json with other values, by the flags of `predict` that set them."""
+
+
+@dataclass(frozen=True)
+class Faster:
+    """A way to predict, and what it gave: seconds of the network over all cases, and the mean Dice over the foreground
+    classes. `difference` is this Dice minus that of the usual way, with the interval that `select` computes; None where
+    no case differs. `lost` counts the classes of cases that are found as usual, and not so."""
+
+    flags: str
+    seconds: float
+    dice: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    lost: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The ways to predict, the usual one first, by one network on some of its validation cases."""
+
+    model: str
+    cases: tuple[str, ...]
+    ways: tuple[Faster, ...]
+
+
+def compare(bundle: Path, fold: int, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
+    """Predict cases in each of the ways.
+
+    Args:
+        bundle: of a configuration.
+        fold: whose network; the cases are some of those that it was validated on.
+        folder: that the paths of the cases are relative to.
+        cases: with labels.
+        settings: further keys of inference.json, of all ways.
+
+    Raises:
+        AutoplanError: an image could not be predicted.
+    """
+    model = results.fold_folder(bundle, fold) / "model.pt"
+    values = read_object(bundle / "configs" / "inference.json")["label_values"][1:]
+    labels = [class_masks(read_volume(folder / str(case.label)).array, values) for case in cases]
+    seconds, scores = [], []
+    with tempfile.TemporaryDirectory(prefix="autoplan-") as name:
+        for number, way in enumerate(SETTINGS.values()):
+            output = Path(name) / str(number)
+            given = {"model_file": str(model.absolute()), **settings, **way}
+            told = prediction.told(bundle, folder, cases, output, given)
+            seconds.append(sum(told[case.name]["seconds"]["network"] for case in cases))
+            found = (read_volume(output / told[case.name]["segmentation"]).array for case in cases)
+            scores.append(np.array([dice(*pair) for pair in zip(labels, found, strict=True)], dtype=float))
+    ways = (_way(*each, scores[0]) for each in zip(SETTINGS, seconds, scores, strict=True))
+    return Comparison(file_digest(model), tuple(case.name for case in cases), tuple(ways))
+
+
+def _way(flags: str, seconds: float, scores: Any, usual: Any) -> Faster:
+    """One of the ways, from the Dice of each class (column) of each case (row)."""
+    differences = scores - usual
+    lost = int(((usual > 0) & (scores == 0)).sum())
+    if not np.nan_to_num(differences).any():
+        return Faster(flags, seconds, _mean(scores), None, None, lost)
+    _, interval = mean_intervals(differences.tolist())
+    return Faster(flags, seconds, _mean(scores), _mean(differences), interval, lost)
+
+
+def _mean(scores: Any) -> float | None:
+    """Mean over the classes of the mean over the cases; a class that no case has does not count."""
+    known = scores[:, ~np.isnan(scores).all(0)]
+    return float(np.nanmean(known, 0).mean()) if known.size else None
+
+
+def measure(bundle: Path, fold: int, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
+    """What is known of a network on these cases, or else `compare`, kept in the fold's folder."""
+    known = load(bundle, fold)
+    if known is not None and set(known.cases) == {case.name for case in cases}:
+        return known
+    found = compare(bundle, fold, folder, cases, settings)
+    path = results.fold_folder(bundle, fold) / FASTER
+    write_text_atomically(path, json.dumps(to_dict(found), indent=1) + "\n")
+    return found
+
+
+def load(bundle: Path, fold: int) -> Comparison | None:
+    """What was measured of the network that a fold has now; None where nothing was."""
+    folder = results.fold_folder(bundle, fold)
+    try:
+        found: Comparison = from_dict(Comparison, read_object(folder / FASTER))
+        return found if found.model == file_digest(folder / "model.pt") else None
+    except (AutoplanError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A table, with a line of names."""
+    lines: list[tuple[str, ...]] = [("flags of predict", "time", "mean Dice", "difference", "95 % interval", "lost")]
+    usual = comparison.ways[0].seconds
+    for way in comparison.ways:
+        time = f"{way.seconds / usual:.2f}" if usual else "-"
+        interval = "-" if way.interval is None else " to ".join(f"{v:+.4f}" for v in way.interval)
+        difference = "-" if way.difference is None else f"{way.difference:+.4f}"
+        score = "-" if way.dice is None else f"{way.dice:.4f}"
+        lines.append((way.flags, time, score, difference, interval, str(way.lost)))
+    return lines
+
+
+def report(comparison: Comparison) -> str:
+    """The table for a terminal."""
+    return tables.table(rows(comparison), left=1)
