@@ -29,7 +29,7 @@ from autoplan import formats
 from autoplan.axes import Shape, Spacing
 from autoplan.errors import DatasetError, one_line
 from autoplan.formats import Header, by_case, case_name, files_of, format_of, image_files, names_of, segmentation_name
-from autoplan.processes import memory_limit
+from autoplan.memory import memory_bytes
 
 __all__ = ["by_case", "case_name", "files_of", "image_files", "names_of", "segmentation_name"]
 
@@ -167,8 +167,8 @@ def _is_nifti(path: Path) -> bool:
 
 def _check_memory(needed: int) -> None:
     """Raises where a file needs more bytes than there are."""
-    limit = memory_limit()
-    if needed > limit:
+    limit = memory_bytes()
+    if 0 < limit < needed:
         raise DatasetError(
             f"needs {needed / 1e9:.3g} GB of memory by its header, and there are {limit / 1e9:.3g} GB. Correct the "
             "header, or leave the case out."

@@ -10,16 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from autoplan.errors import DatasetError
 
 MAX_PROCESSES = 8
 """Processes at most unless asked for: each holds one case in memory."""
-
-CONTROL_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files that hold the memory limit of the control group, of its second and first version."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent ends."""
 
@@ -27,20 +23,6 @@ PR_SET_PDEATHSIG = 1
 def num_processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_limit() -> int:
-    """Bytes of memory that this process can have: the machine's, or its control group's where that has fewer."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
-    return min(machine, *map(_group_limit, CONTROL_GROUP_LIMITS))
-
-
-def _group_limit(path: Path) -> int:
-    """Bytes that a file of a control group allows; no bound where there is no such file, or "max" in it."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return sys.maxsize
 
 
 @contextmanager

@@ -264,15 +264,3 @@ def test_a_file_of_several_gzip_members(tmp_path) -> None:
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]) + bytes(7))
     assert images.read_volume(path).shape == (4, 3, 2)
-
-
-def test_the_memory_of_a_control_group_counts(tmp_path, monkeypatch) -> None:
-    from autoplan import processes
-
-    whole = processes.memory_limit()
-    limits = tmp_path / "memory.max", tmp_path / "old"
-    monkeypatch.setattr(processes, "CONTROL_GROUP_LIMITS", limits)
-    limits[0].write_text("1000000\n")
-    assert processes.memory_limit() == 1_000_000
-    limits[0].write_text("max\n")
-    assert processes.memory_limit() >= whole > 1_000_000

@@ -75,7 +75,7 @@ def test_row_by_row_is_the_same(direction, axis, preprocessing, tmp_path) -> Non
     data = preprocessing({"image": str(write_image(tmp_path / "image.nii.gz", direction))})
     data["pred"] = probabilities(data["image"])
     [batch] = DataLoader([{"image": data["image"]}], batch_size=1)
-    segmenter = LabelInferer(Given(data["pred"].as_tensor()), axis=axis)
+    segmenter = LabelInferer(Given(data["pred"].as_tensor()), 3, axis=axis)
     [labels] = decollate_batch(segmenter(batch["image"], torch.nn.Identity()))
     assert labels.dtype == torch.uint8
     invert = InvertToLabeld("pred", preprocessing, "image")

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "saved": {"files", "errors", "facts"},
     "formats": {"overlays"},
     "intensities": {"overlays"},
-    "images": {"errors", "axes", "formats", "processes"},
+    "memory": {"overlays"},
+    "images": {"errors", "axes", "formats", "memory"},
     "dataset": {"files", "errors", "axes", "facts", "formats", "images", "processes"},
     "readings": {"files", "errors", "axes", "facts"},
     "fingerprint": {

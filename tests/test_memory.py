@@ -63,7 +63,7 @@ def test_what_an_image_takes() -> None:
     found = memory.need((2, 10, 20, 30), (20, 20, 30), window=1000, features=30, num_classes=5, open_voxels=600)
     assert found == memory.Need(image=2 * 4 * 12000 + 2 * 12000, windows=4 * 1000 * (6 * 30 + 5 * 5), rows=4 * 5 * 600)
     assert found.total == found.image + found.windows + found.rows + memory.LIBRARIES
-    assert str(found) == "41 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB)"
+    assert str(found) == "41 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB, libraries 40 MB)"
     assert memory.as_text(1.25e10) == "12.5 GB"
 
 
@@ -104,7 +104,7 @@ class Network(torch.nn.Module):
     [
         pytest.param(None, "", id="no limit"),
         pytest.param("1GB", "case takes about 1 MB of memory", id="it fits"),
-        pytest.param("120KB", "open rows 1 MB), in 4 blocks with 150 % more windows", id="in blocks"),
+        pytest.param("120KB", "open rows 1 MB, libraries 0 MB), in 4 blocks with 150 % more windows", id="in blocks"),
     ],
 )
 def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog, monkeypatch) -> None:
@@ -114,8 +114,8 @@ def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_
     image.is_batch = True
     infer = MirroredWindowInferer((8, 8, 8), mirror=False)
     folders = [tmp_path / name if folder else None for name in ("whole", "blocks")]
-    expected = LabelInferer(infer, folders[0])(image, Network())
-    found = LabelInferer(infer, folders[1], max_memory=max_memory)(image, Network())
+    expected = LabelInferer(infer, 2, folders[0])(image, Network())
+    found = LabelInferer(infer, 2, folders[1], max_memory=max_memory)(image, Network())
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     assert said in caplog.text
     assert bool(caplog.text) == bool(said)
@@ -127,6 +127,6 @@ def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_
 def test_what_cannot_fit_is_refused() -> None:
     image = MetaTensor(torch.zeros(1, 1, 40, 40, 40), meta={"filename_or_obj": ["case.nii.gz"]})
     image.is_batch = True
-    segmenter = LabelInferer(MirroredWindowInferer((8, 8, 8)), max_memory="100KB")
+    segmenter = LabelInferer(MirroredWindowInferer((8, 8, 8)), 2, max_memory="100KB")
     with pytest.raises(ValueError, match=r"it would take about 41 MB of memory .* of which 1 MB are to be used"):
         segmenter(image, Network())

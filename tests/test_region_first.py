@@ -89,4 +89,4 @@ def test_the_first_look_is_without_overlap_and_mirroring() -> None:
 
 def test_it_is_a_switch() -> None:
     with pytest.raises(ValueError, match="region_first is True or False"):
-        LabelInferer(INFERERS["volume"](), region_first="yes")
+        LabelInferer(INFERERS["volume"](), 2, region_first="yes")

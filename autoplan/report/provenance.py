@@ -16,7 +16,8 @@ from autoplan.dataset import DESCRIPTION
 from autoplan.facts import Configuration, Dataset, Plan
 from autoplan.files import file_digest
 from autoplan.jobs import flags_of_recipe
-from autoplan.processes import memory_limit, num_processors
+from autoplan.memory import memory_bytes
+from autoplan.processes import num_processors
 from autoplan.report.blocks import Block, Code, Section, Table, Text, Values, counted, number, words
 from autoplan.report.blocks import Row as Line
 from autoplan.report.cases import Summary
@@ -93,7 +94,7 @@ def _machine() -> tuple[tuple[str, str], ...]:
     return (
         ("system", platform.platform()),
         ("processor", f"{_processor()}, {counted(num_processors(), 'core')} to use"),
-        ("memory", f"{memory_limit() / 2**30:.0f} GiB"),
+        ("memory", f"{memory_bytes() / 2**30:.0f} GiB"),
         ("GPU", _gpus() or "none"),
     )
 
