@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,14 +64,63 @@ def _convolution(
     return torch.conv3d(image, weight, bias, stride, padding, dilation, groups)
 
 
-def sum_by_two_threads(function: Callable[[Sequence[Item]], torch.Tensor], items: Sequence[Item]) -> torch.Tensor:
-    """The sum of function(one half of the items) and function(the other half), each by a thread with half of the cores:
-    more threads in one network wait longer for each other. Where the halves would not be equal, function(items).
+class SumOfHalves:
+    """The sum of function(every other item) and function(the items between).
+
+    Either half has all cores, one after the other, or both go at once, each by a thread with half of the cores: more
+    threads in one network wait longer for each other, but two networks need more of the cache. Which is faster depends
+    on the processor and on the size of what is computed, so the first calls of each kind go both ways in turn, and the
+    others go the way that was faster. The sum is the same bit by bit.
+
+    Args:
+        clock: seconds.
     """
-    cores = torch.get_num_threads()
-    if cores % 2 or len(items) % 2:
-        return function(items)
-    gradients = torch.is_grad_enabled()
+
+    TURNS = 3
+    """Calls that are timed each way. Our choice: the first of a kind is slower, and the fastest counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.seconds: dict[tuple[Hashable, int], tuple[list[float], list[float]]] = {}
+
+    def __call__(
+        self,
+        function: Callable[[Sequence[Item]], torch.Tensor],
+        items: Sequence[Item],
+        kind: Hashable,
+        *,
+        at_once: bool,
+    ) -> torch.Tensor:
+        """The sum, or function(items) of a single item.
+
+        Args:
+            function: takes the items of a half.
+            items: in an order that stays.
+            kind: calls of one kind take as long as each other.
+            at_once: whether both halves may go at once, where there are as many items and cores for the one as for the
+                other.
+        """
+        cores = torch.get_num_threads()
+        if len(items) < 2:
+            return function(items)
+        halves = items[::2], items[1::2]
+        if not at_once or cores % 2 or len(items) % 2:
+            return function(halves[0]) + function(halves[1])
+        together, in_turn = self.seconds.setdefault((kind, cores), ([], []))
+        is_known = len(in_turn) == self.TURNS
+        both = min(together) <= min(in_turn) if is_known else len(together) == len(in_turn)
+        start = self.clock()
+        found = _sum_at_once(function, *halves) if both else function(halves[0]) + function(halves[1])
+        if not is_known:
+            (together if both else in_turn).append(self.clock() - start)
+        return found
+
+
+def _sum_at_once(
+    function: Callable[[Sequence[Item]], torch.Tensor], first: Sequence[Item], second: Sequence[Item]
+) -> torch.Tensor:
+    """function(first) + function(second), each by a thread with half of the cores."""
+    cores, gradients = torch.get_num_threads(), torch.is_grad_enabled()
 
     def begin() -> None:
         torch.set_num_threads(cores // 2)
@@ -78,7 +128,7 @@ def sum_by_two_threads(function: Callable[[Sequence[Item]], torch.Tensor], items
 
     try:
         with ThreadPoolExecutor(2, initializer=begin) as pool:
-            first, second = pool.map(function, (items[::2], items[1::2]))
+            one, other = pool.map(function, (first, second))
     finally:
         torch.set_num_threads(cores)  # what threads that are yet to come begin with
-    return first + second
+    return one + other

@@ -16,7 +16,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 
 from scripts.agreement import Agreement, best_class
 from scripts.blocks import Block, cut
-from scripts.cpu import sum_by_two_threads
+from scripts.cpu import SumOfHalves
 from scripts.inversion import labels_of_blocks, mean_rows
 from scripts.networks import append_one_hot, padded_to, window_size
 from scripts.precision import checked_switch, logits
@@ -32,8 +32,8 @@ Networks = Sequence[Callable[..., torch.Tensor]]
 Pass = tuple[int, tuple[int, ...]]  # the number of a network and the axes that are mirrored for it
 
 SMALL_WINDOW = 64**3
-"""Voxels in the windows that the network sees at once, up to which two passes share the cores of a CPU. With more, that
-gains nothing and needs memory: docs/benchmarks.md of autoplan."""
+"""Voxels in the windows that the network sees at once, up to which two passes may share the cores of a CPU. With more,
+that gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
 class RowInferer(Inferer, ABC):
@@ -157,6 +157,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         self.amp = checked_switch("amp", amp)
         self.member = member
         self.num_classes = num_classes
+        self._sum = SumOfHalves()
 
     def open_voxels(self, shape: Sequence[int], axis: int, block: Block | None = None) -> float:
         """One window's rows, or a batch of slices, which are whole rows along one axis only."""
@@ -322,7 +323,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
             return total
 
         small = window.device.type == "cpu" and window[:, 0].numel() <= SMALL_WINDOW
-        total = sum_by_two_threads(summed, passes) if small else summed(passes)
+        total = self._sum(summed, passes, (window.shape, len(passes)), at_once=small and self.mirror)
         if counted is not None:
             counted.add(str(self.member), [labels[number] for number in range(len(networks))])
         return total.div_(len(passes))

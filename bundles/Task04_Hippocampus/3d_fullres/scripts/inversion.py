@@ -155,23 +155,23 @@ class LabelInferer(Inferer):
 
     Args:
         inferer: gives the class probabilities, row by row: a :class:`scripts.inferers.RowInferer`.
+        num_classes: with the background.
         probabilities_dir: folder that gets the probabilities, as <case>.npz; None where nothing is kept.
         axis: that rows are counted along; None: the one that takes the least memory. Probabilities that are to be
             averaged later need the same one.
         max_memory: what the prediction of an image on a CPU may take, such as "4GB", above what the process has after
             its imports; None: three quarters of the memory that there is. Where the open rows do not fit, the image is
             predicted in as many blocks as are needed. The label map is the same but for rounding.
-        num_classes: with the background.
         region_first: see :class:`scripts.inferers.RowInferer`.
     """
 
     def __init__(
         self,
         inferer: Any,
+        num_classes: int,
         probabilities_dir: str | Path | None = None,
         axis: int | None = None,
         max_memory: str | float | None = None,
-        num_classes: int = 2,
         region_first: bool = False,
     ) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""How much memory there is, and what a prediction needs of it."""
+"""How much memory there is, and what a prediction needs of it.
+
+Planning reads this text too, and has no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LAYERS = 6
@@ -70,6 +71,8 @@ def _own_groups() -> list[Path]:
 
 def reset_peak() -> None:
     """Count the peaks of `peak_bytes` and of the GPU's memory from now on."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -100,8 +103,8 @@ class Need:
         return self.image + self.windows + self.rows + LIBRARIES
 
     def __str__(self) -> str:
-        parts = f"image {as_text(self.image)}, windows {as_text(self.windows)}, open rows {as_text(self.rows)}"
-        return f"{as_text(self.total)} of memory ({parts})"
+        parts = {"image": self.image, "windows": self.windows, "open rows": self.rows, "libraries": LIBRARIES}
+        return f"{as_text(self.total)} of memory ({', '.join(f'{n} {as_text(size)}' for n, size in parts.items())})"
 
 
 def need(
