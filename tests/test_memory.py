@@ -61,7 +61,7 @@ def test_the_memory_there_is(root, own, slurm, expected, tmp_path, monkeypatch) 
 
 def test_what_an_image_takes() -> None:
     found = memory.need((2, 10, 20, 30), (20, 20, 30), window=1000, features=30, num_classes=5, open_voxels=600)
-    assert found == memory.Need(image=2 * 4 * 12000 + 2 * 12000, windows=4 * 1000 * (6 * 30 + 5 * 5), rows=4 * 5 * 600)
+    assert found == memory.Need(image=2 * 4 * 12000 + 3 * 12000, windows=4 * 1000 * (6 * 30 + 5 * 5), rows=4 * 5 * 600)
     assert found.total == found.image + found.windows + found.rows + memory.LIBRARIES
     assert str(found) == "41 MB of memory (image 1 MB, windows 1 MB, open rows 1 MB, libraries 40 MB)"
     assert memory.as_text(1.25e10) == "12.5 GB"
@@ -104,7 +104,7 @@ class Network(torch.nn.Module):
     [
         pytest.param(None, "", id="no limit"),
         pytest.param("1GB", "case takes about 1 MB of memory", id="it fits"),
-        pytest.param("120KB", "open rows 1 MB, libraries 0 MB), in 4 blocks with 150 % more windows", id="in blocks"),
+        pytest.param("128KB", "open rows 1 MB, libraries 0 MB), in 4 blocks with 150 % more windows", id="in blocks"),
     ],
 )
 def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog, monkeypatch) -> None:

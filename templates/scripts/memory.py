@@ -120,9 +120,10 @@ def need(
         num_classes: with the background.
         open_voxels: voxels whose probabilities are summed.
     """
-    # The label map twice, and the float32 image once more: what is inverted or padded is a copy.
+    # The label map twice, that of the image before, which is being written, and the float32 image once more: what is
+    # inverted or padded is a copy.
     return Need(
-        image=2 * 4 * math.prod(image) + 2 * math.prod(shape),
+        image=2 * 4 * math.prod(image) + 3 * math.prod(shape),
         windows=4 * window * (LAYERS * features + OUTPUTS * num_classes),
         rows=int(4 * num_classes * open_voxels),
     )

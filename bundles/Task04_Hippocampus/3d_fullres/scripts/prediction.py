@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
 from monai.utils import ensure_tuple
 
+from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
 from scripts.files import FULL, write_atomically
@@ -39,6 +41,7 @@ class SegmentationWriter(NibabelWriter):
         output_dtype: type of the file's values.
         dicom_seg: whether a DICOM Segmentation, <case>.dcm, is written beside each file; of DICOM series only.
         class_names: names of all classes, for that.
+        writing: writes the files while the network sees the next image; None: they are written at once.
     """
 
     def __init__(
@@ -47,10 +50,11 @@ class SegmentationWriter(NibabelWriter):
         output_dtype: Any = np.uint8,
         dicom_seg: bool = False,
         class_names: Sequence[str] = (),
+        writing: Beside | None = None,
         **options: Any,
     ) -> None:
         super().__init__(output_dtype=output_dtype, **options)
-        self.label_values = np.asarray(label_values)
+        self.label_values, self.writing = np.asarray(label_values), writing
         self.dicom_seg, self.class_names = dicom_seg, class_names
 
     @classmethod
@@ -65,12 +69,18 @@ class SegmentationWriter(NibabelWriter):
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
         """Write the image that was set, with the suffix of its image's format in place of `filename`'s."""
-        path, write = self._target(Path(filename)), super().write
+        work = partial(self._write, self._target(Path(filename)), partial(super().write, verbose=verbose, **kwargs))
+        if self.writing is None:
+            work()
+        else:
+            self.writing.do(self.subject, work)
+
+    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         if self.dicom_seg:  # first: where the other file is, the image is done
             target = path.with_name(f"{case_name(path)}.dcm")
             write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
         if format_of(path) is NIFTI:
-            write_atomically(path, lambda temporary: write(temporary, verbose, **kwargs))
+            write_atomically(path, write)
         else:
             write_atomically(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
 
@@ -140,10 +150,16 @@ def check_geometry(meta: Mapping[str, Any]) -> None:
 
 class ImageEvaluator(SupervisedEvaluator):
     """Evaluator of batches of one image that goes on when an image fails, unless the disk is full, names those that did
-    in the end and then leaves with exit status 1."""
+    in the end and then leaves with exit status 1.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        writing: what writes the segmentations beside the network.
+        args, kwargs: of `SupervisedEvaluator`.
+    """
+
+    def __init__(self, *args: Any, writing: Beside, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.writing = writing
         self.faults: dict[str, str] = {}
 
     def run(self, global_epoch: int = 1) -> None:
@@ -159,24 +175,36 @@ class ImageEvaluator(SupervisedEvaluator):
             raise SystemExit(1)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
+        self.state.output = []
+        self._look_at_writing(wait=False)
+        if not self.should_terminate:
+            self._predict(engine, batchdata)
+        self._look_at_writing(wait=self.state.iteration >= self.state.epoch_length)
+        return self.state.output
+
+    def _look_at_writing(self, *, wait: bool) -> None:
+        for path, error in self.writing.errors(wait=wait).items():
+            self._fail(path, _cause(error))
+
+    def _predict(self, engine: Engine, batchdata: dict[str, Any]) -> None:
         image = batchdata["image"]
         if FAULT in batchdata:
-            return self._fail(image[0], batchdata[FAULT][0])
+            self._fail(image[0], batchdata[FAULT][0])
+            return
         name = image.meta["filename_or_obj"][0]
         if unlike := image.meta.get(UNLIKE, [""])[0]:
             logger.warning("%s is unlike the images of the training: %s", case_name(name), unlike)
         try:
-            return super()._iteration(engine, batchdata)
+            super()._iteration(engine, batchdata)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
-            return self._fail(name, _cause(error))
+            self.state.output = []
+            self._fail(name, _cause(error))
 
-    def _fail(self, path: str, cause: str) -> list[Any]:
+    def _fail(self, path: str, cause: str) -> None:
         logger.error("%s could not be predicted: %s", case_name(path), cause)
         self.faults[str(path)] = cause
         if FULL in cause:  # the others would be predicted in vain
             self.terminate()
-        self.state.output = []
-        return []
 
 
 def _cause(error: BaseException) -> str:

@@ -27,11 +27,11 @@ class PredictionRecord:
 
     For each image, by the name of its case: "image" and "segmentation", the files; "warnings", in what it is unlike
     those of the training; "seconds" of its "reading" and preprocessing, in the loader's process, of "waiting" for that,
-    of the "network", and of the "export": everything that becomes of the network's output; "peak_memory", bytes of this
-    process meanwhile (null where the system does not tell), and on a GPU "peak_gpu_memory"; "voxels" and "ml" of each
-    foreground class; of an ensemble the "agreement" of its networks, see :class:`scripts.agreement.Agreement`. An image
-    that could not be predicted has its "error" instead. Images of earlier runs stay, while their segmentations are
-    there.
+    of the "network", and of the "export": all that becomes of the network's output before the next image begins, beside
+    whose network the file is written; "peak_memory", bytes of this process meanwhile (null where the system does not
+    tell), and on a GPU "peak_gpu_memory"; "voxels" and "ml" of each foreground class; of an ensemble the "agreement" of
+    its networks, see :class:`scripts.agreement.Agreement`. An image that could not be predicted has its "error"
+    instead. Images of earlier runs stay, while their segmentations are there.
 
     Args:
         output_dir: folder of the segmentations.
@@ -74,12 +74,13 @@ class PredictionRecord:
         reset_peak()
 
     def __call__(self, engine: Engine) -> None:
-        """Write down what became of an image."""
-        if not engine.state.output:
-            path = next(reversed(engine.faults))
-            self._write(case_name(path), {"image": path, "error": engine.faults[path]})
-            return
-        (item,) = engine.state.output
+        """Write down what became of an image, and of the one before, whose segmentation was written meanwhile."""
+        for item in engine.state.output:
+            self._take(engine, item)
+        self.images |= {case_name(path): {"image": path, "error": cause} for path, cause in engine.faults.items()}
+        self._write()
+
+    def _take(self, engine: Engine, item: Any) -> None:
         meta = item["image"].meta
         subject, network = str(meta["filename_or_obj"]), self.segmenter.network_seconds
         seconds = {
@@ -100,7 +101,7 @@ class PredictionRecord:
             entry["agreement"] = round(self.segmenter.agreement, 4)
         if torch.cuda.is_available():
             entry["peak_gpu_memory"] = torch.cuda.max_memory_allocated()
-        self._write(case_name(subject), entry)
+        self.images[case_name(subject)] = entry
 
     def _volumes(self, classes: Any) -> dict[str, dict[str, float]]:
         """Voxels and volume of each class of a segmentation, class numbers (1, X, Y, Z)."""
@@ -110,8 +111,7 @@ class PredictionRecord:
         named = dict(zip(self.classes, counts, strict=True))
         return {"voxels": named, "ml": {name: round(ml * count, 4) for name, count in named.items()}}
 
-    def _write(self, name: str, entry: dict[str, Any]) -> None:
-        self.images[name] = entry
+    def _write(self) -> None:
         try:
             write_text_atomically(self.path, json.dumps(self.images, indent=1) + "\n")
         except OSError as error:  # the disk is full, which the next segmentation will say, too
