@@ -235,8 +235,8 @@ def predict(
         strict: refuse images that are unlike those of the training, instead of warning of them.
         overlap: part of a window by which neighbours overlap; as in cross-validation, if not given. 0.25 is faster.
         no_mirror: do not average over mirrorings. Faster.
-        region_first: look at each image once without overlap and mirroring, or with the first stage of a cascade, and
-            predict only where that sees anything. Faster where objects are small.
+        region_first: look at each image once with little overlap and without mirroring, or with the first stage of a
+            cascade, and predict only where that sees an object. Faster where objects are small.
     """
     switches = {"dicom_seg": dicom_seg, "strict": strict, "region_first": region_first}
     for flag, value in {"force": force, "preview": preview, "no_mirror": no_mirror, **switches}.items():

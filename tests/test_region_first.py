@@ -1,5 +1,7 @@
 """Predicting only the windows in which a first look sees anything."""
 
+import itertools
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -81,10 +83,20 @@ def test_where_nothing_is_seen_all_is_background(make) -> None:
     assert not labels.any()
 
 
-def test_the_first_look_is_without_overlap_and_mirroring() -> None:
+def test_the_first_look_has_little_overlap_and_no_mirroring() -> None:
     networks = Networks()
     LabelInferer(INFERERS["volume"](), num_classes=2, region_first=True)(image(), networks)
-    assert networks.seen == 5 * 4 * 3
+    assert networks.seen == 7 * 5 * 4, "in steps of 6 voxels"
+
+
+@pytest.mark.parametrize(("kind", "voxels", "found"), [("volume", 26, 0), ("volume", 27, 27), ("slices", 8, 0)])
+def test_specks_do_not_count(kind, voxels, found) -> None:
+    batch = image()
+    for n, (z, x, y) in enumerate(itertools.product(range(3), repeat=3)):
+        if n < voxels:
+            batch[0, 0, 12 + x, 12 + y, 11 + z] = 1
+    labels = LabelInferer(INFERERS[kind](), num_classes=2, region_first=True)(batch, Networks())
+    assert int(labels.sum()) == found
 
 
 def test_it_is_a_switch() -> None:

@@ -36,12 +36,17 @@ SMALL_WINDOW = 64**3
 that gains nothing and needs memory: docs/benchmarks.md of autoplan."""
 
 
+LOOK_OVERLAP, SPECK = 0.25, 3
+"""Overlap of the windows of a first look, and edge of the smallest cube (in slices: square) of voxels that counts. What
+is less in a window are mistakes near its border. Our choice: docs/benchmarks.md of autoplan."""
+
+
 class RowInferer(Inferer, ABC):
     """Predicts an image row by row along an axis, so that the probabilities of the whole need not exist at once.
 
     Attributes:
-        region_first: look at each image once without overlap and mirroring, or with the first stage of a cascade, and
-            predict only the windows in which that sees anything; the others are background.
+        region_first: look at each image once with little overlap and without mirroring, or with the first stage of a
+            cascade, and predict only the windows in which that sees an object; the others are background.
         num_classes: with the background.
         agreement: counts, on the way, how far several networks agree.
     """
@@ -229,7 +234,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
     def _seen(self, image: torch.Tensor, network: torch.nn.Module, axis: int, num_blocks: int) -> torch.Tensor:
         """What a first look sees, class numbers, uint8 (1, X, Y, Z)."""
         patch, batch = self.patch_size, self.sw_batch_size
-        look = MirroredWindowInferer(patch, self.slice_axis or 0, False, self.amp, 0.0, batch, self.member)
+        look = MirroredWindowInferer(patch, self.slice_axis or 0, False, self.amp, LOOK_OVERLAP, batch, self.member)
         shapes = [image.shape[1:]]
         blocks = cut(shapes, axis, num_blocks)
         return labels_of_blocks(look.blocks(image, network, axis, blocks), shapes, axis, blocks)[None]
@@ -259,7 +264,7 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
         seen: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
         """Probabilities of the block of images or slices (B, C, *spatial): (B, classes, rows, *the other axes). A
-        window in which nothing was `seen` (B, 1, *spatial) is background."""
+        window in which no object was `seen` (B, 1, *spatial) is background."""
         patch, region, windows = self._grid(list(inputs.shape[2:]), across, block)
         inputs = padded_to(inputs, patch, [1] * len(patch))
         lowres, seen = (
@@ -277,7 +282,8 @@ class MirroredWindowInferer(RowInferer, SlidingWindowInferer):  # type: ignore[m
                 yield from sums.finish(row)
             places = [(image, window) for window in group for image in range(len(inputs))]
             if seen is not None:
-                empty = [not seen[image, 0][window].any() for image, window in places]
+                least = SPECK ** len(patch)
+                empty = [int(seen[image, 0][window].count_nonzero()) < least for image, window in places]
                 for place in itertools.compress(places, empty):
                     sums.add(*place, self._background(inputs, patch))
                 places = [place for place, is_empty in zip(places, empty, strict=True) if not is_empty]
