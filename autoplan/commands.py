@@ -23,7 +23,7 @@ from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
-from autoplan.facts import Case, Configuration, ConfigurationName, Dataset, Fingerprint, Plan, to_dict
+from autoplan.facts import ALL, Case, Configuration, ConfigurationName, Dataset, Fingerprint, Fold, Plan, to_dict
 from autoplan.files import check_writable
 from autoplan.flags import Command
 from autoplan.jobs import (
@@ -169,6 +169,8 @@ def select(
     root: str = "data",
     bundles: str = "bundles",
     name: str | None = None,
+    folds: str = "",
+    configurations: str = "",
     num_processes: int | None = None,
 ) -> None:
     """Chooses the best model or ensemble by cross-validation and writes it as a bundle.
@@ -180,18 +182,29 @@ def select(
         root: folder of the datasets.
         bundles: folder of the bundles.
         name: of the bundle to write, a folder under bundles/TASK; best if not given.
+        folds: all: the bundle gets the networks of the chosen model that were trained on all cases, not those of the
+            cross-validation. Where no fold is finished, it has no score.
+        configurations: with folds all: the model is made of these alone, such as 3d_fullres.
         num_processes: processes that score; one per processor if not given.
     """
     _check_processes(num_processes)
+    _check("folds", folds, holds=folds in ("", ALL), takes="all; cross-validation compares whatever is finished")
+    if configurations and not folds:
+        raise AutoplanError("--configurations goes with --folds all: cross-validation compares all of them.")
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
     _check_name(folder, name)
     key = fingerprints.key(loaded)
     planned = saved.load_plan(folder, fingerprint_key=key)
-    chosen = _crossvalidated(planned, loaded, Path(bundles), key, num_processes)
-    print(f"\n{choices.report(chosen)}\n")
-    print(folder / "choice.json")
-    print(_share(planned, chosen, loaded.root, Path(bundles), name, key))
+    names = [bundle.name for bundle in find_bundles(folder, _names(configurations))] if configurations else []
+    chosen = None
+    if not folds or _has_folds(planned, folder):
+        chosen = _crossvalidated(planned, loaded, Path(bundles), key, num_processes)
+        print(f"\n{choices.report(chosen)}\n")
+        print(folder / "choice.json")
+    options = {"name": name, "fingerprint_key": key}
+    for line in _share(planned, chosen, loaded.root, Path(bundles), names if folds else None, options):
+        print(line)
 
 
 def predict(
@@ -280,7 +293,7 @@ def train(
     root: str = "data",
     **settings: str,
 ) -> None:
-    """Trains all folds of all configurations and scores their validation cases.
+    """Trains the folds of all configurations and scores their validation cases.
 
     Skips what is done; after an interruption the same command continues.
 
@@ -288,7 +301,7 @@ def train(
         dataset: name of a planned task, or its folder.
         bundles: folder of the bundles.
         configurations: only these, such as 2d,3d_fullres.
-        folds: only these, such as 0,1.
+        folds: only these, such as 0,1; all is one network on all cases, validated on none.
         quick: train by the short recipe.
         jobs: trainings at a time on this machine; one per GPU, or one on the CPU, if not given.
         scheduler: address of a Dask scheduler; its workers then train.
@@ -328,13 +341,13 @@ def status(
         dataset: name of a planned task, or its folder.
         bundles: folder of the bundles.
         configurations: only these, such as 2d,3d_fullres.
-        folds: only these, such as 0,1.
+        folds: only these, such as 0,1, or all; if not given, all where it was begun, too.
         quick: assume the short recipe, which has fewer epochs.
         json: print a JSON list of objects.
     """
     _check("json", json, holds=isinstance(json, bool), takes="no value")
     _check_training(folds, quick=quick)
-    asked = _jobs(dataset, bundles, configurations, folds, quick, settings)
+    asked = _jobs(dataset, bundles, configurations, folds, quick, settings, begun_on_all=True)
     rows = [row(job if quick or settings else as_last_started(job)) for job in asked]
     print(dumps(to_dict(tuple(rows)), indent=1) if json else jobs_table(rows))
 
@@ -375,7 +388,7 @@ def run(
         cascade: auto, never or always.
         force: rewrite bundles that hold another plan; their trained models stay.
         configurations: train only these, such as 2d,3d_fullres.
-        folds: train only these, such as 0,1.
+        folds: train only these, such as 0,1; all is one network on all cases, validated on none, which is then shared.
         quick: train by the short recipe.
         jobs: trainings at a time on this machine; one per GPU, or one on the CPU, if not given.
         scheduler: address of a Dask scheduler; its workers then read the images and train.
@@ -416,7 +429,11 @@ def run(
             scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, root=root, **settings,
         )  # fmt: skip
     with reported():
-        select(dataset, root=root, bundles=bundles)
+        on_all = ALL in _listed(folds)
+        select(
+            dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
+            configurations=configurations if on_all else "",
+        )  # fmt: skip
     if _load(dataset, root, bundles)[0].test:
         predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
 
@@ -479,7 +496,8 @@ def share(
         data_source: where the data come from: a name and an address.
         data_license: license of the data: its name and address, or a file with its text.
         bundle: what to share, a folder under bundles/TASK: one that select wrote, or a configuration.
-        folds: of a configuration, only the networks of these folds, such as 0,1; all that are finished if not given.
+        folds: of a configuration, only the networks of these folds, such as 0,1; if not given, all that are finished.
+            The word all: the one that was trained on all cases.
         version: of the bundle, such as 1.0.0; the next one if not given.
         torchscript: also write models/model.ts.
         onnx: also write models/model.onnx.
@@ -500,7 +518,7 @@ def share(
     check_writable(Path(output), "--output")
     task = Path(bundles) / _task(dataset)
     measure = _measuring(_load(dataset, root, bundles)[0], task, faster) if faster else None
-    done = publishing.publish(task, bundle, sorted(set(map(int, _numbers(folds)))), Path(output), request, measure)
+    done = publishing.publish(task, bundle, _folds(folds), Path(output), request, measure)
     if not done.checks:
         print(f"{done.folder}: nothing has changed since version {done.version}")
         return
@@ -571,9 +589,16 @@ def _is_length(value: object) -> bool:
 
 
 def _jobs(
-    dataset: str, bundles: str, configurations: str, folds: str, quick: bool, settings: dict[str, str]
+    dataset: str,
+    bundles: str,
+    configurations: str,
+    folds: str,
+    quick: bool,
+    settings: dict[str, str],
+    *,
+    begun_on_all: bool = False,
 ) -> list[Job]:
-    """The jobs that flags ask for."""
+    """The jobs that flags ask for, see `jobs.jobs_of`."""
     folder = Path(bundles) / _task(dataset)
     there = [bundle.name for bundle in find_bundles(folder)]
     planned = [c.name for c in saved.load_plan(folder).configurations if c.name in there]
@@ -582,7 +607,7 @@ def _jobs(
         raise AutoplanError(f"{folder}: the plan has no configuration {unplanned[0]}. It has {', '.join(planned)}.")
     given = {n: str(Path(v).absolute()) if n in setting_paths() else v for n, v in settings.items()}
     found = find_bundles(folder, names)
-    return jobs_of(found, sorted(set(map(int, _numbers(folds)))), quick=quick, settings=given)
+    return jobs_of(found, _folds(folds), quick=quick, settings=given, begun_on_all=begun_on_all)
 
 
 def _load(dataset: str, root: str, bundles: str, given: layouts.Layout | None = None) -> tuple[Dataset, layouts.Layout]:
@@ -611,8 +636,14 @@ def _task(dataset: str) -> str:
     return Path(os.path.abspath(dataset)).name
 
 
-def _numbers(folds: str) -> list[str]:
-    """The numbers that --folds names."""
+def _folds(folds: str) -> list[Fold]:
+    """The folds that --folds names, "all" behind the numbers."""
+    named = _listed(folds)
+    return [*sorted({int(text) for text in named if text != ALL}), *[ALL][: ALL in named]]
+
+
+def _listed(folds: str) -> list[str]:
+    """What --folds lists."""
     return [text.strip() for text in folds.split(",")] if folds else []
 
 
@@ -621,7 +652,8 @@ def _check_training(
 ) -> None:
     """Refuses flags of trainings whose values cannot be right, before anything is done."""
     _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
-    _check("folds", folds, holds=all(re.fullmatch(r"\d{1,9}", n) for n in _numbers(folds)), takes="numbers such as 0,1")
+    known = all(re.fullmatch(r"\d{1,9}|all", text) for text in _listed(folds))
+    _check("folds", folds, holds=known, takes="numbers such as 0,1, or all")
     _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
     _check("mirror", mirror, holds=mirror in ("", "True", "False"), takes="True or False")
     if found := re.search(r"cuda:0*([1-9]\d*)", device):
@@ -695,13 +727,15 @@ def _gpu_memory(given: str, task: Path) -> int | None:
         return None
 
 
-def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, int], None]:
+def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, Fold], None]:
     """A function that measures what faster predictions cost the network of a configuration and fold."""
     from autoplan import faster
 
     folds, cases = saved.load_plan(task).folds, {case.name: case for case in dataset.training}
 
-    def measure(configuration: str, fold: int) -> None:
+    def measure(configuration: str, fold: Fold) -> None:
+        if fold == ALL:
+            raise AutoplanError("--faster measures on validation cases, and a network trained on all cases has none.")
         some = [cases[name] for name in folds[fold][:num_cases] if name in cases]
         found = faster.measure(task / configuration, fold, dataset.root, some, {})
         print(f"\n{configuration}, fold {fold}, {len(some)} validation cases:\n{faster.report(found)}\n")
@@ -815,6 +849,13 @@ def _check_name(folder: Path, name: str | None) -> None:
         raise AutoplanError(f"--name {name}: a file has that name. Take another, such as hippocampus_segmentation.")
 
 
+def _has_folds(planned: Plan, folder: Path) -> bool:
+    """Whether a fold of the cross-validation is finished."""
+    from autoplan import crossvalidation
+
+    return bool(crossvalidation.finished(planned, folder)[0])
+
+
 def _crossvalidated(
     planned: Plan, dataset: Dataset, bundles: Path, fingerprint_key: str, num_processes: int | None
 ) -> Choice:
@@ -831,11 +872,21 @@ def _crossvalidated(
     )
 
 
-def _share(planned: Plan, chosen: Choice, root: Path, bundles: Path, name: str | None, fingerprint_key: str) -> Path:
-    """Writes the chosen model as one more bundle, the one to share."""
+def _share(
+    planned: Plan,
+    chosen: Choice | None,
+    root: Path,
+    bundles: Path,
+    on_all: list[str] | None,
+    options: dict[str, Any],
+) -> tuple[object, ...]:
+    """Writes the chosen model as one more bundle, the one to share: the networks of the cross-validation, or those of
+    configurations that were trained on all cases. Returns its folder and what is to be said."""
     from autoplan import sharing
 
-    return sharing.share(planned, chosen, root, bundles, name=name, fingerprint_key=fingerprint_key)
+    if chosen is not None and on_all is None:
+        return (sharing.share(planned, chosen, root, bundles, **options),)
+    return sharing.share_on_all(planned, chosen, on_all or [], root, bundles, **options)
 
 
 def summary(planned: Plan) -> str:

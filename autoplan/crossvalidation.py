@@ -27,7 +27,7 @@ from autoplan import results
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
 from autoplan.errors import DatasetError, TemplateError, one_line
 from autoplan.evaluation import class_masks, dice, read_classes
-from autoplan.facts import Dataset, Plan, to_dict
+from autoplan.facts import Dataset, Fold, Plan, to_dict
 from autoplan.files import read_object, write_text_atomically
 from autoplan.jobs import flags_of_recipe
 from autoplan.overlays import format_json
@@ -287,7 +287,7 @@ def planning_command(bundle: Path) -> str:
     return f"python -m autoplan {bundle.parent.name}{where_flag(bundle)}"
 
 
-def making_command(bundle: Path, folds: Sequence[int]) -> str:
+def making_command(bundle: Path, folds: Sequence[Fold]) -> str:
     """The command that does what some folds lack, their training or the prediction of their validation cases, by the
     recipe of the first of them, or else of the configuration's finished folds."""
     flags = f"{where_flag(bundle)}{flags_of_recipe(bundle, folds[0])}"

@@ -4,15 +4,23 @@ Nothing here reads a file or decides anything. Values hold plain ints, floats, s
 `to_dict` and `from_dict` are the one edge to JSON.
 """
 
+import contextlib
 import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from autoplan.axes import Shape, Spacing
+
+Fold = int | Literal["all"]
+"""A training of a configuration: a fold of the cross-validation, or the one on all cases, validated on none."""
+ALL: Literal["all"] = "all"
+NOT_VALIDATED = "all cases, not validated"
+"""What is said wherever that one is shown."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ def from_dict(kind: Any, data: Any) -> Any:
         inner = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
         return tuple(from_dict(i, v) for i, v in zip(inner, data, strict=True))
     if origin in (types.UnionType, typing.Union):
-        return None if data is None else from_dict(next(a for a in arguments if a is not type(None)), data)
+        return None if data is None else _one_of([a for a in arguments if a is not type(None)], data)
     if origin is Literal:
         if data not in arguments:
             raise ValueError(f"{data!r} is none of {', '.join(map(repr, arguments))}")
@@ -262,6 +270,15 @@ def from_dict(kind: Any, data: Any) -> Any:
     if type(data) not in {float: (int, float), Path: (str,)}.get(kind, (kind,)):
         raise TypeError(f"{data!r} is no {kind.__name__}")
     return kind(data)
+
+
+def _one_of(kinds: Sequence[Any], data: Any) -> Any:
+    """The value of the first of some types that `data` fits."""
+    *others, last = kinds
+    for kind in others:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return from_dict(kind, data)
+    return from_dict(last, data)
 
 
 @functools.cache

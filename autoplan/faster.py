@@ -13,7 +13,7 @@ from autoplan import prediction, results, tables
 from autoplan.choice import mean_intervals
 from autoplan.errors import AutoplanError
 from autoplan.evaluation import class_masks, dice
-from autoplan.facts import Case, from_dict, to_dict
+from autoplan.facts import Case, Fold, from_dict, to_dict
 from autoplan.files import file_digest, read_object, write_text_atomically
 from autoplan.images import read_volume
 
@@ -53,7 +53,7 @@ class Comparison:
     ways: tuple[Faster, ...]
 
 
-def compare(bundle: Path, fold: int, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
+def compare(bundle: Path, fold: Fold, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
     """Predict cases in each of the ways.
 
     Args:
@@ -98,7 +98,7 @@ def _mean(scores: Any) -> float | None:
     return float(np.nanmean(known, 0).mean()) if known.size else None
 
 
-def measure(bundle: Path, fold: int, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
+def measure(bundle: Path, fold: Fold, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:
     """What is known of a network on these cases, or else `compare`, kept in the fold's folder."""
     known = load(bundle, fold)
     if known is not None and set(known.cases) == {case.name for case in cases}:
@@ -109,7 +109,7 @@ def measure(bundle: Path, fold: int, folder: Path, cases: Sequence[Case], settin
     return found
 
 
-def load(bundle: Path, fold: int) -> Comparison | None:
+def load(bundle: Path, fold: Fold) -> Comparison | None:
     """What was measured of the network that a fold has now; None where nothing was."""
     folder = results.fold_folder(bundle, fold)
     try:

@@ -1,8 +1,8 @@
 """The jobs of an experiment: which there are, what each still needs and how it stands.
 
-A job is one fold of one configuration: its training, then the prediction and scores of its validation cases. How it
-stands is read from the fold on disk (see `results`), from last.pt (the training can go on), lease.json (a process works
-on it) and train.log. This module starts nothing.
+A job is one fold of one configuration: its training, then the prediction and scores of its validation cases; fold "all"
+is trained on all cases and has none to validate. How it stands is read from the fold on disk (see `results`), from
+last.pt (the training can go on), lease.json (a process works on it) and train.log. This module starts nothing.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from autoplan import lease, results, tables
 from autoplan.errors import TrainingError, shortened
-from autoplan.facts import ConfigurationName
+from autoplan.facts import ALL, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
 from autoplan.files import read_object
 from autoplan.settings import evaluation_only, flags_of_training, refusal
@@ -44,7 +44,7 @@ class Job:
 
     bundle: str
     configuration: str
-    fold: int | None
+    fold: Fold | None
     quick: bool = False
     settings: tuple[tuple[str, str], ...] = ()
     part: int = 0
@@ -71,10 +71,11 @@ class Job:
 @dataclass(frozen=True)
 class Row:
     """How a job stands. Averages are of the losses, of the last epoch; `dice` is the mean over the foreground classes;
-    `seconds_left` supposes that all `max_epochs` are trained. None is what is not known."""
+    `seconds_left` supposes that all `max_epochs` are trained. None is what is not known; fold "all" has no loss and no
+    Dice of validation cases."""
 
     configuration: str
-    fold: int
+    fold: Fold
     state: str
     epoch: int
     max_epochs: int
@@ -103,12 +104,14 @@ def find_bundles(task: Path, configurations: Sequence[str] = ()) -> list[Path]:
 
 def jobs_of(
     bundles: Iterable[Path],
-    folds: Sequence[int] = (),
+    folds: Sequence[Fold] = (),
     *,
     quick: bool = False,
     settings: Mapping[str, str] | None = None,
+    begun_on_all: bool = False,
 ) -> list[Job]:
-    """The jobs of the bundles, all folds if none are named.
+    """The jobs of the bundles; if no folds are named, those of the cross-validation, and with `begun_on_all` also fold
+    "all" where it was begun.
 
     Raises:
         TrainingError: a bundle has no such fold, or no setting of that name.
@@ -120,9 +123,10 @@ def jobs_of(
         for prefix in ("", "lowres_"):
             check_patch_size({**config, **(settings or {})}, prefix)
         count = len(results.folds(bundle))
-        for fold in folds or range(count):
-            if fold not in range(count):
-                raise TrainingError(f"{bundle}: there is no fold {fold}: there are {count}, counted from 0.")
+        on_all = [ALL] if begun_on_all and results.fold_folder(bundle, ALL).is_dir() else []
+        for fold in folds or [*range(count), *on_all]:
+            if fold != ALL and fold not in range(count):
+                raise TrainingError(f"{bundle}: there is no fold {fold}: there are {count}, counted from 0, and {ALL}.")
             given = tuple(sorted((settings or {}).items()))
             jobs.append(Job(str(bundle.absolute()), bundle.name, fold, quick, given))
     return jobs
@@ -215,11 +219,13 @@ def caching_jobs(jobs: Sequence[Job], number: int) -> dict[Job, list[Job]]:
 
 
 def needs(job: Job) -> list[Job]:
-    """Jobs whose results another needs: of the cascade's second stage all folds of the first, as they were trained."""
+    """Jobs whose results another needs: of the cascade's second stage all folds of the first, as they were trained.
+    Fold "all" learns from their segmentations, too, and needs that of the first, whose network it predicts with."""
     if job.configuration != CASCADE or job.fold is None:
         return []
     bundle = Path(job.bundle).with_name(LOWRES)
-    settings, folds = settings_of_lowres(job), range(len(results.folds(Path(job.bundle))))
+    settings, folds = settings_of_lowres(job), [*range(len(results.folds(Path(job.bundle))))]
+    folds += [ALL] if job.fold == ALL else []
     return [as_trained(Job(str(bundle), LOWRES, fold, job.quick, settings)) for fold in folds]
 
 
@@ -255,9 +261,10 @@ def missing_steps(job: Job) -> list[str]:
     """What is still to be run, in order; nothing when the job is done."""
     if job.fold is None:
         return ["caching"]
+    after = [] if job.fold == ALL else ["evaluating"]
     if not is_trained(job):
-        return ["training", "evaluating"]
-    return [] if is_done(job) else ["evaluating"]
+        return ["training", *after]
+    return [] if is_done(job) else after
 
 
 def max_epochs(job: Job) -> int:
@@ -312,7 +319,7 @@ def _with_epochs(job: Job, epochs: str) -> Job:
     return replace(job, settings=tuple(sorted((*others, ("max_epochs", epochs)))))
 
 
-def flags_of_recipe(bundle: Path, fold: int) -> str:
+def flags_of_recipe(bundle: Path, fold: Fold) -> str:
     """Flags of `train`, with a space before each, by which a fold is trained and predicted as it was before, or as the
     first finished fold of its configuration was: every setting that differs from what the configs say."""
     for folder in (results.fold_folder(bundle, fold), *sorted((bundle / "models").glob("fold_*"))):
@@ -351,7 +358,7 @@ def is_trained(job: Job) -> bool:
 
 def is_done(job: Job) -> bool:
     """Whether the training has ended, by the job's recipe, and its results are there, predicted as the job says."""
-    return is_trained(job) and has_results(job) and _is_predicted_so(job)
+    return is_trained(job) and (job.fold == ALL or (has_results(job) and _is_predicted_so(job)))
 
 
 def _is_predicted_so(job: Job) -> bool:
@@ -370,7 +377,8 @@ def result(job: Job) -> results.FoldResult | None:
     """The result of a job's fold, where it is finished."""
     if job.fold is None:
         return None
-    found = results.read(job.folder, results.folds(Path(job.bundle))[job.fold])
+    bundle = Path(job.bundle)
+    found = results.read_all(bundle) if job.fold == ALL else results.read(job.folder, results.folds(bundle)[job.fold])
     return None if isinstance(found, str) else found
 
 
@@ -386,9 +394,10 @@ def row(job: Job) -> Row:
     seconds = [r["seconds"] for r in curve if "seconds" in r]
     left = (epochs - len(curve)) * sum(seconds) / len(seconds) if seconds and epochs and name == "training" else None
     found = result(job) if name == "done" else None
+    validation = None if job.fold == ALL else last.get("val_average")
     return Row(
         job.configuration, job.fold, name, int(last.get("epoch", 0)), epochs,
-        last.get("train_average"), last.get("val_average"), None if found is None else found.mean_dice, left, reason,
+        last.get("train_average"), validation, None if found is None else found.mean_dice, left, reason,
     )  # fmt: skip
 
 
@@ -442,7 +451,8 @@ def _cells(r: Row) -> tuple[str, ...]:
     epoch = f"{r.epoch}/{r.max_epochs}" if r.max_epochs else str(r.epoch)
     numbers = ["-" if v is None else f"{v:.3f}" for v in (r.train_average, r.val_average, r.dice)]
     left = "-" if r.seconds_left is None else duration(r.seconds_left)
-    return (r.configuration, str(r.fold), r.state, epoch if r.epoch else "-", *numbers, left, r.reason)
+    said = "; ".join(filter(None, (NOT_VALIDATED if r.fold == ALL else "", r.reason)))
+    return (r.configuration, str(r.fold), r.state, epoch if r.epoch else "-", *numbers, left, said)
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from autoplan import faster, prediction, probe, render, results, saved, sharing, verification
 from autoplan.errors import AutoplanError, TemplateError
-from autoplan.facts import Case, Plan
+from autoplan.facts import ALL, NOT_VALIDATED, Case, Fold, Plan
 from autoplan.files import file_digest, read_object
 from autoplan.overlays import format_json, templates_folder
 from autoplan.settings import MEMBERS
@@ -103,10 +103,10 @@ def _check_onnx() -> None:
 def publish(
     root: Path,
     bundle: str,
-    folds: Sequence[int],
+    folds: Sequence[Fold],
     output: Path,
     request: Request,
-    measure: Callable[[str, int], object] | None = None,
+    measure: Callable[[str, Fold], object] | None = None,
 ) -> Published:
     """Write the folder, or leave it as it is where nothing has changed.
 
@@ -152,7 +152,7 @@ def publish(
 # Where it comes from.
 
 
-def _source(plan: Plan, root: Path, bundle: str, folds: Sequence[int], temporary: Path) -> Path:
+def _source(plan: Plan, root: Path, bundle: str, folds: Sequence[Fold], temporary: Path) -> Path:
     """The folder of a bundle of `sharing`."""
     if bundle in MEMBERS:
         source, key = temporary / "source", read_object(root / saved.PLAN).get("fingerprint")
@@ -173,7 +173,7 @@ def _source(plan: Plan, root: Path, bundle: str, folds: Sequence[int], temporary
     return source
 
 
-def _first_networks(inference: Mapping[str, Any]) -> dict[str, int]:
+def _first_networks(inference: Mapping[str, Any]) -> dict[str, Fold]:
     """Configurations that a bundle holds, and the first fold of each; not the first stage of a cascade."""
     found = {name: inference[f"{m}_folds"][0] for name, m in MEMBERS.items() if f"{m}_folds" in inference}
     return {name: fold for name, fold in found.items() if name != "3d_lowres" or "3d_cascade_fullres" not in found}
@@ -186,7 +186,8 @@ def _figures(root: Path, inference: Mapping[str, Any]) -> dict[str, tuple[Path, 
         for k in inference.get(f"{member}_folds", []):
             path = results.fold_folder(root / name, k) / "progress.png"
             if path.is_file():
-                found[f"{name}_fold_{k}.png"] = (path, f"Losses and estimated Dice of every epoch: {name}, fold {k}")
+                whose = NOT_VALIDATED if k == ALL else f"fold {k}"
+                found[f"{name}_fold_{k}.png"] = (path, f"Losses and estimated Dice of every epoch: {name}, {whose}")
     return found
 
 
@@ -291,10 +292,14 @@ def _versioned(metadata: bytes, there: Mapping[str, Any], version: str, changed:
     found = json.loads(metadata)
     entry = f"changed: {', '.join(changed)}" if there and changed else "the same under another version"
     if not there or NETWORKS in changed:
-        dice = found["eval_metrics"]["mean_dice"]["mean foreground"]
-        folds = ", ".join(map(str, found["eval_metrics"]["folds"]))
-        score = "" if dice is None else f"; mean foreground Dice {dice:.4f} in cross-validation"
-        entry = f"{'other networks' if there else 'first version'} (fold {folds}){score}"
+        scores = found["eval_metrics"]
+        dice = scores["mean_dice"]["mean foreground"] if scores else None
+        on_all = any(f"fold_{ALL}" in folds for folds in found["autoplan"]["networks"].values())
+        whose = render.told_folds([ALL] if on_all else scores["folds"])
+        of = "of the networks of the" if on_all else "in"
+        score = "" if dice is None else f"; mean foreground Dice {dice:.4f} {of} cross-validation"
+        score = score if scores else "; no cross-validated score"
+        entry = f"{'other networks' if there else 'first version'} ({whose}){score}"
     changelog = {version: entry, **there.get("changelog", {})}
     return format_json({**found, "version": version, "changelog": changelog}).encode()
 

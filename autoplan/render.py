@@ -15,7 +15,7 @@ from typing import Any
 
 from autoplan import __version__, rules
 from autoplan.errors import TemplateError
-from autoplan.facts import Case, Configuration, Dataset, Plan, to_dict
+from autoplan.facts import ALL, Case, Configuration, Dataset, Fold, Plan, to_dict
 from autoplan.files import write_atomically
 from autoplan.formats import unneeded_packages
 from autoplan.overlays import format_json, overlaid, read_template, templates_folder
@@ -304,7 +304,7 @@ class Trained:
     """Networks of one configuration, as they were trained, in the bundle to share: those of `folds`."""
 
     configuration: Configuration
-    folds: tuple[int, ...]
+    folds: tuple[Fold, ...]
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Shared:
 
     data_source: str
     figures: Mapping[str, str]
-    faster: Mapping[tuple[str, int], tuple[int, Sequence[Sequence[str]]]]
+    faster: Mapping[tuple[str, Fold], tuple[int, Sequence[Sequence[str]]]]
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class Performance:
     mean Dice, the mean over the foreground first; None for a class that occurs in no case."""
 
     num_cases: int
-    folds: tuple[int, ...]
+    folds: tuple[Fold, ...]
     mean_dice: tuple[tuple[str, float | None], ...]
 
 
@@ -336,7 +336,7 @@ def render_shared(
     name: str,
     mirror: bool,
     overlap: float,
-    performance: Performance,
+    performance: Performance | None,
     provenance: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """The files of the bundle to share, but for its weights: path in the bundle -> content.
@@ -348,7 +348,7 @@ def render_shared(
         name: the bundle's name in its metadata.
         mirror: whether predictions are averaged over mirrorings, as in cross-validation.
         overlap: of the windows, as in cross-validation.
-        performance: for the metadata and the README.
+        performance: for the metadata and the README; None where there is no score.
         provenance: for the metadata: where the plan and the networks come from.
     """
     templates = templates_folder()
@@ -450,7 +450,7 @@ def _best_metadata(
     plan: Plan,
     trained: Sequence[Trained],
     name: str,
-    performance: Performance,
+    performance: Performance | None,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     last = trained[-1]
@@ -467,22 +467,48 @@ def _best_metadata(
         version="1.0.0",
         changelog={"1.0.0": "not shared yet"},
         description=f"Segments {', '.join(n for _, n in plan.labels[1:])} in {', '.join(plan.modalities)} images with "
-        f"{_model(trained)}, {_BY_CHOICE * _is_chosen(provenance)}configured by the rules of nnU-Net (2018).",
-        eval_metrics={
+        f"{_model(trained)}, {_BY_CHOICE * _is_chosen(provenance)}configured by the rules of nnU-Net (2018)."
+        + (f" {on_all(trained, performance)}" if is_on_all(trained) else ""),
+        eval_metrics={}
+        if performance is None
+        else {
             "mean_dice": {n: None if v is None else round(v, 4) for n, v in performance.mean_dice},
             "cases": performance.num_cases,
             "folds": list(performance.folds),
+            **({"networks": "those of the cross-validation, not that of this bundle"} if is_on_all(trained) else {}),
         },
         autoplan={"version": __version__, **provenance},
     )
     return described
 
 
-def _model(trained: Sequence[Trained]) -> str:
-    """The chosen model in words."""
-    stages = [t.configuration.name for t in trained]
+def _configurations(trained: Sequence[Trained]) -> list[str]:
+    """The configurations of a model; a cascade is one."""
+    stages: list[str] = [t.configuration.name for t in trained]
     if "3d_cascade_fullres" in stages and "3d_lowres" in stages:
         stages.remove("3d_lowres")
+    return stages
+
+
+def is_on_all(trained: Sequence[Trained]) -> bool:
+    """Whether networks were trained on all cases."""
+    return trained[0].folds == (ALL,)
+
+
+def on_all(trained: Sequence[Trained], performance: Performance | None) -> str:
+    """What is said of networks that were trained on all cases, and of scores beside them."""
+    several = len(trained) > 1
+    said = f"The network{'s were' if several else ' was'} trained on all cases; "
+    if performance is None:
+        return f"{said}{'they have' if several else 'it has'} no cross-validated score."
+    number = len(_configurations(trained)) * len(performance.folds)
+    counted = dict(enumerate(("one", "two", "three", "four", "five"), 1)).get(number, number)
+    return f"{said}the scores are those of the {counted} network{'s' * (number > 1)} of the cross-validation."
+
+
+def _model(trained: Sequence[Trained]) -> str:
+    """The chosen model in words."""
+    stages = _configurations(trained)
     return f"the U-Net {stages[0]}" if len(stages) == 1 else f"the ensemble of the U-Nets {' and '.join(stages)}"
 
 
@@ -500,11 +526,16 @@ def shared_readme(
     """
     names = [name for name, member in MEMBERS.items() if f"{member}_folds" in inference]
     trained = [Trained(as_shared(plan, inference, n), tuple(inference[f"{MEMBERS[n]}_folds"])) for n in names]
-    scores = metadata["eval_metrics"]
-    performance = Performance(scores["cases"], tuple(scores["folds"]), tuple(scores["mean_dice"].items()))
+    performance = scored(metadata)
     config = {**training, **inference}
     template = (templates_folder() / "docs" / "best.md").read_text()
     return _best_readme(template, plan, trained, metadata, performance, config, shared)
+
+
+def scored(metadata: Mapping[str, Any]) -> Performance | None:
+    """The scores in the metadata of a bundle to share; None where it has none."""
+    scores = metadata["eval_metrics"]
+    return Performance(scores["cases"], tuple(scores["folds"]), tuple(scores["mean_dice"].items())) if scores else None
 
 
 def _best_readme(
@@ -512,7 +543,7 @@ def _best_readme(
     plan: Plan,
     trained: Sequence[Trained],
     metadata: Mapping[str, Any],
-    performance: Performance,
+    performance: Performance | None,
     config: Mapping[str, Any],
     shared: Shared | None = None,
 ) -> str:
@@ -524,11 +555,10 @@ def _best_readme(
     ]
     networks = [
         f"- `{t.configuration.name}`: patches of {' x '.join(map(str, t.configuration.patch_size))} voxels, "
-        f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} (fold {', '.join(map(str, t.folds))})"
+        f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} ({told_folds(t.folds)})"
         for t in trained
     ]
     more = _NEXT if shared is None else (templates_folder() / "docs" / "shared.md").read_text().strip()
-    scores = [f"- {_markdown(n)}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
     return string.Template(template).substitute(
         name=metadata["name"],
         authors=metadata["authors"] + ". Planned and put together by autoplan" + _TO_DO * (shared is None) + ".",
@@ -544,17 +574,34 @@ def _best_readme(
         classes=_markdown(", ".join(n for _, n in plan.labels[1:])),
         cases=plan.num_training,
         networks="\n".join(networks),
-        scored_cases=performance.num_cases,
-        folds=", ".join(map(str, performance.folds)),
-        mirroring=", mirroring" if config["mirror"] else "",
-        scores="\n".join(scores),
+        performance=_performance(trained, performance, is_mirrored=config["mirror"]),
         decisions="\n".join(rows),
         keys=_explained(config),
         clients=(templates_folder() / "docs" / "clients.md").read_text(),
     )
 
 
-def _faster(configuration: str, fold: int, num_cases: int, rows: Sequence[Sequence[str]]) -> str:
+def told_folds(folds: Sequence[Fold]) -> str:
+    """Whose networks they are."""
+    return "trained on all cases" if ALL in folds else f"fold {', '.join(map(str, folds))}"
+
+
+def _performance(trained: Sequence[Trained], performance: Performance | None, *, is_mirrored: bool) -> str:
+    """The scores, and what they are of."""
+    if performance is None:
+        return on_all(trained, None)
+    cases = f"over {performance.num_cases} cases of cross-validation ({told_folds(performance.folds)})"
+    said = (
+        f"{on_all(trained, performance)} Mean Dice {cases}, each predicted by networks\nthat did not train on it:"
+        if is_on_all(trained)
+        else f"Mean Dice {cases}, each predicted by networks that did not train on it,\n"
+        f"with sliding window{', mirroring' * is_mirrored} and postprocessing:"
+    )
+    lines = [f"- {_markdown(n)}: {'-' if v is None else f'{v:.4f}'}" for n, v in performance.mean_dice]
+    return "\n".join([said, "", *lines])
+
+
+def _faster(configuration: str, fold: Fold, num_cases: int, rows: Sequence[Sequence[str]]) -> str:
     """What a faster prediction costs, as a section."""
     header, *lines = ("| " + " | ".join(row) + " |" for row in rows)
     return (

@@ -3,6 +3,7 @@
 finished.json says that the training has ended, with which network and by which settings; model.pt is that network;
 curve.csv has a line for each epoch; validation/dice.json has the scores of the validation cases and names the network
 that predicted them; validation/probabilities/CASE.npz holds the probabilities of a case. Nothing else keeps a record.
+Fold "all", which is trained on all cases, has no validation/.
 What is there may have been damaged: a value of a wrong type counts as absent.
 """
 
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autoplan.errors import TrainingError, one_line
+from autoplan.facts import ALL, Fold
 from autoplan.files import file_digest, read_json, read_object, regular
 
 FINISHED = "finished.json"
-PREDICTION_SETTINGS = {"target_spacing", "patch_size", "strides", "features", "mirror", "overlap"}
+OF_NETWORKS = {"target_spacing", "patch_size", "strides", "features"}
+"""Settings of a training that a prediction has, too."""
+PREDICTION_SETTINGS = {*OF_NETWORKS, "mirror", "overlap"}
 """What dice.json says of the prediction. One of an older bundle says less, and its fold has to be predicted again."""
 LARGEST = 1e12
 """Counts, times and losses that are not below it come from a damaged file."""
@@ -50,9 +54,9 @@ class FoldResult:
 
     Attributes:
         model: digest of the network.
-        settings: that the cases were predicted with.
+        settings: that the cases were predicted with; of fold "all", those that its network is to predict with.
         training: settings of the training; empty where an older version has not recorded them.
-        mean_dice: mean foreground Dice; None where no case has a class.
+        mean_dice: mean foreground Dice; None where no case has a class, and of fold "all".
     """
 
     model: str
@@ -61,7 +65,7 @@ class FoldResult:
     mean_dice: float | None
 
 
-def fold_folder(bundle: Path, fold: int) -> Path:
+def fold_folder(bundle: Path, fold: Fold) -> Path:
     """Where the results of a fold lie."""
     return bundle / "models" / f"fold_{fold}"
 
@@ -132,6 +136,25 @@ def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
     if absent:
         return f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
     return FoldResult(trained.model, settings, trained.settings, _number(scores.get("mean_foreground_dice")))
+
+
+def read_all(bundle: Path) -> FoldResult | str:
+    """The result of fold "all" of a bundle, or what it lacks, as `read` says it. Its predictions are averaged over
+    mirrorings where it was trained on mirrored patches, and their windows overlap as those of an evaluation."""
+    folder = fold_folder(bundle, ALL)
+    trained = training(folder)
+    if trained is None:
+        return "is not trained to its end"
+    if not has_network(folder, trained):
+        return f"has another network in model.pt than the one that {FINISHED} names"
+    overlap, prob = (
+        read_object(bundle / "configs" / "evaluate.json").get("overlap"),
+        trained.settings.get("mirror_prob"),
+    )
+    known = {name: value for name, value in trained.settings.items() if name.removeprefix("lowres_") in OF_NETWORKS}
+    if not set(known) >= OF_NETWORKS or _number(overlap) is None or (mirrored := _number(prob)) is None:
+        return f"lacks settings of its training in {FINISHED}"
+    return FoldResult(trained.model, {**known, "mirror": mirrored > 0, "overlap": overlap}, trained.settings, None)
 
 
 def has_network(folder: Path, trained: Training) -> bool:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from autoplan import render, results, weights
-from autoplan.choice import Choice
+from autoplan.choice import Candidate, Choice, Score
 from autoplan.errors import TemplateError, one_line
-from autoplan.facts import Configuration, Plan
+from autoplan.facts import ALL, Configuration, Fold, Plan
 from autoplan.results import FoldResult
 from autoplan.settings import MEMBERS
 
-Finished = Mapping[str, Mapping[int, FoldResult]]
-"""Finished folds of configurations, by name and number."""
+Finished = Mapping[str, Mapping[Fold, FoldResult]]
+"""Finished folds of configurations, by name and number; or fold "all", alone."""
 DEPTHS = {"target_spacing": 1, "patch_size": 1, "features": 1, "strides": 2}
 """Settings of a prediction that are numbers in lists, and how deep."""
 
@@ -45,16 +45,97 @@ def share(
     root = bundles / plan.name
     folder = root / (name or "best")
     check_name(name)
-    found = {m: _finished(plan, root / m) for m in choice.winner.members}
+    found: Finished = {m: _finished(plan, root / m) for m in choice.winner.members}
     _write(
         plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
-        performance=_performance(choice), about=_about(plan, fingerprint_key, "cross-validation"),
+        performance=_performance(choice, choice.scores[0]), about=_about(plan, fingerprint_key, "cross-validation"),
     )  # fmt: skip
     return folder
 
 
+def share_on_all(
+    plan: Plan,
+    choice: Choice | None,
+    configurations: Sequence[str],
+    dataset_root: Path,
+    bundles: Path,
+    *,
+    name: str | None,
+    fingerprint_key: str,
+) -> tuple[Path, str]:
+    """Write the bundle of networks that were trained on all cases.
+
+    Args:
+        plan: the plan of the bundles that the networks come from.
+        choice: what cross-validation says of the models; None where no fold is finished.
+        configurations: the model is made of these alone; empty: of any.
+        dataset_root: folder of the dataset.
+        bundles: folder of the bundles of all datasets.
+        name: of the bundle and its folder; None: the folder is "best".
+        fingerprint_key: of the dataset, for the metadata.
+
+    Returns:
+        The bundle's folder, bundles/<dataset>/<name>, and what is to be said: which model it is, and of its score.
+
+    Raises:
+        TemplateError: a network is not trained to its end, or nothing tells which one is wanted.
+    """
+    root = bundles / plan.name
+    folder = root / (name or "best")
+    check_name(name)
+    scores = () if choice is None else choice.scores
+    score = next((s for s in scores if not configurations or {*s.candidate.members} <= {*configurations}), None)
+    model = score.candidate if score else Candidate((_only_on_all(plan, root, configurations),))
+    found: Finished = {m: {ALL: _trained_on_all(root / m)} for m in model.members}
+    performance = None if choice is None or score is None else _performance(choice, score)
+    by = "cross-validation" if choice is not None and model == choice.winner else "by hand"
+    trained = _write(
+        plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
+        performance=performance, about=_about(plan, fingerprint_key, by),
+    )  # fmt: skip
+    return folder, f"{model.name}. {render.on_all(trained, performance)}"
+
+
+def _only_on_all(plan: Plan, root: Path, configurations: Sequence[str]) -> str:
+    """The only configuration that has a network that was trained on all cases; the one that is named, where one is.
+
+    Raises:
+        TemplateError: there are several, or none.
+    """
+    if len(configurations) == 1:
+        return configurations[0]
+    names = [c.name for c in plan.configurations if not configurations or c.name in configurations]
+    there = [name for name in names if isinstance(results.read_all(root / name), FoldResult)]
+    if len(there) == 1:
+        return there[0]
+    if not there:
+        raise TemplateError(f"{root}: no network is trained on all cases to its end. {_training_command(root, '')}")
+    raise TemplateError(
+        f"{root}: {' and '.join(there)} are trained on all cases, and no fold is finished that would tell which one is "
+        f"better. Name one: --configurations {there[0]}"
+    )
+
+
+def _trained_on_all(bundle: Path) -> FoldResult:
+    """The result of fold "all" of a bundle.
+
+    Raises:
+        TemplateError: it is not finished.
+    """
+    found = results.read_all(bundle)
+    if isinstance(found, str):
+        command = _training_command(bundle.parent, f" --configurations {bundle.name}")
+        raise TemplateError(f"{bundle}: fold {ALL} {found}. {command}")
+    return found
+
+
+def _training_command(root: Path, configuration: str) -> str:
+    where = "" if root.parent.as_posix() == "bundles" else f" --bundles {root.parent.as_posix()}"
+    return f"Train it: python -m autoplan train {root.name}{configuration} --folds {ALL}{where}"
+
+
 def share_configuration(
-    plan: Plan, root: Path, folder: Path, configuration: str, folds: Sequence[int], *, name: str, fingerprint_key: str
+    plan: Plan, root: Path, folder: Path, configuration: str, folds: Sequence[Fold], *, name: str, fingerprint_key: str
 ) -> None:
     """Write a bundle of the networks of one configuration, whatever cross-validation would choose.
 
@@ -63,25 +144,33 @@ def share_configuration(
         root: folder of the task's bundles.
         folder: where to write.
         configuration: its name.
-        folds: whose networks; all that are finished if empty.
+        folds: whose networks; all that are finished if empty, but for fold "all", which goes alone.
         name: of the bundle.
         fingerprint_key: of the dataset, for the metadata.
 
     Raises:
         TemplateError: a fold is not finished, or they were predicted with different settings.
     """
-    finished = _finished(plan, root / configuration)
-    chosen = folds or tuple(finished)
-    if absent := [k for k in chosen if k not in finished]:
-        there = ", ".join(map(str, finished))
-        raise TemplateError(f"{root / configuration}: fold {absent[0]} is not finished. Finished are: {there}.")
-    found = {configuration: {k: finished[k] for k in sorted(chosen)}}
-    performance = _validated(plan, root / configuration, tuple(sorted(chosen)))
+    bundle = root / configuration
+    found: Finished
+    if ALL in folds:
+        if len(folds) > 1:
+            raise TemplateError(f"{bundle}: the network that was trained on all cases is shared alone: --folds {ALL}")
+        scored = tuple(_finished_folds(plan, bundle))
+        found = {configuration: {ALL: _trained_on_all(bundle)}}
+    else:
+        finished = _finished(plan, bundle)
+        scored = tuple(sorted(folds, key=int)) or tuple(finished)
+        if absent := [k for k in scored if k not in finished]:
+            there = ", ".join(map(str, finished))
+            raise TemplateError(f"{bundle}: fold {absent[0]} is not finished. Finished are: {there}.")
+        found = {configuration: {k: finished[k] for k in scored}}
+    performance = _validated(plan, bundle, scored) if scored else None
     about = _about(plan, fingerprint_key, "by hand")
     _write(plan, found, root, folder, "data", name=name, performance=performance, about=about)
 
 
-def _validated(plan: Plan, bundle: Path, folds: tuple[int, ...]) -> render.Performance:
+def _validated(plan: Plan, bundle: Path, folds: tuple[Fold, ...]) -> render.Performance:
     """Scores of the validation cases of folds of a configuration."""
     cases = [case for k in folds for case in results.dice(results.fold_folder(bundle, k)).values()]
     classes = [name for _, name in plan.labels[1:]]
@@ -106,10 +195,10 @@ def _write(
     dataset_dir: str,
     *,
     name: str,
-    performance: render.Performance,
+    performance: render.Performance | None,
     about: Mapping[str, Any],
-) -> None:
-    """Write the bundle of some finished folds of configurations, its weights first."""
+) -> list[render.Trained]:
+    """Write the bundle of some finished folds of configurations, its weights first, and tell what it holds."""
     folds = {m: tuple(found[m]) for m in found}
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
@@ -128,19 +217,30 @@ def _write(
     _check_weights(plan, trained, tensors, root)
     weights.save(tensors, folder / "models" / "model.pt")
     render.write(folder, files)
+    return trained
 
 
-def _finished(plan: Plan, bundle: Path) -> dict[int, FoldResult]:
+def _finished(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:
     """The finished folds of a bundle.
 
     Raises:
         TemplateError: there is none any more.
     """
-    read = {k: results.read(results.fold_folder(bundle, k), cases) for k, cases in enumerate(plan.folds)}
-    found = {k: result for k, result in read.items() if isinstance(result, FoldResult)}
+    found = _finished_folds(plan, bundle)
     if not found:
-        raise TemplateError(f"{bundle}: no fold is finished any more: fold 0 {read[0]}. Choose again.")
+        if isinstance(results.read_all(bundle), FoldResult):
+            raise TemplateError(
+                f"{bundle}: only a network that was trained on all cases is there. Name it: --folds {ALL}"
+            )
+        first = results.read(results.fold_folder(bundle, 0), plan.folds[0])
+        raise TemplateError(f"{bundle}: no fold is finished any more: fold 0 {first}. Choose again.")
     return found
+
+
+def _finished_folds(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:
+    """The finished folds of a bundle, if any, but for fold "all"."""
+    read = {k: results.read(results.fold_folder(bundle, k), cases) for k, cases in enumerate(plan.folds)}
+    return {k: result for k, result in read.items() if isinstance(result, FoldResult)}
 
 
 def check_name(name: str | None) -> None:
@@ -204,7 +304,7 @@ def _difference(settings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _trained(
-    plan: Plan, folds: Mapping[str, tuple[int, ...]], settings: Mapping[str, Mapping[str, Any]]
+    plan: Plan, folds: Mapping[str, tuple[Fold, ...]], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[render.Trained]:
     """The networks of the chosen configurations, a cascade's first stage before its second."""
     trained = []
@@ -246,8 +346,8 @@ def _as_trained(configuration: Configuration, settings: Mapping[str, Any], prefi
     )
 
 
-def _performance(choice: Choice) -> render.Performance:
-    best = choice.scores[0].postprocessed
+def _performance(choice: Choice, score: Score) -> render.Performance:
+    best = score.postprocessed
     classes = zip(choice.setting.classes, best.classes, strict=True)
     return render.Performance(len(choice.cases), choice.setting.folds, (("mean foreground", best.foreground), *classes))
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from forks import Forks
 
-from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
+from autoplan.facts import ALL, Case, ChannelNormalization, Configuration, Dataset, Fold, Plan
 from autoplan.saved import save_plan
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -233,7 +233,7 @@ def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     return folder
 
 
-def write_finished(folder: Path, parse: Callable[..., Any], folds: dict[str, tuple[int, ...]]) -> Path:
+def write_finished(folder: Path, parse: Callable[..., Any], folds: Mapping[str, tuple[Fold, ...]]) -> Path:
     """Writes a project of `TINY_PLAN` whose folds look finished, with random networks."""
     import torch
 
@@ -243,14 +243,19 @@ def write_finished(folder: Path, parse: Callable[..., Any], folds: dict[str, tup
     for name, numbers in folds.items():
         bundle = project / "bundles" / TINY_PLAN.name / name
         settings = parse(bundle, "train", "evaluate", mirror=False).get_parsed_content("prediction_settings")
+        training = parse(bundle, "train").get_parsed_content("training_settings")
         for k in numbers:
-            torch.manual_seed(10 * NAMES.index(name) + k)
+            torch.manual_seed(10 * NAMES.index(name) + (9 if k == ALL else k))
             network = parse(bundle, "inference").get_parsed_content("network_def")
             found = bundle / "models" / f"fold_{k}"
             (found / "validation" / "probabilities").mkdir(parents=True)
             torch.save(network.state_dict(), found / "model.pt")
             model = file_digest(found / "model.pt")
-            (found / "finished.json").write_text(json.dumps({"epochs": 1, "stopped": False, "model": model}))
+            finished = {"epochs": 1, "stopped": False, "model": model}
+            if k == ALL:
+                (found / "finished.json").write_text(json.dumps({**finished, "settings": training}))
+                continue
+            (found / "finished.json").write_text(json.dumps(finished))
             scores = {"model": model, "settings": settings, "cases": {f"case_{k}": {"ball": 0.5 + k / 10, "box": None}}}
             (found / "validation" / "dice.json").write_text(json.dumps(scores))
             (found / "validation" / "probabilities" / f"case_{k}.npz").touch()
@@ -311,7 +316,7 @@ class Stub:
         words = [line.split() for line in lines]
         return [(" ".join(w[1:-1]), int(w[-1])) for w in words if w[0] == what]
 
-    def fail(self, configuration: str, fold: int, *how: str) -> None:
+    def fail(self, configuration: str, fold: Fold, *how: str) -> None:
         """Let the next starts of a training fail."""
         (self.faults / f"{configuration}-{fold}").write_text("\n".join(how))
 

@@ -137,6 +137,25 @@ def test_what_a_fold_of_the_cascade_needs_is_run_too(stub: Stub, capsys: pytest.
     assert started == [f"{step} {jobs.CASCADE} 1" for step in ("training", "evaluating")]
 
 
+def test_fold_all_is_trained_once_and_goes_on(stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    words = ["train", TASK, "--configurations", "2d", "--folds", "0,all"]
+    stub.fail("2d", "all", NAN, NAN)
+    assert main(words) == 1
+    assert "2d fold all: failed: the training loss is nan" in capsys.readouterr().out
+    assert main(words) == 1
+    assert main(words) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2].split()[:3] == ["2d", "0", "done"]
+    assert out[-1].split()[:3] == ["2d", "all", "done"]
+    assert out[-1].endswith("all cases, not validated")
+    before = [name for name, _ in stub.notes("start")]
+    assert [name for name in before if name.endswith("all")] == ["training 2d all"] * 3
+    assert main(words) == 0
+    assert [name for name, _ in stub.notes("start")] == before
+    assert main(["status", TASK, "--configurations", "2d"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["2d", "all", "done"]
+
+
 def test_a_fold_of_every_configuration(stub: Stub) -> None:
     assert main(["train", TASK, "--folds", "0", "--max_epochs", "1"]) == 0
     trained = [name for name, _ in stub.notes("start") if name.startswith("training")]

@@ -56,6 +56,24 @@ def test_cases_are_divided_as_in_planning(names: set[str]) -> None:
     assert divided(list(names)) == [list(fold) for fold in rules.folds(list(names))]
 
 
+@pytest.mark.parametrize("listed", [True, False], ids=["by the datalist", "divided by itself"])
+def test_fold_all_trains_on_all_cases_and_validates_on_these(tmp_path: Path, listed: bool) -> None:
+    entries = [
+        {"name": n, "image": f"{n}.nii.gz", "label": f"l{n}.nii.gz", "fold": k % 3} for k, n in enumerate("abcd")
+    ]
+    for path in (path for e in entries for path in (e["image"], e["label"])):
+        (tmp_path / str(path)).touch()
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    training, validation = fold_cases(tmp_path, tmp_path / ("datalist.json" if listed else "none.json"), "all")
+    assert sorted(case["name"] for case in training) == [*"abcd"]
+    assert validation == training
+    with pytest.raises(ValueError, match="There is no fold All: there are 3, counted from 0, and all"):
+        fold_cases(tmp_path, tmp_path / "datalist.json", "All")
+    with pytest.raises(ValueError, match=r"fold all was trained on all cases: there is none to evaluate it on\.$"):
+        with_references(validation, "all")
+
+
 def test_a_bundle_without_folds_takes_any_dataset(tmp_path: Path) -> None:
     entries = [{"image": f"./i/{n}.nii.gz", "label": f"./l/{n}.nii.gz"} for n in "abcdefg"]
     (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))

@@ -16,6 +16,7 @@ from autoplan import backends, failures, jobs, lease, results
 from autoplan import commands as command_line
 from autoplan.__main__ import main
 from autoplan.errors import TrainingError
+from autoplan.facts import Fold, from_dict, to_dict
 from autoplan.files import read_object
 from autoplan.jobs import Job
 from autoplan.settings import flags_of_training
@@ -29,7 +30,7 @@ def task(project: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(project / "bundles" / TASK, tmp_path / "bundles" / TASK))
 
 
-def job_of(task: Path, fold: int = 0, configuration: str = "2d", **settings: str) -> Job:
+def job_of(task: Path, fold: Fold = 0, configuration: str = "2d", **settings: str) -> Job:
     [job] = jobs.jobs_of([task / configuration], [fold], settings=settings)
     return job
 
@@ -329,6 +330,56 @@ def test_stage_2_waits_for_all_of_stage_1(cascade: list[Job]) -> None:
     assert jobs.ready(cascade, prerequisites, done=(), begun=()) == free
     assert jobs.ready(second, prerequisites, done=first[:-1], begun=()) == []
     assert jobs.ready(second, prerequisites, done=first, begun=second[:1]) == second[1:]
+
+
+# Fold "all".
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", []), ("1,0", [0, 1]), ("all", ["all"]), ("all,1, 0", [0, 1, "all"]), ("all,all,00", [0, "all"])],
+)
+def test_folds_that_are_named(text: str, expected: list[object]) -> None:
+    assert command_line._folds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("leave", "steps", "state"),
+    [
+        pytest.param(lambda _: None, ["training"], "waiting", id="nothing"),
+        pytest.param(lambda job: (job.folder / "last.pt").touch(), ["training"], "stopped", id="begun"),
+        pytest.param(lambda job: finish(job, 10), ["training"], "waiting", id="fewer epochs than asked"),
+        pytest.param(finish, [], "done", id="trained"),
+    ],
+)
+def test_fold_all_is_trained_and_not_evaluated(
+    task: Path, leave: Callable[[Job], object], steps: list[str], state: str
+) -> None:
+    job = job_of(task, "all", mirror="True")
+    job.folder.mkdir(parents=True)
+    leave(job)
+    (job.folder / "curve.csv").write_text("epoch,train_average,val_average,seconds\n1,0.5,0.4,1.5\n")
+    assert (jobs.missing_steps(job), jobs.is_done(job)) == (steps, not steps)
+    row = jobs.row(job)
+    assert (row.fold, row.state, row.train_average, row.val_average, row.dice) == ("all", state, 0.5, None, None)
+    assert "all cases, not validated" in jobs.table([row])
+    assert jobs.command(job, "training")[-2:] == ["--fold", "all"]
+    assert job.folder.name == "fold_all"
+    assert from_dict(Job, json.loads(json.dumps(to_dict(job)))) == job
+
+
+def test_fold_all_is_there_once_it_was_begun(task: Path) -> None:
+    def folds(**options: bool) -> list[object]:
+        return [job.fold for job in jobs.jobs_of([task / "2d"], **options)]
+
+    assert folds(begun_on_all=True) == folds() == [0, 1, 2, 3, 4]
+    finish(job_of(task, "all"))
+    assert (folds(), folds(begun_on_all=True)) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, "all"])
+
+
+def test_fold_all_of_stage_2_needs_all_of_stage_1_and_its_fold_all(task: Path) -> None:
+    needed = jobs.needs(job_of(task, "all", configuration=jobs.CASCADE))
+    assert [(job.configuration, job.fold) for job in needed] == [(jobs.LOWRES, k) for k in (0, 1, 2, 3, 4, "all")]
 
 
 def test_stage_1_has_its_own_settings(task: Path) -> None:

@@ -17,13 +17,14 @@ from autoplan import probe, publishing, sharing, verification, weights
 from autoplan.__main__ import main
 from autoplan.choice import Candidate, CaseDice, Setting, choose
 from autoplan.errors import AutoplanError
+from autoplan.facts import Fold
 from autoplan.images import read_volume
 from autoplan.publishing import Request
 from autoplan.verification import Check
 
 TASK, NAME = TINY_PLAN.name, "ball_mri_segmentation"
 SAID = {"authors": "A. Person", "data_source": "Phantom Hospital, https://example.org", "data_license": "CC BY 4.0"}
-FOLDS = {"2d": (0, 1), "3d_fullres": (0,), "3d_lowres": (0,), "3d_cascade_fullres": (0,)}
+FOLDS = {"2d": (0, 1, "all"), "3d_fullres": ("all",), "3d_lowres": (0,), "3d_cascade_fullres": (0,)}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, parse: Callable[..., Any]
     setting = Setting(TASK, ("ball", "box"), ("ball",), (0,), 5, 5)
     chosen = choose(setting, {Candidate(("2d", "3d_cascade_fullres")): {"case_0": CaseDice((0.75, None), (0.5, None))}})
     sharing.share(TINY_PLAN, chosen, project / "data" / TASK, project / "bundles", name=None, fingerprint_key="abc")
-    (project / "bundles" / TASK / "2d" / "models" / "fold_1" / "progress.png").write_bytes(b"a curve")
+    for fold in ("fold_1", "fold_all"):
+        (project / "bundles" / TASK / "2d" / "models" / fold / "progress.png").write_bytes(b"a curve")
     return project
 
 
@@ -51,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(
-    project: Path, bundle: str = "best", folds: tuple[int, ...] = (), output: Path | None = None, **said: Any
+    project: Path, bundle: str = "best", folds: tuple[Fold, ...] = (), output: Path | None = None, **said: Any
 ) -> publishing.Published:
     request = Request(**{"name": NAME, **SAID, **said})
     return publishing.publish(project / "bundles" / TASK, bundle, folds, output or project / "shared", request)
@@ -145,6 +147,28 @@ def test_a_configuration_and_some_folds(project: Path) -> None:
     assert publish(project, "2d").version == "0.2.0", "all its folds"
 
 
+ON_ALL = {
+    "scored": ("2d", "the two networks of the cross-validation", " of the networks of the cross-validation", [0, 1]),
+    "not scored": ("3d_fullres", "it has no cross-validated score.", "; no cross-validated score", None),
+}
+
+
+@pytest.mark.parametrize(("name", "told", "entry", "folds"), ON_ALL.values(), ids=ON_ALL)
+@pytest.mark.usefixtures("quick")
+def test_the_network_of_all_cases(project: Path, name: str, told: str, entry: str, folds: list[int] | None) -> None:
+    done = publish(project, name, ("all",))
+    readme, found = (done.folder / "docs" / "README.md").read_text(), metadata(done.folder)
+    assert told in readme
+    assert told in found["description"]
+    assert found["eval_metrics"].get("folds") == folds
+    assert found["changelog"]["0.1.0"].startswith("first version (trained on all cases)")
+    assert found["changelog"]["0.1.0"].endswith(entry)
+    assert name != "2d" or "every epoch: 2d, all cases, not validated](2d_fold_all.png)" in readme
+    inference = json.loads((done.folder / "configs" / "inference.json").read_text())
+    assert [value for key, value in inference.items() if key.endswith("_folds")] == [["all"]]
+    assert not publish(project, name, ("all",)).checks, "the same again is nothing to do"
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_file_with_the_license(project: Path, tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("Share alike.\nName the hospital.\n")
@@ -163,6 +187,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an address that is none": ({"url": "here"}, "begins with https://"),
     "folds of select's bundle": ({"folds": (0,)}, "best holds the folds that select chose"),
     "a fold that is not there": ({"bundle": "2d", "folds": (3,)}, "fold 3 is not finished. Finished are: 0, 1"),
+    "all cases and a fold": ({"bundle": "2d", "folds": (0, "all")}, "is shared alone: --folds all"),
+    "all cases only": ({"bundle": "3d_fullres"}, "only a network that was trained on all cases is there. Name it: "),
+    "all cases, not there": ({"bundle": "3d_lowres", "folds": ("all",)}, "fold all is not trained to its end. Train"),
     "no such bundle": ({"bundle": "other"}, "is no bundle that select wrote"),
     "a cache": ({"bundle": "cache"}, "is no bundle that select wrote"),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Section "Provenance" of the report: digests, commands, and the text for a paper."""
 
+import json
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,9 +9,10 @@ import pytest
 from conftest import TINY_PLAN, write_project
 
 from autoplan import dataset as datasets
+from autoplan import results
 from autoplan.facts import Origin
 from autoplan.jobs import Row
-from autoplan.report import provenance
+from autoplan.report import provenance, result
 from autoplan.report.blocks import Code, Table
 from autoplan.report.cases import Summary
 from autoplan.report.scores import Result, Scored
@@ -54,6 +56,26 @@ def test_what_it_comes_from(found) -> None:
     blocks = provenance.section(TINY_PLAN, found, None).blocks
     assert next(b.text for b in blocks if isinstance(b, Code)).splitlines() == list(found.commands)
     assert any(isinstance(b, Table) for b in blocks)
+
+
+def test_a_network_of_all_cases(tmp_path) -> None:
+    project = write_project(tmp_path)
+    folder = project / "bundles" / TINY_PLAN.name
+    results.fold_folder(folder / "2d", "all").mkdir(parents=True)
+    for name, text in {"model.pt": "network", "finished.json": '{"model": "abc", "epochs": 3}'}.items():
+        (folder / "2d" / "models" / "fold_all" / name).write_text(text)
+    (folder / "best" / "configs").mkdir(parents=True)
+    about = {"choice": "by hand", "networks": {"2d": {"fold_all": "abc"}}}
+    (folder / "best" / "configs" / "metadata.json").write_text(json.dumps({"autoplan": about}))
+    trainings = [Training(Row("2d", "all", "done", 3, 9), [], (), None)]
+    dataset = datasets.load(project / "data" / TINY_PLAN.name)
+    found = provenance.read(dataset, TINY_PLAN, folder, "k" * 64, [], trainings)
+    assert dict(found.hashes)["2d fold all (all cases, not validated), model.pt"] == "abc"
+    assert "--configurations 2d --folds all" in found.commands[1]
+    assert found.commands[2].startswith(f"python -m autoplan select {TINY_PLAN.name} --folds all --configurations 2d")
+    assert found.on_all == ("2d",)
+    assert "One network was trained on all cases and not validated." in provenance.methods_text(TINY_PLAN, found, None)
+    assert "no score on this page is its own" in repr(result.section(TINY_PLAN, None, found.on_all).blocks)
 
 
 def test_the_digest_of_voxels_tells_images_apart() -> None:

@@ -66,6 +66,25 @@ def test_what_a_fold_tells(tmp_path) -> None:
         assert words in text
 
 
+@pytest.mark.parametrize("others", [(), (0, 1)], ids=["alone", "beside folds"])
+def test_a_training_on_all_cases_is_named_so(tmp_path, others) -> None:
+    task = write_project(tmp_path) / "bundles" / TINY_PLAN.name
+    for fold in (*others, "all"):
+        write_curve(
+            task / "2d" / "models" / f"fold_{fold}", [1.0, 0.5, *[0.5] * 20], dice_ball=0.9 if fold == "all" else 0
+        )
+    found = training.read(task)
+    assert [t.name for t in found] == [*(f"2d fold {k}" for k in others), "2d fold all (all cases, not validated)"]
+    assert (found[-1].flat_since, found[-1].row.val_average) == (None, None)
+    section = training.section(TINY_PLAN, found)
+    text = repr(section.blocks)
+    assert "Of the network that is trained on all cases" in text
+    assert "all cases, not validated from 1 to 0.5" in text
+    assert ("each class, mean of the folds" in text) == bool(others)
+    ball = training._of_class("ball", 0, [t for t in found if not t.is_on_all] or found)
+    assert {dice for _, dice in ball.points} == ({0.0} if others else {0.9})
+
+
 @pytest.mark.parametrize("content", ["", "energy_consumed\nx\n", "other\n1\n", "energy_consumed\ninf\n"])
 def test_energy_that_cannot_be_read_is_none(tmp_path, content) -> None:
     task = write_project(tmp_path) / "bundles" / TINY_PLAN.name

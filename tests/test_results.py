@@ -1,5 +1,6 @@
 """A fold on disk: what makes it finished, and that nothing that lies there ends in a traceback."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -133,6 +134,37 @@ def test_damaged_state_is_no_traceback(
     assert all(isinstance(value, float) for row in results.curve(folder) for value in row.values())
     assert main(["select", TASK]) in (0, 1)
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({}, None, id="finished"),
+        pytest.param({"model": "another"}, "has another network in model.pt", id="another network"),
+        pytest.param({"settings": {}}, "lacks settings of its training", id="no settings"),
+        pytest.param({"settings": {"mirror_prob": "x"}}, "lacks settings of its training", id="a text for a number"),
+        pytest.param({"model": None}, "is not trained to its end", id="not finished"),
+    ],
+)
+def test_fold_all_is_finished_with_its_training(
+    tmp_path: Path, change: dict[str, object], expected: str | None
+) -> None:
+    folder = results.fold_folder(tmp_path, "all")
+    folder.mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "evaluate.json").write_text('{"overlap": 0.5}')
+    (folder / "model.pt").write_text("weights")
+    model = hashlib.sha256(b"weights").hexdigest()[:16]
+    known = {"target_spacing": [1], "patch_size": [8], "strides": [[1]], "features": [4], "lowres_features": [2]}
+    found = {"model": model, "settings": {**known, "mirror_prob": 0.5, "seed": 0}, **change}
+    (folder / "finished.json").write_text(json.dumps(found))
+    result = results.read_all(tmp_path)
+    if expected is not None:
+        assert str(result).startswith(expected)
+    else:
+        assert isinstance(result, results.FoldResult)
+        assert result.settings == {**known, "mirror": True, "overlap": 0.5}
+        assert (result.model, result.mean_dice) == (model, None)
 
 
 DATALISTS = {

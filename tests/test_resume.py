@@ -17,6 +17,7 @@ import torch
 from conftest import wait_until
 from forks import Fork, Forks
 from ignite.engine import Events
+from scripts.checkpoint import model_file_of
 from scripts.files import file_digest
 
 EPOCHS, LENGTH = 3, 4
@@ -141,6 +142,40 @@ def test_a_finished_training_is_marked(undisturbed: Path) -> None:
     expected = {"epochs": EPOCHS, "stopped": False, "model": model, "max_epochs": EPOCHS, "schedule": False}
     assert {**finished(undisturbed), "settings": None} == {**expected, "settings": None}
     assert len(model) == 16
+
+
+def test_fold_all_says_that_it_is_validated_on_nothing(
+    train: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer = train(tmp_path, fold="all", max_epochs=1, epoch_length=1)
+    assert [m for m in caplog.messages if not m.startswith("Engine")][0].startswith("Fold all: trained on all cases, ")
+    assert {"last.pt", "model.pt", "finished.json"} <= {path.name for path in tmp_path.iterdir()}
+    [row] = [*csv.DictReader((tmp_path / "curve.csv").open())]
+    assert float(row["val_loss"]) == trainer.state.metrics["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("fold", "trained", "inside", "is_used"),
+    [
+        pytest.param(0, [], True, True, id="fold 0"),
+        pytest.param(0, ["all"], True, True, id="fold 0 after all"),
+        pytest.param("all", [], True, True, id="all"),
+        pytest.param("all", ["1"], True, True, id="all after another"),
+        pytest.param("all", ["0"], True, False, id="all after fold 0"),
+        pytest.param(1, [], True, False, id="another"),
+        pytest.param("all", [], False, False, id="elsewhere"),
+    ],
+)
+def test_the_network_that_inference_uses(
+    tmp_path: Path, fold: int | str, trained: list[str], inside: bool, is_used: bool
+) -> None:
+    for name in trained:
+        (tmp_path / "models" / f"fold_{name}").mkdir(parents=True)
+        (tmp_path / "models" / f"fold_{name}" / "model.pt").touch()
+    folder = tmp_path / "models" / f"fold_{fold}" if inside else "elsewhere"
+    expected = str(tmp_path / "models" / "model.pt") if is_used else None
+    assert model_file_of(str(tmp_path), str(folder), fold) == expected
 
 
 def test_the_settings_are_recorded_beside_every_network(train: Callable[..., Any], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from autoplan.files import file_digest
 
 TASK = TINY_PLAN.name
 FOLDS = {"2d": (0, 2), "3d_fullres": (0, 1), "3d_lowres": (0, 1, 2, 3, 4), "3d_cascade_fullres": (1,)}
+ON_ALL = ("2d", "3d_fullres", "3d_cascade_fullres")
 MODELS = {
     "2d": ("2d",),
     "3d_fullres": ("3d_fullres",),
@@ -43,7 +44,8 @@ def share(project, *members: str, name: str | None = None):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, parse):
     """A project whose folds look finished, with random networks."""
-    return write_finished(tmp_path_factory.mktemp("shared"), parse, FOLDS)
+    folds = {name: (*numbers, *["all"] * (name in ON_ALL)) for name, numbers in FOLDS.items()}
+    return write_finished(tmp_path_factory.mktemp("shared"), parse, folds)
 
 
 def predicted(parse, bundle, image, models=()):
@@ -90,6 +92,72 @@ def test_its_metadata_fit_its_network(members, trained, parse) -> None:
     }
     for path in (best / "configs").glob("*.json"):
         assert "case_" not in path.read_text(), "no data of patients, not even their names"
+
+
+# Networks that were trained on all cases.
+
+
+def share_on_all(project, choice, *configurations: str):
+    folder, bundles = project / "data" / TASK, project / "bundles"
+    options = {"name": None, "fingerprint_key": "abc"}
+    return sharing.share_on_all(TINY_PLAN, choice, configurations, folder, bundles, **options)
+
+
+SCORED = "trained on all cases; the scores are those of the"
+UNSCORED = "trained on all cases; it has no cross-validated score."
+
+
+@pytest.mark.parametrize(
+    ("choice", "configurations", "members", "said"),
+    [
+        pytest.param(("2d",), (), ("2d",), f"was {SCORED} one network of the cross-validation.", id="the chosen one"),
+        pytest.param(("2d", "3d_fullres"), (), ("2d", "3d_fullres"), f"were {SCORED} two networks of", id="a pair"),
+        pytest.param(
+            ("3d_cascade_fullres",), (), ("3d_cascade_fullres",), f"were {SCORED} one network of", id="the cascade"
+        ),
+        pytest.param(("2d",), ("2d", "3d_fullres"), ("2d",), f"was {SCORED} one network of", id="the best of these"),
+        pytest.param(("2d",), ("3d_fullres",), ("3d_fullres",), f"was {UNSCORED}", id="one that was not compared"),
+        pytest.param(None, ("3d_fullres",), ("3d_fullres",), f"was {UNSCORED}", id="no fold, a name"),
+    ],
+)
+def test_networks_of_all_cases(choice, configurations, members, said, trained, parse) -> None:
+    best, told = share_on_all(trained, None if choice is None else chosen(*choice), *configurations)
+    assert said in told
+    bundles = [trained / "bundles" / TASK / m for m in members]
+    image = torch.randn(1, 2, 19, 17, 11)
+    alone = [predicted(parse, b, image, [b / "models" / "fold_all" / "model.pt"]) for b in bundles]
+    torch.testing.assert_close(predicted(parse, best, image), torch.stack(alone).mean(0), rtol=0, atol=2e-3)
+    metadata = json.loads((best / "configs" / "metadata.json").read_text())
+    readme = (best / "docs" / "README.md").read_text()
+    name, _, about = told.partition(". ")
+    assert name == " + ".join(members)
+    assert about in readme
+    assert about in metadata["description"]
+    assert "(trained on all cases)" in readme
+    is_scored = SCORED in said
+    assert bool(metadata["eval_metrics"]) == is_scored == ("0.7500" in readme)
+    assert not is_scored or metadata["eval_metrics"]["networks"].startswith("those of the cross-validation")
+    assert metadata["autoplan"]["choice"] == ("cross-validation" if choice == members else "by hand")
+    assert [*metadata["autoplan"]["networks"]] == [*members]
+    assert all([*folds] == ["fold_all"] for folds in metadata["autoplan"]["networks"].values())
+    inference = json.loads((best / "configs" / "inference.json").read_text())
+    assert (inference["mirror"], inference["overlap"]) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "configurations", "said"),
+    [
+        pytest.param(("3d_lowres",), (), "3d_lowres: fold all is not trained to its end. Train it: ", id="not trained"),
+        pytest.param(None, ("3d_lowres",), "--configurations 3d_lowres --folds all", id="named, and not trained"),
+        pytest.param(None, (), "Name one: --configurations 2d", id="several"),
+        pytest.param(None, ("3d_lowres", "other"), "no network is trained on all cases to its end", id="none of these"),
+    ],
+)
+def test_networks_of_all_cases_that_are_not_there(choice, configurations, said, trained) -> None:
+    with pytest.raises(TemplateError) as raised:
+        share_on_all(trained, None if choice is None else chosen(*choice), *configurations)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_weights_are_flat_and_belong_to_their_folds(trained) -> None:

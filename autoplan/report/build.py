@@ -92,7 +92,7 @@ def _sections(material: Material) -> list[Section]:
         plan_section.section(m.plan, m.fingerprint),
         cost_section.section(m.plan, m.bill),
         training.section(m.plan, m.trainings),
-        result.section(m.plan, m.result),
+        result.section(m.plan, m.result, m.provenance.on_all),
         provenance.section(m.plan, m.provenance, m.result),
     ]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from autoplan import __version__, crossvalidation, layouts, results, saved
 from autoplan.choice import mean_intervals
 from autoplan.dataset import DESCRIPTION
-from autoplan.facts import Configuration, Dataset, Plan
-from autoplan.files import file_digest
+from autoplan.facts import ALL, Configuration, Dataset, Fold, Plan
+from autoplan.files import file_digest, read_object
 from autoplan.jobs import flags_of_recipe
 from autoplan.memory import memory_bytes
 from autoplan.processes import num_processors
@@ -38,13 +38,15 @@ CITATIONS = (
 @dataclass(frozen=True)
 class Provenance:
     """Where a page comes from. Pairs are names and values, as they are shown; `recipes` holds the settings of the first
-    finished training of each configuration."""
+    finished training of each configuration; `on_all` names those with a finished network that was trained on all
+    cases."""
 
     versions: tuple[tuple[str, str], ...]
     machine: tuple[tuple[str, str], ...]
     hashes: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
     recipes: Mapping[str, Mapping[str, object]]
+    on_all: tuple[str, ...] = ()
 
 
 def read(
@@ -79,6 +81,7 @@ def read(
         ),
         tuple(_commands(plan, folder, trainings)),
         recipes,
+        tuple(t.row.configuration for t, _ in finished if t.is_on_all),
     )
 
 
@@ -137,13 +140,21 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     where = crossvalidation.where_flag(folder / first)
     limit = f" --gpu_memory {plan.gpu_memory / 2**30:g}GB" if plan.gpu_memory else ""
     commands = [crossvalidation.planning_command(folder / first) + limit]
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[Fold]] = {}
     for t in trainings:
         flags = flags_of_recipe(folder / t.row.configuration, t.row.fold)
         groups.setdefault((t.row.configuration, flags), []).append(t.row.fold)
     commands += [crossvalidation.making_command(folder / name, folds) for (name, _), folds in groups.items()]
-    others = ("select", *(("predict",) if (folder / "best").is_dir() else ()), "report")
-    return [*commands, *(f"python -m autoplan {command} {plan.name}{where}" for command in others)]
+    others = (_selecting(folder / "best"), *(("predict {}",) if (folder / "best").is_dir() else ()), "report {}")
+    return [*commands, *(f"python -m autoplan {command.format(plan.name)}{where}" for command in others)]
+
+
+def _selecting(bundle: Path) -> str:
+    """The command that made a bundle to share, with a place for the dataset."""
+    about = read_object(bundle / "configs" / "metadata.json").get("autoplan", {})
+    on_all = [name for name, folds in about.get("networks", {}).items() if f"fold_{ALL}" in folds]
+    named = f" --configurations {','.join(on_all)}" if about.get("choice") == "by hand" else ""
+    return f"select {{}} --folds {ALL}{named}" if on_all else "select {}"
 
 
 def section(plan: Plan, provenance: Provenance, result: Result | str | None) -> Section:
@@ -169,7 +180,10 @@ def methods_text(plan: Plan, provenance: Provenance, result: Result | None) -> s
     """What was done, in the words of a paper, with its numbers."""
     paragraphs = [
         f"{_data(plan)} {_preprocessing(plan)}",
-        *(_network(c, plan, provenance.recipes.get(c.name)) for c in plan.configurations),
+        *(
+            _network(c, plan, provenance.recipes.get(c.name)) + _ON_ALL * (c.name in provenance.on_all)
+            for c in plan.configurations
+        ),
         _validation(plan, result),
         "\n".join(f"[{i}] {text}" for i, text in enumerate(CITATIONS, 1)),
     ]
@@ -201,6 +215,9 @@ def _preprocessing(plan: Plan) -> str:
         f"Images were cropped to their nonzero region and resampled to {spacing} mm (third-order splines, labels by "
         f"nearest neighbour); {'; '.join(found)}."
     )
+
+
+_ON_ALL = " One network was trained on all cases and not validated."
 
 
 def _network(c: Configuration, plan: Plan, recipe: Mapping[str, object] | None) -> str:

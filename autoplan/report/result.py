@@ -46,19 +46,21 @@ BAD, GOOD = 0.7, 0.9
 """Dice that colour a cell."""
 
 
-def section(plan: Plan, result: Result | str | None) -> Section:
+def section(plan: Plan, result: Result | str | None, on_all: Sequence[str] = ()) -> Section:
     """The result of the chosen candidate.
 
     Args:
         plan: classes and name.
         result: what is known; None where no fold is finished; a text where it cannot be read.
+        on_all: configurations with a network that was trained on all cases, which none of this is about.
     """
     if not isinstance(result, Result):
         nothing = f"No fold is finished yet. The command: python -m autoplan train {plan.name}"
         block = Text(nothing) if result is None else Note(result, "warning")
-        return Section("result", "Result", [block], {})
+        return Section("result", "Result", [*_unscored(on_all), block], {})
     classes = [name for _, name in plan.labels[1:]]
     blocks: list[Block] = [
+        *_unscored(on_all),
         *_candidates(plan, result, classes),
         *_missing(result),
         Text(_shown(result)),
@@ -76,6 +78,12 @@ def section(plan: Plan, result: Result | str | None) -> Section:
             *_charts(result, classes),
         ]
     return Section("result", "Result", blocks, _data(result, classes))
+
+
+def _unscored(on_all: Sequence[str]) -> list[Block]:
+    """What no score is about."""
+    one = f"The network of {' and that of '.join(on_all)} that was trained on all cases is not validated"
+    return [Note(f"{one}: no score on this page is its own.")] if on_all else []
 
 
 def _shown(result: Result) -> str:

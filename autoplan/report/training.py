@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoplan import jobs, results
 from autoplan.errors import TrainingError
-from autoplan.facts import Plan
+from autoplan.facts import ALL, NOT_VALIDATED, Plan
 from autoplan.failures import START
 from autoplan.files import regular
 from autoplan.report import charts
@@ -23,6 +23,8 @@ MUCH_WAITING = 0.2
 """Part of the time spent waiting for data from which on it is said. Our choice."""
 MOST_POINTS = 250
 """Of a curve on the page; longer ones are averaged."""
+COLOR_OF_ALL = 7
+"""Of curves, which no fold has."""
 ENERGY = "emissions.csv"
 """What codecarbon leaves in a fold's folder, where it was installed when the fold was trained."""
 Epochs = Sequence[Mapping[str, float]]
@@ -41,7 +43,7 @@ class Start:
 @dataclass(frozen=True)
 class Training:
     """One fold of one configuration: how it stands, its curve, and its starts. `energy_kwh` is None where nothing has
-    measured it."""
+    measured it. In the curve of fold "all", what is called validation is of cases that were trained on."""
 
     row: jobs.Row
     epochs: Epochs
@@ -51,7 +53,23 @@ class Training:
     @property
     def name(self) -> str:
         """`2d fold 0`."""
-        return f"{self.row.configuration} fold {self.row.fold}"
+        return f"{self.row.configuration} fold {self.row.fold}" + f" ({NOT_VALIDATED})" * self.is_on_all
+
+    @property
+    def is_on_all(self) -> bool:
+        """Whether all cases are trained on, and none is validated."""
+        return self.row.fold == ALL
+
+    @property
+    def line(self) -> tuple[str, int]:
+        """Name and number of the colour of its curves."""
+        fold = self.row.fold
+        return (NOT_VALIDATED, COLOR_OF_ALL) if fold == ALL else (f"fold {fold}", fold)
+
+    @property
+    def flat_since(self) -> int | None:
+        """See the function; fold "all" has no validation loss."""
+        return None if self.is_on_all else flat_since(self.epochs)
 
     @property
     def seconds(self) -> float:
@@ -73,7 +91,7 @@ def read(folder: Path) -> list[Training]:
     """The trainings that have left anything, of all bundles in the folder of a task."""
     found = []
     try:
-        there = jobs.jobs_of(jobs.find_bundles(folder))
+        there = jobs.jobs_of(jobs.find_bundles(folder), begun_on_all=True)
     except TrainingError:
         return []
     for job in map(jobs.as_last_started, there):
@@ -134,7 +152,7 @@ def section(plan: Plan, trainings: Sequence[Training]) -> Section:
     if not trainings:
         blocks = [Text(f"Nothing is trained yet. The command: python -m autoplan train {plan.name}")]
     else:
-        blocks = [*_notes(trainings), _table(trainings), Text(_legend())]
+        blocks = [*_notes(trainings), _table(trainings), Text(_legend(has_all=any(t.is_on_all for t in trainings)))]
         for name in dict.fromkeys(t.row.configuration for t in trainings):
             own = [t for t in trainings if t.row.configuration == name and len(t.epochs)]
             blocks += [Grid(_charts(name, own, classes))] if own else []
@@ -142,11 +160,12 @@ def section(plan: Plan, trainings: Sequence[Training]) -> Section:
     return Section("training", "Training", blocks, {"trainings": [_facts(t) for t in trainings]})
 
 
-def _legend() -> str:
+def _legend(*, has_all: bool) -> str:
+    on_all = " Of the network that is trained on all cases, all of it is of cases that it has seen." if has_all else ""
     return (
         "Losses: thin lines are epochs, thick ones moving averages; dashed on training cases, solid on validation "
         f"cases. A dot marks where the average on validation cases last improved by more than {FLAT_DELTA}: what was "
-        "trained after it brought nothing that can be seen. The Dice is estimated on patches."
+        f"trained after it brought nothing that can be seen. The Dice is estimated on patches.{on_all}"
     )
 
 
@@ -155,7 +174,7 @@ def _facts(training: Training) -> dict[str, object]:
         **asdict(training.row),
         "seconds": training.seconds,
         "waiting_fraction": training.waiting,
-        "flat_since_epoch": flat_since(training.epochs),
+        "flat_since_epoch": training.flat_since,
         "energy_kwh": training.energy_kwh,
         "starts": [asdict(s) for s in training.starts],
         "curve": [dict(e) for e in training.epochs],
@@ -190,7 +209,7 @@ STATES: dict[str, Severity] = {"done": "good", "failed": "error", "stopped": "wa
 
 
 def _row(t: Training, *, energy: bool) -> Row:
-    flat, seconds = flat_since(t.epochs), [e["seconds"] for e in t.epochs if "seconds" in e]
+    flat, seconds = t.flat_since, [e["seconds"] for e in t.epochs if "seconds" in e]
     of = f"{t.row.epoch}/{t.row.max_epochs}" if t.row.max_epochs else str(t.row.epoch)
     return Row(
         [
@@ -199,7 +218,10 @@ def _row(t: Training, *, energy: bool) -> Row:
             Cell(of, t.row.epoch),
             cell(t.row.train_average),
             cell(t.row.val_average),
-            Cell("still falling" if flat is None else f"epoch {flat}", float("inf") if flat is None else flat),
+            Cell(
+                "-" if t.is_on_all else "still falling" if flat is None else f"epoch {flat}",
+                float("inf") if flat is None else flat,
+            ),
             cell(t.row.dice, 4),
             cell(statistics.median(seconds) if seconds else None, 1),
             cell(t.seconds / 3600, 2),
@@ -243,8 +265,9 @@ def _charts(name: str, trainings: Sequence[Training], classes: Sequence[str]) ->
                _said("Waiting, in percent", wait)),
     ]  # fmt: skip
     if len(classes) > 1:
-        by_class = [_of_class(c, number, trainings) for number, c in enumerate(classes)]
-        title = f"{name}: estimated Dice of each class, mean of the folds"
+        folds = [t for t in trainings if not t.is_on_all]
+        by_class = [_of_class(c, number, folds or trainings) for number, c in enumerate(classes)]
+        title = f"{name}: estimated Dice of each class, {'mean of the folds' if folds else NOT_VALIDATED}"
         drawn.insert(
             2, Figure(title, charts.curves(by_class, "Dice", limits=(0, 1)), _said("Estimated Dice", by_class))
         )
@@ -267,12 +290,12 @@ def _lines(
     """A curve of each fold."""
     return [
         charts.Line(
-            f"fold {t.row.fold}",
+            t.line[0],
             _thinned([(e["epoch"], v) for e in t.epochs if (v := value(e)) is not None]),
-            t.row.fold,
+            t.line[1],
             is_faint=faint,
             is_dashed=dashed,
-            mark=flat_since(t.epochs) if mark else None,
+            mark=t.flat_since if mark else None,
             is_named=not faint and not dashed,
         )
         for t in trainings

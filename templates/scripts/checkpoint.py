@@ -9,7 +9,7 @@ import pickle
 import signal
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
+from scripts.datalists import ALL
 from scripts.files import continued, file_digest, link_atomically, write_atomically, write_text_atomically
 from scripts.stopping import OtherRecipeError
 
@@ -57,10 +58,11 @@ def load_checked(path: Path) -> Any:
     return state
 
 
-def model_file_of(bundle_root: str, ckpt_dir: str, fold: int) -> str | None:
+def model_file_of(bundle_root: str, ckpt_dir: str, fold: int | str) -> str | None:
     """Where a training leaves the network that the bundle's inference uses: models/model.pt for fold 0 in the bundle
-    itself, None for others."""
-    return f"{bundle_root}/models/model.pt" if fold == 0 and str(ckpt_dir).startswith(bundle_root) else None
+    itself, and for fold "all" while fold 0 has no network; None for others."""
+    is_used = fold == 0 or (fold == ALL and not Path(bundle_root, "models", "fold_0", "model.pt").is_file())
+    return f"{bundle_root}/models/model.pt" if is_used and str(ckpt_dir).startswith(bundle_root) else None
 
 
 def holds(network: torch.nn.Module, model_file: str | Path) -> bool:
@@ -103,13 +105,14 @@ class Checkpoint:
 
     Where another program has put weights into the network (the server of a federation, MONAI Label), the training
     begins with these and not with a checkpoint. It leaves the fold alone: its files go to a folder beside that of the
-    fold, and only `model_file` is replaced.
+    fold, and only the file of `model_file` is replaced.
 
     Args:
         ckpt_dir: folder of the fold.
         network: bare network, whose state dict is saved and, as model.pt, used for inference.
         objects: whatever else has `state_dict` and `load_state_dict`; one that writes files has their `output_dir`.
-        model_file: where to leave a copy of model.pt, the network that the bundle's inference uses; None for no copy.
+        model_file: tells, each time, where to leave a copy of model.pt, the network that the bundle's inference uses;
+            None, or None in answer, for no copy.
         interval: epochs between two savings.
         settings: of the training, to be recorded in finished.json and beside every model.pt.
     """
@@ -119,13 +122,13 @@ class Checkpoint:
         ckpt_dir: str | Path,
         network: torch.nn.Module,
         objects: Mapping[str, Any],
-        model_file: str | Path | None = None,
+        model_file: Callable[[], str | None] | None = None,
         interval: int = 1,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.ckpt_dir, self.network, self.objects = Path(ckpt_dir), network, dict(objects)
         self.settings = dict(settings or {})
-        self.model_file = None if model_file is None else Path(model_file)
+        self.model_file = model_file
         self.interval = int(interval)
         self.started = False
         self.digest = _digest(network)
@@ -245,9 +248,10 @@ class Checkpoint:
         save_atomically(network, model)
         record = json.dumps({"model": file_digest(model), "settings": self.settings}) + "\n"
         write_text_atomically(self.ckpt_dir / RECORD, record)
-        if self.model_file is not None:
-            link_atomically(model, self.model_file)
-            write_text_atomically(self.model_file.with_name(RECORD), record)
+        used = None if self.model_file is None else self.model_file()
+        if used is not None:
+            link_atomically(model, Path(used))
+            write_text_atomically(Path(used).with_name(RECORD), record)
 
     def _restore_model(self) -> None:
         """Write the model.pt of a finished training where it is not the one that finished.json names: the process was

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from tqdm import tqdm
 
+from scripts.datalists import ALL
 from scripts.evaluation import class_metrics
 from scripts.files import write_atomically
 from scripts.formats import case_name
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 INK, SOFT, LINE = "#1b2130", "#5b6475", "#d9dde4"
 COLORS = ("#2f6fb7", "#d1495b", "#2a9d74", "#b07aa1", "#c98a12", "#6b7280", "#17a2b8", "#8c564b")
 """Of losses and classes, as in the report of autoplan; the ninth is the first again."""
+NOT_VALIDATED = "trained on all cases, validated on none: what is called val is of these cases, too"
 MAX_LEGEND = 12
 """Classes that a legend names; more would hide what is drawn."""
 STYLE: dict[Any, Any] = {
@@ -77,18 +79,23 @@ class EpochLog:
         output_dir: folder of curve.csv and progress.png.
         class_names: names of all classes, background first.
         validator: engine with the metric "patch_dice".
+        fold: that is trained; "all" is validated on nothing, which the log and the figure then say.
     """
 
-    def __init__(self, output_dir: str | Path, class_names: Sequence[str], validator: Engine) -> None:
+    def __init__(
+        self, output_dir: str | Path, class_names: Sequence[str], validator: Engine, fold: int | str = 0
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.classes = list(class_names)[1:]
         self.validator = validator
+        self.note = NOT_VALIDATED if fold == ALL else ""
         self.history: list[dict[str, float]] = []
         self._bar: Any = None
         self._epoch_start = self._wait_start = self._waited = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Take the time of epochs and of waiting for data; report at the end of every epoch."""
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_waiting)
         engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._end_waiting)
@@ -100,6 +107,10 @@ class EpochLog:
     def _fail(self, _: Engine, error: BaseException) -> None:
         self._close()
         raise error
+
+    def _start(self, _: Engine) -> None:
+        if self.note and idist.get_rank() == 0:
+            logger.info("Fold all: %s.", self.note)
 
     def _start_epoch(self, engine: Engine) -> None:
         self._epoch_start, self._waited = time.monotonic(), 0.0
@@ -145,7 +156,7 @@ class EpochLog:
             ", ".join(f"{name} {value:.3f}" for name, value in zip(self.classes, dice, strict=True)),
         )  # fmt: skip
         self._write_curve()
-        draw_curve(self.history, self.classes, self.output_dir / "progress.png")
+        draw_curve(self.history, self.classes, self.output_dir / "progress.png", self.note)
 
     def _write_curve(self) -> None:
         def write(path: Path) -> None:
@@ -199,8 +210,9 @@ class CaseProgress:
         logger.info("%d segmentations are in %s", self._predicted, self.output_dir.absolute())
 
 
-def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path: Path) -> None:
-    """Draw losses and their averages, the estimated Dice and the learning rate over the epochs, as a PNG."""
+def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path: Path, note: str = "") -> None:
+    """Draw losses and their averages, the estimated Dice and the learning rate over the epochs, as a PNG; above them a
+    note."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -220,6 +232,7 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         rate.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         rate.xaxis.get_major_locator().set_params(integer=True)
+        losses.set_title(note, fontsize="medium")
         losses.set_ylabel("loss")
         dice.set(ylabel="Dice, estimated on patches", ylim=(0, 1))
         losses.legend()

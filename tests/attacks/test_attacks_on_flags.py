@@ -97,7 +97,8 @@ FLAGS = {
         "--bundles a --bundles b", "--num_processes __import__('os')",
     ],
     "train": [
-        "--folds x", "--folds 9", "--folds -1", "--folds 0,,1", "--folds 1.5", "--folds ²", f"--folds {'9' * 5000}",
+        "--folds x", "--folds 9", "--folds -1", "--folds 0,,1", "--folds 1.5",
+        "--folds All", "--folds 0,every", "--folds all,", "--folds ²", f"--folds {'9' * 5000}",
         "--configurations 4d", "--configurations ..", "--configurations ,", "--configurations cache", "--jobs 0",
         "--jobs x", "--jobs 1e9", "--mirror maybe", "--quick=7", "--device cuda:7", "--fold 3", "--bundle_root x",
         "--slurm nowhere.yml", "--slurm file", "--slurm empty",
@@ -110,6 +111,8 @@ FLAGS = {
         "--max_epochs x",
     ],
     "select": [
+        "--folds 0", "--folds All", "--folds all,all", "--folds all", "--folds all --configurations 4d",
+        "--folds all --configurations 2d", "--configurations 2d", "--folds",
         "--name choice.json", "--name plan.json", "--name ..", "--name .", "--name a/b", "--name cache", "--name 2d",
         "--name 3d_lowres", f"--name {LONG}", "--name $x", "--name -x", "--name=", "--num_processes 0", "--name a\nb",
     ],

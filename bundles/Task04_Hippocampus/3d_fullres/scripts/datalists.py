@@ -10,6 +10,9 @@ from typing import Any
 
 from scripts.formats import by_case, case_name, image_files, name_of, segmentation_name
 
+ALL = "all"
+"""The fold whose network is trained on all cases, and validated on nothing."""
+
 
 def read_folds(datalist: str | Path) -> list[list[dict[str, Any]]]:
     """The training cases of a datalist, fold by fold: a list of {"name", "image", "label", "fold"} for each fold."""
@@ -18,7 +21,7 @@ def read_folds(datalist: str | Path) -> list[list[dict[str, Any]]]:
 
 
 def fold_cases(
-    dataset_dir: str | Path, datalist: str | Path, fold: int
+    dataset_dir: str | Path, datalist: str | Path, fold: int | str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The training and the validation cases of a fold, {"name", "image", "label"}: `image` is a path, or a list of
     paths, one a channel.
@@ -27,7 +30,8 @@ def fold_cases(
         dataset_dir: folder that the paths of the datalist are relative to.
         datalist: MONAI datalist with folds: a fold's cases are those that it is validated on. A bundle that was shared
             has none; the cases of any dataset.json, or of nnU-Net's folders, are then divided into five folds.
-        fold: counts from 0.
+        fold: counts from 0; "all": all cases are the training cases, and the validation cases, too, for the rules of a
+            training need losses.
 
     Raises:
         ValueError: there is no such fold.
@@ -35,8 +39,8 @@ def fold_cases(
     """
     root = Path(dataset_dir)
     folds = read_folds(datalist) if Path(datalist).is_file() else _divided_cases(root)
-    if fold not in range(len(folds)):
-        raise ValueError(f"There is no fold {fold}: there are {len(folds)}, counted from 0.")
+    if fold not in (*range(len(folds)), ALL):
+        raise ValueError(f"There is no fold {fold}: there are {len(folds)}, counted from 0, and {ALL}.")
     cases = [
         [{"name": e["name"], "image": _in(root, e["image"]), "label": _in(root, e["label"])} for e in part]
         for part in folds
@@ -48,7 +52,8 @@ def fold_cases(
             f"{root.absolute()} lacks files of {len(missing)} of the cases that the bundle was planned for, the first "
             f"is {missing[0]}. Name the right folder, --dataset_dir DIR, or plan again with python -m autoplan"
         )
-    return [case for k, part in enumerate(cases) if k != fold for case in part], cases[fold]
+    validated = [case for k, part in enumerate(cases) if fold in (k, ALL) for case in part]
+    return [case for k, part in enumerate(cases) if k != fold for case in part], validated
 
 
 def _divided_cases(root: Path) -> list[list[dict[str, Any]]]:
@@ -94,8 +99,19 @@ def _paths(image: str | Sequence[str]) -> list[str]:
     return [image] if isinstance(image, str) else list(image)
 
 
-def with_references(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cases whose labels are kept as they are, to be compared with predictions: "reference" in place of "label"."""
+def with_references(cases: Sequence[Mapping[str, Any]], fold: int | str = 0) -> list[dict[str, Any]]:
+    """Validation cases whose labels are kept as they are, to be compared with predictions: "reference" in place of
+    "label".
+
+    Args:
+        cases: of the fold.
+        fold: whose they are.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if fold == ALL:
+        raise ValueError("The network of fold all was trained on all cases: there is none to evaluate it on.")
     return [{"name": name_of(case), "image": case["image"], "reference": case["label"]} for case in cases]
 
 
