@@ -2,11 +2,13 @@
 
 import threading
 
+import pytest
 from scripts.beside import Beside
 
 
 def test_one_piece_at_a_time_and_in_order() -> None:
     beside, done, go = Beside(), [], threading.Event()
+    beside.is_on = True
 
     def first() -> None:
         assert go.wait(60)
@@ -24,6 +26,7 @@ def test_one_piece_at_a_time_and_in_order() -> None:
 
 def test_errors_are_told_once_by_name() -> None:
     beside, go = Beside(), threading.Event()
+    beside.is_on = True
 
     def fail() -> None:
         assert go.wait(60)
@@ -37,3 +40,11 @@ def test_errors_are_told_once_by_name() -> None:
     assert list(found) == ["a"]
     assert str(found["a"]) == "no space"
     assert beside.errors(wait=True) == {}
+
+
+def test_where_nobody_looks_at_errors_work_is_done_at_once() -> None:
+    beside, done = Beside(), []
+    beside.do("a", lambda: done.append(threading.current_thread()))
+    assert done == [threading.current_thread()]
+    with pytest.raises(ZeroDivisionError):
+        beside.do("b", lambda: 1 // 0)  # type: ignore[func-returns-value]

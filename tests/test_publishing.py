@@ -286,7 +286,7 @@ def test_an_export_that_fails_is_one_line(project: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("quick")
 def test_the_image_is_like_those_of_the_dataset(project: Path) -> None:
-    folder = publish(project, "3d_fullres").folder
+    folder = publish(project, "3d_fullres", ("all",)).folder
     image = publishing.synthetic(folder, 1)
     assert image.shape == (16, 16, 8, 2)
     assert np.array_equal(image, publishing.synthetic(folder, 1))

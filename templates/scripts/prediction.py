@@ -159,7 +159,7 @@ class ImageEvaluator(SupervisedEvaluator):
 
     def __init__(self, *args: Any, writing: Beside, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.writing = writing
+        self.writing, writing.is_on = writing, True
         self.faults: dict[str, str] = {}
 
     def run(self, global_epoch: int = 1) -> None:
