@@ -36,6 +36,7 @@ from autoplan.jobs import (
     row,
 )
 from autoplan.jobs import table as jobs_table
+from autoplan.results import Recipe
 from autoplan.rules import Cascade
 from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
@@ -607,7 +608,8 @@ def _jobs(
         raise AutoplanError(f"{folder}: the plan has no configuration {unplanned[0]}. It has {', '.join(planned)}.")
     given = {n: str(Path(v).absolute()) if n in setting_paths() else v for n, v in settings.items()}
     found = find_bundles(folder, names)
-    return jobs_of(found, _folds(folds), quick=quick, settings=given, begun_on_all=begun_on_all)
+    recipe: Recipe = "quick" if quick else "paper"
+    return jobs_of(found, _folds(folds), recipe=recipe, settings=given, begun_on_all=begun_on_all)
 
 
 def _load(dataset: str, root: str, bundles: str, given: layouts.Layout | None = None) -> tuple[Dataset, layouts.Layout]:

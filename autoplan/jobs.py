@@ -20,6 +20,7 @@ from autoplan.errors import TrainingError, shortened
 from autoplan.facts import ALL, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
 from autoplan.files import read_object
+from autoplan.results import Recipe
 from autoplan.settings import evaluation_only, flags_of_training, refusal
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
@@ -38,14 +39,14 @@ class Job:
     """One fold of one configuration; without a fold, the filling of the cache that all folds read.
 
     `bundle` is the absolute path of the configuration's bundle. `settings` are keys of train.json with their new
-    values, as they stand on a command line. Jobs that fill one cache together differ in `part` alone: each takes the
-    cases that are missing in an order of its own.
+    values, as they stand on a command line; of the recipe "budget" also `budget_seconds`, once its time is known. Jobs
+    that fill one cache together differ in `part` alone: each takes the cases that are missing in an order of its own.
     """
 
     bundle: str
     configuration: str
     fold: Fold | None
-    quick: bool = False
+    recipe: Recipe = "paper"
     settings: tuple[tuple[str, str], ...] = ()
     part: int = 0
 
@@ -106,7 +107,7 @@ def jobs_of(
     bundles: Iterable[Path],
     folds: Sequence[Fold] = (),
     *,
-    quick: bool = False,
+    recipe: Recipe = "paper",
     settings: Mapping[str, str] | None = None,
     begun_on_all: bool = False,
 ) -> list[Job]:
@@ -128,7 +129,7 @@ def jobs_of(
             if fold != ALL and fold not in range(count):
                 raise TrainingError(f"{bundle}: there is no fold {fold}: there are {count}, counted from 0, and {ALL}.")
             given = tuple(sorted((settings or {}).items()))
-            jobs.append(Job(str(bundle.absolute()), bundle.name, fold, quick, given))
+            jobs.append(Job(str(bundle.absolute()), bundle.name, fold, recipe, given))
     return jobs
 
 
@@ -212,7 +213,7 @@ def caching_jobs(jobs: Sequence[Job], number: int) -> dict[Job, list[Job]]:
         config = {**read_object(Path(job.bundle) / "configs" / "train.json"), **dict(job.settings)}
         key = json.dumps([config.get(name) for name in SHARED_BY_A_CACHE] + [str(Path(job.bundle).parent)])
         # A setting that is a string here is a number there: the comparison needs equality only.
-        first = Job(job.bundle, job.configuration, None, job.quick, job.settings)
+        first = Job(job.bundle, job.configuration, None, job.recipe, job.settings)
         fillers.setdefault(key, [replace(first, part=part) for part in range(number)])
         found[job] = fillers[key]
     return found
@@ -226,7 +227,7 @@ def needs(job: Job) -> list[Job]:
     bundle = Path(job.bundle).with_name(LOWRES)
     settings, folds = settings_of_lowres(job), [*range(len(results.folds(Path(job.bundle))))]
     folds += [ALL] if job.fold == ALL else []
-    return [as_trained(Job(str(bundle), LOWRES, fold, job.quick, settings)) for fold in folds]
+    return [as_trained(Job(str(bundle), LOWRES, fold, job.recipe, settings)) for fold in folds]
 
 
 def settings_of_lowres(job: Job) -> tuple[tuple[str, str], ...]:
@@ -248,7 +249,7 @@ def ready(
 
 def command(job: Job, step: str) -> list[str]:
     """The command of a step: training, evaluating or caching."""
-    names = ["train", *(["evaluate"] if step == "evaluating" else []), *(["quick"] if job.quick else [])]
+    names = ["train", *(["evaluate"] if step == "evaluating" else []), *([] if job.recipe == "paper" else [job.recipe])]
     files = [f"{Path(job.bundle) / 'configs' / name}.json" for name in names]
     config = files[0] if len(files) == 1 else str(files)
     given = {name: value for name, value in job.settings if step == "evaluating" or name not in evaluation_only()}
@@ -268,21 +269,25 @@ def missing_steps(job: Job) -> list[str]:
 
 
 def max_epochs(job: Job) -> int:
-    """Epochs that the training has at most; 0 where that is an expression, or beyond all reason."""
+    """Epochs that the training has at most; 0 where that is an expression, beyond all reason, or not known yet."""
+    if job.recipe == "budget":
+        spent = results.budget(job.folder)
+        return 0 if spent is None else spent.epochs
     value = str(_setting(job, "max_epochs"))
     return int(value) if value.isdecimal() and len(value) < 10 else 0
 
 
 def has_schedule(job: Job) -> bool:
-    """Whether the learning rate follows a schedule that ends with the last epoch, as that of quick.json does."""
+    """Whether the learning rate follows a schedule that ends with the last epoch, as those of quick.json and
+    budget.json do."""
     return _setting(job, "lr_schedule") not in (None, "None")
 
 
 def _setting(job: Job, name: str) -> Any:
     configs = Path(job.bundle) / "configs"
     value: Any = read_object(configs / "train.json").get(name)
-    if job.quick:
-        value = read_object(configs / "quick.json").get(name, value)
+    if job.recipe != "paper":
+        value = read_object(configs / f"{job.recipe}.json").get(name, value)
     return dict(job.settings).get(name, value)
 
 
@@ -292,13 +297,21 @@ def other_recipe(job: Job) -> str:
     trained = results.training(job.folder)
     if trained is None or trained.schedule is None:
         return ""
-    asked = has_schedule(job)
-    if asked == trained.schedule and not (asked and max_epochs(job) != trained.max_epochs):
+    if _is_same(job, trained):
         return ""
     return (
-        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
-        f"Go on with that one, or remove {job.folder} to start anew."
+        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
+        f"or --budget_seconds). Go on with that one, or remove {job.folder} to start anew."
     )
+
+
+def _is_same(job: Job, trained: results.Training) -> bool:
+    """Whether a job asks for the recipe that a finished training had."""
+    if "budget" in (job.recipe, trained.recipe):
+        asked = dict(job.settings).get("budget_seconds", trained.budget_seconds)
+        return job.recipe == trained.recipe and float(str(asked)) == trained.budget_seconds
+    scheduled = has_schedule(job)
+    return scheduled == trained.schedule and not (scheduled and max_epochs(job) != trained.max_epochs)
 
 
 def as_trained(job: Job) -> Job:
@@ -306,8 +319,12 @@ def as_trained(job: Job) -> Job:
     trained = results.training(job.folder)
     if trained is None or trained.schedule is None:
         return job
-    quick = job.quick if has_schedule(job) == trained.schedule else trained.schedule
-    return _with_epochs(replace(job, quick=quick), str(trained.max_epochs))
+    if trained.recipe == "budget":
+        others = tuple((name, value) for name, value in job.settings if name != "budget_seconds")
+        given = ("budget_seconds", str(trained.budget_seconds))
+        return replace(job, recipe="budget", settings=tuple(sorted((*others, given))))
+    known = job.recipe != "budget" and has_schedule(job) == trained.schedule
+    return _with_epochs(replace(job, recipe=job.recipe if known else trained.recipe), str(trained.max_epochs))
 
 
 def _with_epochs(job: Job, epochs: str) -> Job:
@@ -325,14 +342,19 @@ def flags_of_recipe(bundle: Path, fold: Fold) -> str:
     for folder in (results.fold_folder(bundle, fold), *sorted((bundle / "models").glob("fold_*"))):
         trained = results.training(folder)
         if trained is not None and trained.schedule is not None:
-            job = as_trained(Job(str(bundle), bundle.name, fold, quick=False))
-            job = _with_epochs(replace(job, quick=trained.schedule), str(trained.max_epochs))
+            job = Job(str(bundle), bundle.name, fold, trained.recipe)
+            job = job if trained.recipe == "budget" else _with_epochs(job, str(trained.max_epochs))
             told = dict(job.settings)
             known = {name: _setting(job, name) for name in trained.settings}
             known = {name: value for name, value in known.items() if value is not None}  # else no flag of this bundle
             told |= {name: _typed(trained.settings[name]) for name in known if trained.settings[name] != known[name]}
             told |= _said_of_mirroring(folder, {"mirror_prob": _setting(job, "mirror_prob"), **trained.settings})
-            return " --quick" * job.quick + "".join(f" --{name} {shlex.quote(value)}" for name, value in told.items())
+            if trained.budget_seconds is not None:
+                told = {name: value for name, value in told.items() if name not in ("budget_seconds", "epoch_length")}
+                told = {"budget": f"{math.ceil(trained.budget_seconds)}s", **told}
+            return " --quick" * (job.recipe == "quick") + "".join(
+                f" --{name} {shlex.quote(value)}" for name, value in told.items()
+            )
     return ""
 
 
@@ -353,7 +375,7 @@ def is_trained(job: Job) -> bool:
     trained = results.training(job.folder)
     if trained is None or other_recipe(job) or not results.has_network(job.folder, trained):
         return False  # of a finished training that lacks its network, the next start writes it again
-    return trained.stopped or trained.epochs >= max_epochs(job)
+    return trained.stopped or job.recipe == "budget" or trained.epochs >= max_epochs(job)
 
 
 def is_done(job: Job) -> bool:
@@ -389,7 +411,8 @@ def row(job: Job) -> Row:
     curve = results.curve(job.folder)
     last = curve[-1] if curve else {}
     held = lease.holder(job.folder)
-    epochs = max_epochs(job) if held is None or not 0 <= held.max_epochs < results.LARGEST else held.max_epochs
+    is_told = held is not None and 0 <= held.max_epochs < results.LARGEST and job.recipe != "budget"
+    epochs = held.max_epochs if held is not None and is_told else max_epochs(job)
     name, reason = state(job, is_held=held is not None)
     seconds = [r["seconds"] for r in curve if "seconds" in r]
     left = (epochs - len(curve)) * sum(seconds) / len(seconds) if seconds and epochs and name == "training" else None
@@ -437,8 +460,8 @@ def as_last_started(job: Job) -> Job:
     start, trained = last_start(job.log), results.training(job.folder)
     if not start or (trained is not None and trained.schedule is not None):
         return as_trained(job)
-    epochs = re.findall(r"--max_epochs (\S+)", start)
-    return replace(job, quick="quick.json" in start, settings=(("max_epochs", epochs[-1]),) if epochs else ())
+    recipe: Recipe = "budget" if "budget.json" in start else "quick" if "quick.json" in start else "paper"
+    return replace(job, recipe=recipe, settings=tuple(re.findall(r"--(budget_seconds|max_epochs) (\S+)", start)[-1:]))
 
 
 def table(rows: Sequence[Row]) -> str:

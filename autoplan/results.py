@@ -1,6 +1,7 @@
 """A fold on disk: bundles/TASK/CONFIGURATION/models/fold_K, what is there and whether it belongs together.
 
 finished.json says that the training has ended, with which network and by which settings; model.pt is that network;
+budget.json tells how one used the time that it was given;
 curve.csv has a line for each epoch; validation/dice.json has the scores of the validation cases and names the network
 that predicted them; validation/probabilities/CASE.npz holds the probabilities of a case. Nothing else keeps a record.
 Fold "all", which is trained on all cases, has no validation/.
@@ -12,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from autoplan.errors import TrainingError, one_line
 from autoplan.facts import ALL, Fold
 from autoplan.files import file_digest, read_json, read_object, regular
 
-FINISHED = "finished.json"
+FINISHED, BUDGET = "finished.json", "budget.json"
+Recipe = Literal["paper", "quick", "budget"]
+"""How a training goes: the paper's, or by a config of that name that is laid over train.json."""
 OF_NETWORKS = {"target_spacing", "patch_size", "strides", "features"}
 """Settings of a training that a prediction has, too."""
 PREDICTION_SETTINGS = {*OF_NETWORKS, "mirror", "overlap"}
@@ -46,6 +49,16 @@ class Training:
     max_epochs: int | None
     schedule: bool | None
     settings: Mapping[str, Any]
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The time that it was given; None where it was given none."""
+        return _number(self.settings.get("budget_seconds"))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it went."""
+        return "budget" if self.budget_seconds is not None else "quick" if self.schedule else "paper"
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,29 @@ def training(folder: Path) -> Training | None:
         schedule=found["schedule"] if recorded else None,
         settings=settings if isinstance(settings, dict) else {},
     )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a training uses the time that it was given, `budget_seconds`; `seconds` of it are gone. `epochs` and
+    `iterations` are what fits, by the last decision, and `seconds_per_iteration` was measured; 0 while that is open."""
+
+    budget_seconds: float
+    seconds: float
+    epochs: int = 0
+    iterations: int = 0
+    seconds_per_iteration: float = 0.0
+
+
+def budget(folder: Path) -> Budget | None:
+    """How the training of the fold in `folder` uses its time; None where it was given none, or the file is damaged."""
+    found = read_object(folder / BUDGET)
+    given, gone, decisions = _number(found.get("budget_seconds")), _number(found.get("seconds")), found.get("decisions")
+    if given is None or gone is None or not isinstance(decisions, list):
+        return None
+    last = decisions[-1] if decisions and isinstance(decisions[-1], dict) else {}
+    epochs, iterations = (last[name] if _is_count(last.get(name)) else 0 for name in ("epochs", "iterations"))
+    return Budget(given, gone, epochs, iterations, _number(last.get("seconds_per_iteration")) or 0.0)
 
 
 def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:

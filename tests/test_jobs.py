@@ -19,6 +19,7 @@ from autoplan.errors import TrainingError
 from autoplan.facts import Fold, from_dict, to_dict
 from autoplan.files import read_object
 from autoplan.jobs import Job
+from autoplan.results import Recipe
 from autoplan.settings import flags_of_training
 
 TASK = TINY_PLAN.name
@@ -164,16 +165,18 @@ def test_a_folder_names_its_task(task: Path, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("step", "quick", "names"),
+    ("step", "recipe", "names"),
     [
-        ("training", False, ["train"]),
-        ("training", True, ["train", "quick"]),
-        ("evaluating", False, ["train", "evaluate"]),
-        ("evaluating", True, ["train", "evaluate", "quick"]),
+        ("training", "paper", ["train"]),
+        ("training", "quick", ["train", "quick"]),
+        ("training", "budget", ["train", "budget"]),
+        ("evaluating", "paper", ["train", "evaluate"]),
+        ("evaluating", "quick", ["train", "evaluate", "quick"]),
+        ("evaluating", "budget", ["train", "evaluate", "budget"]),
     ],
 )
-def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
-    [job] = jobs.jobs_of([task / "2d"], [3], quick=quick, settings={"num_workers": "0"})
+def test_commands(task: Path, step: str, recipe: Recipe, names: list[str]) -> None:
+    [job] = jobs.jobs_of([task / "2d"], [3], recipe=recipe, settings={"num_workers": "0"})
     command = jobs.command(job, step)
     configs = [str(task / "2d" / "configs" / f"{name}.json") for name in names]
     assert command[:6] == [sys.executable, "-m", "monai.bundle", "run", step, "--config_file"]
@@ -183,7 +186,7 @@ def test_commands(task: Path, step: str, quick: bool, names: list[str]) -> None:
 
 def test_max_epochs(task: Path) -> None:
     assert jobs.max_epochs(job_of(task)) == 1000
-    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True)
+    [quick] = jobs.jobs_of([task / "2d"], [0], recipe="quick")
     assert jobs.max_epochs(quick) == 17
     assert jobs.max_epochs(job_of(task, max_epochs="3")) == 3
     assert jobs.max_epochs(job_of(task, max_epochs="$1 + 1")) == 0
@@ -269,7 +272,7 @@ def test_more_epochs_are_trained_unless_the_rule_has_ended_it(task: Path) -> Non
 
 
 def quick_of(job: Job, **settings: str) -> Job:
-    return replace(job, quick=True, settings=tuple(settings.items()))
+    return replace(job, recipe="quick", settings=tuple(settings.items()))
 
 
 def test_a_finished_training_has_one_recipe(task: Path) -> None:
@@ -280,8 +283,8 @@ def test_a_finished_training_has_one_recipe(task: Path) -> None:
         assert not jobs.is_trained(other)
         assert jobs.state(other, is_held=False) == ("failed", jobs.other_recipe(other))
     assert jobs.other_recipe(job) == (
-        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
-        f"Go on with that one, or remove {job.folder} to start anew."
+        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
+        f"or --budget_seconds). Go on with that one, or remove {job.folder} to start anew."
     )
     finish(job, 30, schedule=False, stopped=True)
     assert jobs.is_trained(job)
@@ -389,7 +392,7 @@ def test_stage_1_has_its_own_settings(task: Path) -> None:
     expected = {"patch_size": "B", "features": "D", "max_epochs": "3", "lowres_spacing": "[2,2,2]"}
     needed = jobs.needs(job)
     assert [dict(other.settings) for other in needed] == [expected] * 5
-    assert all(other.quick for other in needed)
+    assert all(other.recipe == "quick" for other in needed)
     jobs.check_settings(expected, read_object(task / jobs.LOWRES / "configs" / "train.json"))
 
 
@@ -535,12 +538,12 @@ def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
-    [quick] = jobs.jobs_of([task / "2d"], [0], quick=True, settings={"max_epochs": "5", "num_workers": "0"})
+    [quick] = jobs.jobs_of([task / "2d"], [0], recipe="quick", settings={"max_epochs": "5", "num_workers": "0"})
     quick.folder.mkdir(parents=True)
     lines = [f"{failures.START} {step}, now: {' '.join(jobs.command(quick, step))}" for step in ("training", "x")]
     quick.log.write_text("\n".join(lines) + "x" * 2 * failures.TAIL_BYTES)
     found = jobs.as_last_started(job_of(task))
-    assert (found.quick, found.settings, found.fold) == (True, (("max_epochs", "5"),), 0)
+    assert (found.recipe, found.settings, found.fold) == ("quick", (("max_epochs", "5"),), 0)
     assert jobs.as_last_started(job_of(task, 1)) == job_of(task, 1)
 
 

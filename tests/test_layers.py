@@ -130,6 +130,7 @@ SCRIPTS_MAY_IMPORT = {
     "augmentation": set(),
     "beside": set(),
     "blocks": {"resampling"},
+    "budget": {"files"},
     "cache": {"files", "formats"},
     "cascade": {"cache", "datalists", "formats", "inversion", "networks", "probabilities", "resampling"},
     "checkpoint": {"datalists", "files", "stopping"},
@@ -158,7 +159,7 @@ SCRIPTS_MAY_IMPORT = {
     "progress": {"datalists", "evaluation", "files", "formats"},
     "readers": {"formats"},
     "resampling": {"memory"},
-    "stopping": set(),
+    "stopping": {"budget"},
 }
 """What each module of a bundle's scripts may import of them."""
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__main__", "commands"))

@@ -23,7 +23,7 @@ from autoplan.facts import Case, ChannelNormalization, Decision, to_dict
 from autoplan.overlays import format_json, overlaid, read_template
 from autoplan.render import OVERLAYS, Performance, Trained, relative_path, render, render_all, render_shared, write
 
-CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "metadata")
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "budget", "metadata")
 OVERRIDES = (
     "dataset_dir", "fold", "patch_size", "batch_size", "target_spacing", "epoch_length", "max_epochs", "num_workers",
     "device", "amp", "cache_dir", "ckpt_dir", "output_dir",
@@ -295,7 +295,7 @@ def test_no_planned_number_stands_twice(name) -> None:
     numbers += [] if name == "3d_fullres" else low.spacing
     numbers += [*low.patch_size, *low.features] if name == "3d_cascade_fullres" else []
     files = render(chosen, planned, dataset_of(chosen, Path()), "data")
-    for config_name in ("train", "inference", "evaluate", "multi_gpu_train", "quick"):
+    for config_name in ("train", "inference", "evaluate", "multi_gpu_train", "quick", "budget"):
         found = [value for _, value in leaves(json.loads(files[f"configs/{config_name}.json"]))]
         twice = {n: found.count(n) for n in numbers if found.count(n) > 1}
         assert not twice, config_name
@@ -341,7 +341,7 @@ def test_a_key_that_is_set_takes_effect(key, value, where, project, parse, tmp_p
 
 
 def test_every_target_exists(bundle) -> None:
-    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick"):
+    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick", "budget"):
         for path, value in leaves(config(bundle, name)):
             if path.endswith("_target_") and str(value).startswith("scripts."):
                 module, _, attribute = value.rpartition(".")
@@ -401,7 +401,14 @@ def test_nothing_of_a_dataset_is_evaluated(name, configuration, tmp_path, parse,
     render_all(hostile, dataset_of(hostile, tmp_path / "data"), tmp_path / "bundles")
     bundle = tmp_path / "bundles" / TINY_PLAN.name / configuration
     imported = {*sys.modules}
-    for names in (("train",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("train", "quick"), ("inference",)):
+    for names in (
+        ("train",),
+        ("train", "evaluate"),
+        ("train", "multi_gpu_train"),
+        ("train", "quick"),
+        ("train", "budget"),
+        ("inference",),
+    ):
         parser = parse(bundle, *names)
         assert parser.get_parsed_content("class_names") == ["background", name, "b"]
         described = parser.get_parsed_content("_meta_")
@@ -451,7 +458,7 @@ ALLOWED = (
 def test_expressions_of_configs_hold_no_logic(bundle) -> None:
     """One call and no more, besides `len` and `str`: everything else is a tested function in scripts/."""
     seen = 0
-    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick"):
+    for name in ("train", "evaluate", "inference", "multi_gpu_train", "quick", "budget"):
         for path, value in leaves(config(bundle, name)):
             if not isinstance(value, str) or not value.startswith("$") or value.startswith("$import"):
                 continue

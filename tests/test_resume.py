@@ -149,7 +149,8 @@ def test_fold_all_says_that_it_is_validated_on_nothing(
 ) -> None:
     with caplog.at_level("INFO"):
         trainer = train(tmp_path, fold="all", max_epochs=1, epoch_length=1)
-    assert [m for m in caplog.messages if not m.startswith("Engine")][0].startswith("Fold all: trained on all cases, ")
+    first = next(message for message in caplog.messages if not message.startswith("Engine"))
+    assert first.startswith("Fold all: trained on all cases, validated on none")
     assert {"last.pt", "model.pt", "finished.json"} <= {path.name for path in tmp_path.iterdir()}
     [row] = [*csv.DictReader((tmp_path / "curve.csv").open())]
     assert float(row["val_loss"]) == trainer.state.metrics["val_loss"]
@@ -255,8 +256,8 @@ def test_another_recipe_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match="begun with another recipe") as refused:
         train(tmp_path, **{"max_epochs": 2, **then})
     assert str(refused.value) == (
-        "this fold was begun with another recipe (quick.json, or another --max_epochs with it). "
-        f"Go on with that one, or remove {tmp_path} to start anew."
+        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
+        f"or --budget_seconds). Go on with that one, or remove {tmp_path} to start anew."
     )
     after = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith("events.")}
     assert after == before

@@ -13,13 +13,13 @@ from autoplan.render import render, template
 def configs(configuration):
     """The configs of a rendered bundle by name."""
     files = render(TINY_PLAN, TINY_PLAN.configuration(configuration), dataset_of(TINY_PLAN, Path()), "../data")
-    names = ("train", "evaluate", "inference", "multi_gpu_train", "quick")
+    names = ("train", "evaluate", "inference", "multi_gpu_train", "quick", "budget")
     return {name: json.loads(files[f"configs/{name}.json"]) for name in names}
 
 
 def is_value(key, value):
     """Whether a key of a config holds a value, and no structure: neither parts to be built nor steps to be run."""
-    return "#" not in key and key not in ("imports", "bundle_root", "run") and not (
+    return "#" not in key and key not in ("imports", "+imports", "bundle_root", "run") and not (
         isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value if v))
         or (isinstance(value, str) and value.startswith(("%", "$@network_def")))
         or (isinstance(value, list) and any(isinstance(v, str) and v.startswith("$@") for v in value))

@@ -10,6 +10,8 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 
+from scripts.budget import TimeBudget
+
 
 class OtherRecipeError(ValueError):
     """A training cannot go on with the learning rates of another recipe than it was begun with."""
@@ -46,7 +48,7 @@ class LossRules:
         optimizer: its learning rate is divided.
         validator: engine whose `state.metrics["val_loss"]` is the validation loss of the epoch.
         schedule: a learning-rate schedule of torch's, stepped every epoch, that takes the place of the rule for the
-            learning rate; None for the rule.
+            learning rate, or a :class:`scripts.budget.TimeBudget`; None for the rule.
         warm_up: another, stepped every iteration, on top of either; None for no warm-up.
         train_average_weight, val_average_weight: weight of the old average against the epoch's loss.
         lr_patience, lr_delta: no improvement of the training average by at least `lr_delta` in `lr_patience` epochs ...
@@ -63,7 +65,7 @@ class LossRules:
         optimizer: torch.optim.Optimizer,
         validator: Engine,
         *,
-        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+        schedule: torch.optim.lr_scheduler.LRScheduler | TimeBudget | None = None,
         warm_up: torch.optim.lr_scheduler.LRScheduler | None = None,
         train_average_weight: float = 0.93,
         val_average_weight: float = 0.9,
@@ -92,6 +94,8 @@ class LossRules:
 
     def attach(self, engine: Engine) -> None:
         """Collect the loss of every iteration, decide at the end of every epoch."""
+        if isinstance(self.schedule, TimeBudget):
+            self.schedule.attach(engine)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -161,13 +165,15 @@ class LossRules:
         """Go on from the numbers that `state_dict` gave.
 
         Raises:
-            OtherRecipeError: they are of a training with a schedule, and this one has none or one of another length, or
-                the other way round. The learning rate would stay where the one recipe had left it, such as at 0.
+            OtherRecipeError: they are of a training with a schedule, and this one has none or one of another length or
+                time, or the other way round. The learning rate would stay where the one recipe had left it, such as
+                at 0.
         """
         saved, mine = state["schedule"], None if self.schedule is None else self.schedule.state_dict()
         if _length(saved) != _length(mine):
             raise OtherRecipeError(
-                "this fold was begun with another recipe (quick.json, or another --max_epochs with it)."
+                "this fold was begun with another recipe (quick.json or budget.json, or with one of them another "
+                "--max_epochs or --budget_seconds)."
             )
         self.train_average, self.val_average = state["train_average"], state["val_average"]
         self.train_plateau.best, self.train_plateau.epochs = state["train_best"], state["train_epochs"]
@@ -180,9 +186,9 @@ class LossRules:
             self.warm_up.load_state_dict(state["warm_up"])
 
 
-def _length(schedule: dict[str, Any] | None) -> tuple[bool, int | None]:
-    """Whether there is a schedule, by its state, and after how many epochs it ends, where it says so."""
-    return (False, None) if schedule is None else (True, schedule.get("total_iters"))
+def _length(schedule: dict[str, Any] | None) -> tuple[Any, ...]:
+    """Whether there is a schedule, by its state, and after how many epochs or seconds it ends, where it says so."""
+    return () if schedule is None else (schedule.get("total_iters"), schedule.get("budget_seconds"))
 
 
 def _average(old: float | None, value: float, weight: float) -> float:

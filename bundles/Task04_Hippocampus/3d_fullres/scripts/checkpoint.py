@@ -162,7 +162,7 @@ class Checkpoint:
     def _leave_fold(self) -> None:
         """Write to a folder of its own from now on."""
         self.ckpt_dir = continued(self.ckpt_dir)
-        for thing in self.objects.values():
+        for thing in (*self.objects.values(), *self._schedules()):
             if hasattr(thing, "output_dir"):
                 thing.output_dir = self.ckpt_dir
         logger.info("The network was given its weights from outside; this training writes to %s.", self.ckpt_dir)
@@ -204,8 +204,9 @@ class Checkpoint:
     def _stopped(self) -> bool:
         return any(getattr(thing, "stopped", False) for thing in self.objects.values())
 
-    def _has_schedule(self) -> bool:
-        return any(getattr(thing, "schedule", None) is not None for thing in self.objects.values())
+    def _schedules(self) -> list[Any]:
+        found = (getattr(thing, "schedule", None) for thing in self.objects.values())
+        return [schedule for schedule in found if schedule is not None]
 
     def _read(self) -> dict[str, Any] | None:
         there = [path for path in (self.ckpt_dir / name for name in ("last.pt", "previous.pt")) if path.is_file()]
@@ -276,7 +277,7 @@ class Checkpoint:
                 "stopped": self._stopped(),
                 "model": model,
                 "max_epochs": engine.state.max_epochs,
-                "schedule": self._has_schedule(),
+                "schedule": bool(self._schedules()),
                 "settings": self.settings,
             }
             # Another maximum changes nothing in a training that is finished.
