@@ -22,7 +22,6 @@ from autoplan.jobs import (
     RETRIES,
     Job,
     caching_jobs,
-    duration,
     has_results,
     is_done,
     is_trained,
@@ -32,6 +31,7 @@ from autoplan.jobs import (
     row,
 )
 from autoplan.processes import num_processors
+from autoplan.tables import duration
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
@@ -186,10 +186,12 @@ class Machine:
     Args:
         jobs: another number of jobs at a time; they share the GPUs.
         devices: the GPUs; found if not given.
+        fills: whether jobs that start together wait until their caches are filled.
     """
 
-    def __init__(self, jobs: int | None = None, devices: Sequence[str] | None = None) -> None:
+    def __init__(self, jobs: int | None = None, devices: Sequence[str] | None = None, *, fills: bool = True) -> None:
         found = gpus() if devices is None else list(devices)
+        self.fills = fills
         self.places = jobs or max(1, len(found))
         # A number that the user has set is the user's wish for each job.
         share = os.environ.get("OMP_NUM_THREADS") or str(threads(self.places))
@@ -217,7 +219,7 @@ class Machine:
 
     def num_fillers(self) -> int:
         """One where jobs start together: it uses all processors."""
-        return int(self.places > 1)
+        return int(self.fills and self.places > 1)
 
     def check(self) -> None:
         """Nothing can go away."""

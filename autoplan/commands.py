@@ -6,25 +6,28 @@ They read, call, write and print; they decide nothing.
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from json import dumps
 from pathlib import Path
 from typing import Any, get_args
 
-from autoplan import backends, budget, layouts, readings, saved, topology
+from autoplan import allocation, backends, budget, layouts, readings, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
 from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import prediction as predictions
+from autoplan.allocation import Training
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
 from autoplan.facts import ALL, Case, Configuration, ConfigurationName, Dataset, Fingerprint, Fold, Plan, to_dict
-from autoplan.files import check_writable
+from autoplan.files import check_writable, read_object
 from autoplan.flags import Command
 from autoplan.jobs import (
     Job,
@@ -36,11 +39,13 @@ from autoplan.jobs import (
     row,
 )
 from autoplan.jobs import table as jobs_table
+from autoplan.ledger import Ledger
 from autoplan.results import Recipe
 from autoplan.rules import Cascade
 from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
-from autoplan.tables import table
+from autoplan.tables import duration, table
+from autoplan.timed import Timed, jobs_by_training
 
 
 def plan(
@@ -286,6 +291,7 @@ def train(
     configurations: str = "",
     folds: str = "",
     quick: bool = False,
+    budget: str = "",
     jobs: int | None = None,
     scheduler: str = "",
     slurm: str = "",
@@ -304,6 +310,7 @@ def train(
         configurations: only these, such as 2d,3d_fullres.
         folds: only these, such as 0,1; all is one network on all cases, validated on none.
         quick: train by the short recipe.
+        budget: time that the command may take, such as 30m or 2h; it is divided over what fits into it.
         jobs: trainings at a time on this machine; one per GPU, or one on the CPU, if not given.
         scheduler: address of a Dask scheduler; its workers then train.
         slurm: YAML file with the Slurm job of a worker; workers then train.
@@ -312,12 +319,25 @@ def train(
         root: folder of the datasets, for --from.
     """
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
+    _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_:
         _go_on(dataset, Path(root), Path(bundles), Path(from_), _names(configurations), scheduler)
     given = settings | ({"mirror": mirror} if mirror else {})
-    asked = _jobs(dataset, bundles, configurations, folds, quick, given)
+    if budget:
+        with _ledger(dataset, bundles, "train", configurations, folds, budget) as held:
+            _train_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0)
+        return
+    asked = _jobs(dataset, bundles, configurations, folds, _recipe(quick), given)
     backend = _backend(jobs, scheduler, slurm, settings)
-    outcomes = backends.run_all(asked, backend, backends.Display())
+    _tell_end(asked, backends.run_all(asked, backend, backends.Display()))
+
+
+def _recipe(quick: bool) -> Recipe:
+    return "quick" if quick else "paper"
+
+
+def _tell_end(asked: Sequence[Job], outcomes: Mapping[Job, backends.Outcome]) -> None:
+    """Prints how jobs stand that were asked for, and others that they needed."""
     others = [job for job in outcomes if job.fold is not None and job not in asked]
     rows = [row(job) for job in [*others, *asked]]
     print(f"\n{jobs_table(rows)}")
@@ -348,7 +368,7 @@ def status(
     """
     _check("json", json, holds=isinstance(json, bool), takes="no value")
     _check_training(folds, quick=quick)
-    asked = _jobs(dataset, bundles, configurations, folds, quick, settings, begun_on_all=True)
+    asked = _jobs(dataset, bundles, configurations, folds, _recipe(quick), settings, begun_on_all=True)
     rows = [row(job if quick or settings else as_last_started(job)) for job in asked]
     print(dumps(to_dict(tuple(rows)), indent=1) if json else jobs_table(rows))
 
@@ -363,6 +383,7 @@ def run(
     configurations: str = "",
     folds: str = "",
     quick: bool = False,
+    budget: str = "",
     jobs: int | None = None,
     scheduler: str = "",
     slurm: str = "",
@@ -391,6 +412,7 @@ def run(
         configurations: train only these, such as 2d,3d_fullres.
         folds: train only these, such as 0,1; all is one network on all cases, validated on none, which is then shared.
         quick: train by the short recipe.
+        budget: time that the whole command may take, such as 30m or 2h; it is divided over what fits into it.
         jobs: trainings at a time on this machine; one per GPU, or one on the CPU, if not given.
         scheduler: address of a Dask scheduler; its workers then read the images and train.
         slurm: YAML file with the Slurm job of a worker; workers then train.
@@ -404,6 +426,8 @@ def run(
         group_by: column of the table, or regular expression on the names, as for plan.
         gpu_memory: of the smallest GPU that will train, as for plan.
     """
+    started = time.monotonic()
+    _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_ and gpu_memory:
         raise AutoplanError("--gpu_memory and --from exclude each other: a bundle's networks are as large as they are.")
     _check_planning(cascade, force=force)
@@ -416,27 +440,94 @@ def run(
         )
         layouts.save(layout, Path(bundles) / loaded.name)
     else:
-        with reported():
+        with nullcontext() if budget else reported():
             plan(
                 dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
                 labels_are=labels_are, channels=channels, table=table, group_by=group_by, gpu_memory=gpu_memory,
                 scheduler=scheduler,
             )  # fmt: skip
-            if not quick:
+            if not quick and not budget:
                 _cost_if_unknown(dataset, root, bundles)
-    with reported():
-        train(
-            dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
-            scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, root=root, **settings,
-        )  # fmt: skip
-    with reported():
-        on_all = ALL in _listed(folds)
-        select(
-            dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
-            configurations=configurations if on_all else "",
-        )  # fmt: skip
-    if _load(dataset, root, bundles)[0].test:
-        predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
+    test = _load(dataset, root, bundles)[0].test
+    on_all = ALL in _listed(folds)
+    with _ledger(dataset, bundles, "run", configurations, folds, budget, started) if budget else nullcontext() as held:
+        with nullcontext() if held else reported():
+            if held is None:
+                train(
+                    dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
+                    scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, root=root, **settings,
+                )  # fmt: skip
+            else:
+                given = settings | ({"mirror": mirror} if mirror else {})
+                trained = _train_within(held, dataset, bundles, configurations, folds, jobs, given, len(test))
+                on_all = on_all or all(t.fold == ALL for t in trained)
+                configurations = ",".join(dict.fromkeys(t.configuration for t in trained))
+        with reported():
+            select(
+                dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
+                configurations=configurations if on_all else "",
+            )  # fmt: skip
+        if test:
+            predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
+        if held is not None:
+            print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
+
+
+def _as_trained(planned: Plan, folder: Path, name: str, settings: Mapping[str, str]) -> Configuration:
+    """A configuration with the batch of a training for a given time."""
+    recipe = read_object(folder / name / "configs" / "budget.json")
+    return replace(planned.configuration(name), batch_size=int(settings.get("batch_size", recipe["batch_size"])))
+
+
+def _ledger(
+    dataset: str, bundles: str, command: str, configurations: str, folds: str, given: str, started: float | None = None
+) -> Ledger:
+    """The time of a command on a task, which was planned."""
+    folder = Path(bundles) / _task(dataset)
+    find_bundles(folder)
+    seconds = allocation.parsed(given)
+    named = [text for text in (configurations, f"folds {folds}" if folds else "", f"{seconds:g} s") if text]
+    return Ledger(folder, f"{command}, {', '.join(named)}", seconds, started=started)
+
+
+def _train_within(
+    held: Ledger,
+    dataset: str,
+    bundles: str,
+    configurations: str,
+    folds: str,
+    jobs: int | None,
+    settings: dict[str, str],
+    num_images: int,
+) -> list[Training]:
+    """Trains what the time of a ledger is worth, and returns that."""
+    from autoplan import cost as costs
+
+    folder = Path(bundles) / _task(dataset)
+    planned, facts = saved.load_plan(folder), saved.load_fingerprint(folder / saved.FINGERPRINT)
+    every = ",".join(map(str, [*range(len(planned.folds)), ALL]))
+    asked = _jobs(dataset, bundles, configurations, folds or every, "budget", settings)
+    names = list(dict.fromkeys(job.configuration for job in asked))
+    devices: list[str] | None = [] if settings.get("device") == "cpu" else None
+    places = backends.Machine(jobs, devices).places
+    setting = allocation.Setting(held.seconds, tuple(map(len, planned.folds)), num_images, places)
+    timed = Timed(
+        held,
+        setting,
+        measure=lambda: costs.paces(planned, facts, [_as_trained(planned, folder, name, settings) for name in names]),
+        divide=lambda left, paces: allocation.divide(
+            left, paces, setting, folds=_folds(folds), all_of_them=bool(configurations)
+        ),
+    )
+    for line in timed.report():
+        print(line)
+    display = backends.Display()
+    by_training = jobs_by_training(asked)
+    outcomes = timed.run(
+        by_training, lambda some: backends.run_all(some, backends.Machine(jobs, devices, fills=False), display)
+    )
+    _tell_end([job for job in outcomes if job.fold is not None], outcomes)
+    return [t for t, share in timed.shares.items() if share.seconds]
 
 
 def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
@@ -594,7 +685,7 @@ def _jobs(
     bundles: str,
     configurations: str,
     folds: str,
-    quick: bool,
+    recipe: Recipe,
     settings: dict[str, str],
     *,
     begun_on_all: bool = False,
@@ -608,7 +699,6 @@ def _jobs(
         raise AutoplanError(f"{folder}: the plan has no configuration {unplanned[0]}. It has {', '.join(planned)}.")
     given = {n: str(Path(v).absolute()) if n in setting_paths() else v for n, v in settings.items()}
     found = find_bundles(folder, names)
-    recipe: Recipe = "quick" if quick else "paper"
     return jobs_of(found, _folds(folds), recipe=recipe, settings=given, begun_on_all=begun_on_all)
 
 
@@ -663,6 +753,14 @@ def _check_training(
             f"--device {device}: each training sees one GPU only, as cuda:0. To choose GPUs, put "
             f"CUDA_VISIBLE_DEVICES={found[1]} before the command, and leave out --device."
         )
+
+
+def _check_budget(given: str, others: Mapping[str, object]) -> None:
+    """Refuses a time that is none, and flags that a budget does not go with."""
+    if given:
+        allocation.parsed(given)
+        for flag in (flag for flag, value in others.items() if value):
+            raise AutoplanError(f"--budget and --{flag} exclude each other.")
 
 
 def _check_gpu(device: str) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoplan import footprint, rules, topology
+from autoplan.allocation import Pace
 from autoplan.axes import Shape
 from autoplan.facts import CaseFacts, Configuration, Fingerprint, Plan, from_dict, to_dict
 from autoplan.files import read_object, write_text_atomically
@@ -84,6 +86,39 @@ def compute(plan: Plan, fingerprint: Fingerprint, *, progress: bool | None = Non
     machine = f"{platform.node()}, {name}, PyTorch {torch.__version__}"
     folds, epochs = len(plan.folds), int(train["max_epochs"])
     return Bill(key(plan, fingerprint), machine, device, epochs, folds, cache_bytes(plan, fingerprint), costs)
+
+
+def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configuration]) -> list[Pace]:
+    """What a training step and the prediction of an image take here, in some seconds a configuration.
+
+    Args:
+        plan: the whole plan.
+        fingerprint: of its dataset.
+        configurations: of the plan, with the batch of a step.
+
+    Raises:
+        PlanError: this PyTorch cannot count arithmetic.
+    """
+    import torch
+
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    overlap = template("evaluate.json", "3d_fullres")["overlap"]
+    found = []
+    for c in configurations:
+        counted, measured = footprint.arithmetic(plan, c), footprint.measured_step(plan, c, device=device)
+        patch = measured.pass_seconds * counted.patch / measured.multiply_adds
+        windows = statistics.median(_num_windows(plan, c, case, overlap) for case in fingerprint.cases)
+        found.append(Pace(c.name, measured.step_seconds(counted.step), patch * windows))
+    return found
+
+
+def _num_windows(plan: Plan, c: Configuration, case: CaseFacts, overlap: float) -> int:
+    """Windows that a prediction of a case has."""
+    shape, patch = _resampled(case, c), list(c.patch_size)
+    if len(patch) < len(shape):
+        patch.insert(plan.slice_axis, 1)
+    steps = [max(1, int(p * (1 - overlap))) for p in patch]
+    return math.prod(1 + max(0, math.ceil((n - p) / s)) for n, p, s in zip(shape, patch, steps, strict=True))
 
 
 def key(plan: Plan, fingerprint: Fingerprint) -> str:

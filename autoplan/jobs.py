@@ -473,12 +473,6 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(r: Row) -> tuple[str, ...]:
     epoch = f"{r.epoch}/{r.max_epochs}" if r.max_epochs else str(r.epoch)
     numbers = ["-" if v is None else f"{v:.3f}" for v in (r.train_average, r.val_average, r.dice)]
-    left = "-" if r.seconds_left is None else duration(r.seconds_left)
+    left = "-" if r.seconds_left is None else tables.duration(r.seconds_left)
     said = "; ".join(filter(None, (NOT_VALIDATED if r.fold == ALL else "", r.reason)))
     return (r.configuration, str(r.fold), r.state, epoch if r.epoch else "-", *numbers, left, said)
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

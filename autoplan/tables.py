@@ -1,4 +1,4 @@
-"""Tables for people, as text."""
+"""Tables and numbers for people, as text."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,9 @@ def table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> str:
     align = [str.ljust if number < last else str.rjust for number in range(len(widths))]
     lines = ([a(cell, w) for a, cell, w in zip(align, row, widths, strict=True)] for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

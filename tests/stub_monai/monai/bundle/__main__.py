@@ -60,8 +60,8 @@ def train() -> None:
         "stopped": False,
         "model": digest(),
         "max_epochs": EPOCHS,
-        "schedule": QUICK,
-        "settings": {},
+        "schedule": RECIPE != "train",
+        "settings": {"budget_seconds": float(settings["--budget_seconds"])} if RECIPE == "budget" else {},
     }
     replace(FOLDER / "finished.json", json.dumps(found))
 
@@ -86,8 +86,8 @@ words = sys.argv[1:]
 STEP, settings = words[1], dict(zip(words[2::2], words[3::2], strict=True))
 BUNDLE = Path(settings["--config_file"].strip("[]").split(",")[0].strip("' ")).parent.parent
 FOLD = settings.get("--fold", "-")
-QUICK = "quick.json" in settings["--config_file"]
-CONFIG = BUNDLE / "configs" / ("quick.json" if QUICK else "train.json")
+RECIPE = next((name for name in ("quick", "budget") if f"{name}.json" in settings["--config_file"]), "train")
+CONFIG = BUNDLE / "configs" / ("quick.json" if RECIPE == "quick" else "train.json")
 EPOCHS = int(settings.get("--max_epochs") or json.loads(CONFIG.read_text())["max_epochs"])
 FOLDER = BUNDLE / "models" / f"fold_{FOLD}"
 busy = BUNDLE / f"busy_{FOLD}"

@@ -1,0 +1,221 @@
+"""How a given time is divided over trainings: which there are, and how long each takes. Pure: no files, no clock.
+
+The best model that fits comes first: a second configuration, and with it the pair of both, only where every training of
+the first is long enough; then as many folds of one configuration as are worth it; and where that is one, a network on
+all cases in its place. All numbers here are our choice; docs/recipes.md has what was measured.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autoplan.errors import AutoplanError
+from autoplan.facts import ALL, Fold
+from autoplan.tables import duration, table
+
+CASCADE, LOWRES = "3d_cascade_fullres", "3d_lowres"
+"""The second stage of a cascade, each training of which needs all folds of the first."""
+PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
+"""Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead of
+2D in most classes."""
+PLENTY = 4000
+"""Iterations that each training of a configuration has before another one gets time."""
+WORTHWHILE = 400
+"""Iterations below which a training is left out rather than made."""
+LEAST = 30
+"""Iterations that the only training has, or the time is too short."""
+START_SECONDS = 15.0
+"""What the start of a process that trains or predicts takes, besides what it does."""
+SCORE_SECONDS = 0.15
+"""Selection and report, for each validated case."""
+KEPT = 0.03
+"""Part of the whole time that nothing is planned for."""
+NUM_EPOCHS, EPOCH_LENGTHS = 20, (5, 100)
+"""A training should have so many epochs, at the end of which it is saved, each of so many iterations."""
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a configuration takes here: seconds of a training step, and of an image that one network predicts."""
+
+    configuration: str
+    step_seconds: float
+    image_seconds: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, and
+    how many trainings run at a time."""
+
+    seconds: float
+    folds: tuple[int, ...]
+    num_images: int
+    places: int = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """One that gets time."""
+
+    configuration: str
+    fold: Fold
+
+
+@dataclass(frozen=True)
+class Division:
+    """What is trained, in this order, and what is not, in words."""
+
+    trainings: tuple[Training, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def parsed(text: str) -> float:
+    """Seconds that a text such as 2h, 90m or 1h30m means.
+
+    Raises:
+        AutoplanError: it means none.
+    """
+    parts = re.findall(r"(\d{1,6}(?:\.\d{1,3})?) ?(min|[smhd])", text.strip().lower())
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not seconds or re.sub(r"\s", "", text.lower()) != "".join(number + unit for number, unit in parts):
+        raise AutoplanError(f"--budget takes a time such as 30m, 2h or 1d, not {text[:40]!r}.")
+    return seconds
+
+
+def divide(
+    seconds: float,
+    paces: Sequence[Pace],
+    setting: Setting,
+    *,
+    folds: Sequence[Fold] = (),
+    all_of_them: bool = False,
+) -> Division:
+    """Which trainings the time is worth.
+
+    Args:
+        seconds: that are left for training, validation and what comes after.
+        paces: of the configurations that may be trained.
+        setting: what the time is for.
+        folds: the folds that the user wants; they are trained in any case.
+        all_of_them: the user named the configurations: all of them are trained.
+
+    Raises:
+        AutoplanError: the time is too short for one training, or a cascade lacks trainings of its first stage.
+    """
+    names = {pace.configuration for pace in paces}
+    if CASCADE in names and (folds or LOWRES not in names):
+        if all_of_them:
+            raise AutoplanError(f"--budget: {CASCADE} needs all folds of {LOWRES}. Name both, and leave out --folds.")
+        paces = [pace for pace in paces if pace.configuration != CASCADE]
+    by_name = {pace.configuration: pace for pace in paces}
+    ranked = sorted(by_name, key=PROMISE.index)
+    for number in range(len(ranked), 0, -1):
+        some = ranked[:number]
+        is_last = all_of_them or number == 1
+        choices = [list(folds)] if folds else _fewer(len(setting.folds))
+        if CASCADE in some:
+            choices = choices[:1]
+        for wanted in choices if is_last else choices[:1]:
+            trainings = tuple(Training(name, fold) for name in some for fold in wanted)
+            given = share(seconds, trainings, trainings, by_name, setting)
+            enough = LEAST if is_last and wanted == choices[-1] else WORTHWHILE if is_last else PLENTY
+            if min(iterations(given, by_name[name]) for name in some) >= enough:
+                return Division(trainings, tuple(_left_out(ranked, some, [] if folds else wanted, setting)))
+        if is_last:
+            break
+    longest = max(by_name[name].step_seconds for name in some)
+    lacking = (START_SECONDS + LEAST * longest - given) * len(trainings) / setting.places
+    raise AutoplanError(
+        f"--budget is too short: {LEAST} iterations of "
+        f"{'one training' if len(trainings) == 1 else f'{len(trainings)} trainings'}, and what comes after, take about "
+        f"{math.ceil((setting.seconds + lacking / (1 - KEPT)) / 60)} min here."
+    )
+
+
+def _fewer(num_folds: int) -> list[list[Fold]]:
+    """All folds, then fewer, then the training on all cases."""
+    return [*([*range(number)] for number in range(num_folds, 1, -1)), [ALL]]
+
+
+def _left_out(ranked: Sequence[str], some: Sequence[str], folds: Sequence[Fold], setting: Setting) -> Iterable[str]:
+    """What there is no time for; of `folds`, which are empty where the user named them."""
+    if others := [name for name in ranked if name not in some]:
+        yield f"{' and '.join(others)}, and ensembles with it" if len(some) == 1 else " and ".join(others)
+    missing = [fold for fold in range(len(setting.folds)) if folds and fold not in folds]
+    if missing and list(folds) == [ALL]:
+        yield "cross-validation: the one network is trained on all cases, and has no score"
+    elif missing:
+        yield f"fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+
+
+def share(
+    seconds: float,
+    missing: Sequence[Training],
+    trainings: Sequence[Training],
+    paces: Mapping[str, Pace],
+    setting: Setting,
+) -> float:
+    """Seconds that each training gets that is still missing, from the start of its process to its end: its validation,
+    and what comes after all trainings, are taken off before. Not above 0 where there is no time.
+
+    Args:
+        seconds: that are left.
+        missing: trainings that have not begun.
+        trainings: all of them.
+        paces: by configuration.
+        setting: what the time is for.
+    """
+    waves = math.ceil(len(missing) / setting.places)
+    validation = sum(_validation(t, paces[t.configuration], setting) for t in missing) / setting.places
+    return (seconds - KEPT * setting.seconds - validation - after(trainings, paces, setting)) / max(1, waves)
+
+
+def _validation(training: Training, pace: Pace, setting: Setting) -> float:
+    """Seconds that the prediction of the validation cases takes."""
+    return 0.0 if training.fold == ALL else START_SECONDS + setting.folds[training.fold] * pace.image_seconds
+
+
+def after(trainings: Sequence[Training], paces: Mapping[str, Pace], setting: Setting) -> float:
+    """Seconds that selection, report and prediction take. They suppose that all networks predict."""
+    scored = {t.fold for t in trainings if t.fold != ALL}
+    selection = START_SECONDS + SCORE_SECONDS * sum(setting.folds[fold] for fold in scored)
+    image = sum(paces[t.configuration].image_seconds for t in trainings)
+    return selection + (START_SECONDS + setting.num_images * image if setting.num_images else 0.0)
+
+
+def iterations(seconds: float, pace: Pace) -> int:
+    """How many a training of so many seconds has."""
+    return max(0, math.floor((seconds - START_SECONDS) / pace.step_seconds))
+
+
+def epoch_length(seconds: float, pace: Pace) -> int:
+    """Iterations of an epoch of a training of so many seconds."""
+    fewest, most = EPOCH_LENGTHS
+    return min(most, max(fewest, iterations(seconds, pace) // NUM_EPOCHS))
+
+
+# The division, in words.
+
+
+def report(seconds: float, division: Division, paces: Mapping[str, Pace], setting: Setting, given: float) -> list[str]:
+    """What is trained and what is left out, before it begins.
+
+    Args:
+        seconds: that are left.
+        division: what is trained.
+        paces: by configuration.
+        setting: what the time is for.
+        given: seconds of each training.
+    """
+    names = list(dict.fromkeys(t.configuration for t in division.trainings))
+    rows: list[tuple[str, ...]] = [("configuration", "folds", "a training", "iterations")]
+    for name in names:
+        folds = ", ".join(str(t.fold) for t in division.trainings if t.configuration == name)
+        rows.append((name, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
+    rest = seconds - given * math.ceil(len(division.trainings) / setting.places)
+    lines = [f"Time left: {duration(seconds)}.", table(rows, left=2)]
+    lines.append(f"Validation and what comes after the trainings: about {duration(rest)}.")
+    return lines + [f"No time for {text}." for text in division.left_out]

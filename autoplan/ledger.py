@@ -1,0 +1,91 @@
+"""The time that a command was given: how much of it is gone, and what was decided about the rest.
+
+bundles/TASK/budget.json has an entry for each command with a budget. Only the time in which the command runs counts,
+not that between an interruption and the same command again.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from autoplan.files import read_object, write_text_atomically
+
+NAME = "budget.json"
+BEAT_SECONDS = 5.0
+"""Seconds that a kill of the command may hide."""
+
+
+class Ledger:
+    """One entry. As a context it writes down every few seconds how much time is gone.
+
+    Args:
+        folder: of a task's bundles; it exists.
+        key: tells the command from others on this task.
+        seconds: that it was given.
+        started: when this process began to work, by `clock`; now, if not given.
+        clock: counts seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        seconds: float,
+        *,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self.key, self.seconds, self.clock = folder / NAME, key, seconds, clock
+        self.started = clock() if started is None else started
+        found = read_object(self.path).get(key)
+        entry = found if isinstance(found, dict) else {}
+        before, decisions = entry.get("seconds"), entry.get("decisions")
+        self.before = float(before) if isinstance(before, int | float) else 0.0
+        self.decisions: dict[str, Any] = decisions if isinstance(decisions, dict) else {}
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    @property
+    def gone(self) -> float:
+        """Seconds in which the command has run."""
+        return self.before + self.clock() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; below 0 when the time is over."""
+        return self.seconds - self.gone
+
+    def decide(self, name: str, value: Any) -> None:
+        """Write down a decision, a value for JSON: it holds for the rest of the time, and after an interruption."""
+        with self._lock:
+            self.decisions[name] = value
+        self.write()
+
+    def write(self) -> None:
+        """Write down how much time is gone."""
+        with self._lock:
+            entry = {"budget_seconds": self.seconds, "seconds": round(self.gone, 1), "decisions": self.decisions}
+            text = json.dumps({**read_object(self.path), self.key: entry}, indent=1)
+            write_text_atomically(self.path, text + "\n")
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk ends what works, and says so there
+                self.write()
+
+    def __enter__(self) -> Self:
+        self.write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        self.write()

@@ -1,0 +1,129 @@
+"""Trainings for a given time, one wave after the other: each gets its share of what is left when it begins."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autoplan import allocation
+from autoplan.allocation import Division, Pace, Training
+from autoplan.backends import Outcome
+from autoplan.facts import ALL, from_dict, to_dict
+from autoplan.jobs import Job, caching_jobs, is_trained
+from autoplan.ledger import Ledger
+
+DIVISION, PACES, TRAININGS = "division", "paces", "trainings"
+"""What a ledger keeps: which trainings there are, what they take here, and what each has got."""
+Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
+"""Runs jobs to their end."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a training has got: seconds, and iterations of an epoch. No seconds: there was no time for it."""
+
+    seconds: int
+    epoch_length: int
+
+
+class Timed:
+    """Trainings that share the time of a ledger.
+
+    Args:
+        ledger: its decisions hold; what is not decided yet is.
+        setting: what the time is for.
+        divide: which trainings the seconds that are left are worth, by what they take here.
+        measure: what they take here; asked once.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        setting: allocation.Setting,
+        measure: Callable[[], Sequence[Pace]],
+        divide: Callable[[float, Sequence[Pace]], Division],
+    ) -> None:
+        self.ledger, self.setting = ledger, setting
+        if DIVISION not in ledger.decisions:
+            paces = list(measure())
+            division = divide(ledger.left, paces)
+            ledger.decide(PACES, [to_dict(pace) for pace in paces])
+            ledger.decide(DIVISION, to_dict(division))
+        self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
+        found: list[Pace] = [from_dict(Pace, pace) for pace in ledger.decisions[PACES]]
+        self.paces = {pace.configuration: pace for pace in found}
+
+    @property
+    def shares(self) -> dict[Training, Share]:
+        """What was decided so far."""
+        kept = self.ledger.decisions.get(TRAININGS, {})
+        by_name = {_name(t): t for t in self.division.trainings}
+        return {by_name[name]: from_dict(Share, share) for name, share in kept.items()}
+
+    def report(self) -> list[str]:
+        """How the time is divided, in words."""
+        missing = [t for t in self.division.trainings if t not in self.shares]
+        given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
+        return allocation.report(self.ledger.left, self.division, self.paces, self.setting, given)
+
+    def run(self, jobs: Mapping[Training, Job], run: Run) -> dict[Job, Outcome]:
+        """Train. The caches are filled first, so that this is not taken from the first training.
+
+        Args:
+            jobs: of each training, without its share.
+            run: runs jobs that may run at a time.
+
+        Returns:
+            The outcome of each job; nothing of trainings that there was no time for.
+        """
+        outcomes: dict[Job, Outcome] = {}
+        trainings = self.division.trainings
+        if TRAININGS not in self.ledger.decisions:
+            fillers = caching_jobs([jobs[t] for t in trainings], 1)
+            run(list(dict.fromkeys(filler for some in fillers.values() for filler in some)))
+        for start in range(0, len(trainings), self.setting.places):
+            wave = trainings[start : start + self.setting.places]
+            undecided = [t for t in wave if t not in self.shares]
+            if undecided:
+                self._decide(undecided, [t for t in trainings[start:] if t not in self.shares])
+            timed = {t: self._job(jobs[t], t) for t in wave if self.shares[t].seconds}
+            before = self.ledger.gone
+            outcomes |= run(list(timed.values()))
+            if timed and undecided == list(wave):
+                self._learn(timed, self.ledger.gone - before)
+        return outcomes
+
+    def _decide(self, wave: Sequence[Training], missing: Sequence[Training]) -> None:
+        """Give the trainings of a wave their share of what is left."""
+        given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
+        kept = dict(self.ledger.decisions.get(TRAININGS, {}))
+        for t in wave:
+            pace = self.paces[t.configuration]
+            # The first one is made in any case: something has to be there in the end.
+            is_worth = not kept or allocation.iterations(given, pace) >= allocation.LEAST
+            seconds = max(round(given), 1) if is_worth else 0
+            kept[_name(t)] = to_dict(Share(seconds, allocation.epoch_length(given, pace)))
+        self.ledger.decide(TRAININGS, kept)
+
+    def _job(self, job: Job, training: Training) -> Job:
+        """A job with its share."""
+        share = self.shares[training]
+        given = {**dict(job.settings), "budget_seconds": str(share.seconds), "epoch_length": str(share.epoch_length)}
+        return replace(job, settings=tuple(sorted(given.items())))
+
+    def _learn(self, timed: Mapping[Training, Job], seconds: float) -> None:
+        """Take from a wave that ran from its start to its end how long the prediction of its cases took."""
+        for t, job in timed.items():
+            if t.fold == ALL or not is_trained(job):
+                continue
+            cases = self.setting.folds[t.fold]
+            each = max(0.0, seconds - self.shares[t].seconds - allocation.START_SECONDS) / cases
+            self.paces[t.configuration] = replace(self.paces[t.configuration], image_seconds=each)
+        self.ledger.decide(PACES, [to_dict(pace) for pace in self.paces.values()])
+
+
+def jobs_by_training(jobs: Iterable[Job]) -> dict[Training, Job]:
+    """Jobs by the configuration and fold that they train."""
+    return {Training(job.configuration, job.fold): job for job in jobs if job.fold is not None}
+
+
+def _name(training: Training) -> str:
+    return f"{training.configuration} fold {training.fold}"

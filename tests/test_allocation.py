@@ -1,0 +1,128 @@
+"""How a given time is divided over trainings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoplan import allocation
+from autoplan.allocation import PROMISE, START_SECONDS, Pace, Setting, Training, divide
+from autoplan.errors import AutoplanError
+from autoplan.facts import ALL
+
+FOLDS = (42, 42, 42, 41, 41)
+BOTH = (Pace("2d", 0.2, 0.5), Pace("3d_fullres", 0.5, 0.5))
+
+
+def hippocampus(seconds: float, places: int = 1) -> Setting:
+    """A command that predicts 52 images, too."""
+    return Setting(seconds, FOLDS, 52, places)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("45s", 45), ("30m", 1800), ("30min", 1800), ("2h", 7200), ("2 h", 7200), ("1.5H", 5400),
+     ("1h30m", 5400), ("1d", 86400)],
+)  # fmt: skip
+def test_a_time_as_people_type_it(text: str, seconds: float) -> None:
+    assert allocation.parsed(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "-1h", "3 parsecs", "", "h", "0m", "1h-30m", "2h2", "1e3s", "nan", "inf h", "2hm"]
+)
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(AutoplanError, match=r"--budget takes a time such as 30m, 2h or 1d, not '"):
+        allocation.parsed(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trained", "left_out"),
+    [
+        pytest.param(30 * 3600, {"3d_fullres": [0, 1, 2, 3, 4], "2d": [0, 1, 2, 3, 4]}, 0, id="both, and the pair"),
+        pytest.param(7200, {"3d_fullres": [0, 1, 2, 3, 4]}, 1, id="no other configuration"),
+        pytest.param(1000, {"3d_fullres": [0, 1, 2]}, 2, id="no other configuration, fewer folds"),
+        pytest.param(300, {"3d_fullres": [ALL]}, 2, id="one network on all cases"),
+    ],
+)
+def test_what_there_is_no_time_for(seconds: float, trained: dict[str, list[int]], left_out: int) -> None:
+    """First other configurations, then folds."""
+    found = divide(seconds, BOTH, hippocampus(seconds))
+    assert found.trainings == tuple(Training(name, fold) for name, folds in trained.items() for fold in folds)
+    assert len(found.left_out) == left_out
+
+
+def test_what_the_user_names_is_trained() -> None:
+    assert divide(600, BOTH, hippocampus(600), folds=[1, 2]).trainings == tuple(
+        Training("3d_fullres", fold) for fold in (1, 2)
+    )
+    assert {t.configuration for t in divide(1500, BOTH, hippocampus(1500), all_of_them=True).trainings} == {
+        "2d",
+        "3d_fullres",
+    }
+
+
+def test_too_short() -> None:
+    """The message says what would do, and that does."""
+    with pytest.raises(AutoplanError, match=r"30 iterations of one training, .* take about (\d+) min here") as refused:
+        divide(60, BOTH, hippocampus(60))
+    minutes = int(str(refused.value).rpartition("about ")[2].split()[0])
+    assert divide(60 * minutes, BOTH, hippocampus(60 * minutes)).trainings == (Training("3d_fullres", ALL),)
+    with pytest.raises(AutoplanError, match="is too short"):
+        divide(60 * (minutes - 1), BOTH, hippocampus(60 * (minutes - 1)))
+
+
+def test_several_at_a_time_get_more_each() -> None:
+    alone, four = (divide(3600, BOTH, hippocampus(3600, places)).trainings for places in (1, 4))
+    paces = {pace.configuration: pace for pace in BOTH}
+    one = allocation.share(3600, alone, alone, paces, hippocampus(3600))
+    assert allocation.share(3600, alone, alone, paces, hippocampus(3600, 4)) > 2 * one
+    assert len(four) >= len(alone)
+
+
+@given(
+    seconds=st.floats(60, 1e6),
+    names=st.sets(st.sampled_from(["2d", "3d_lowres", "3d_cascade_fullres"])),
+    step=st.floats(0.01, 20),
+    image=st.floats(0.01, 100),
+    num_images=st.integers(0, 200),
+    places=st.integers(1, 8),
+)
+def test_it_fits_and_is_worth_it(
+    seconds: float, names: set[str], step: float, image: float, num_images: int, places: int
+) -> None:
+    """Trainings, validation and what comes after take the time at most; nothing is trained for fewer iterations than
+    said; the second stage of a cascade comes with its first, and after it."""
+    paces = [Pace(name, step, image) for name in ("3d_fullres", *names)]
+    setting = Setting(seconds, FOLDS, num_images, places)
+    try:
+        found = divide(seconds, paces, setting).trainings
+    except AutoplanError:
+        return
+    by_name = {pace.configuration: pace for pace in paces}
+    each = allocation.share(seconds, found, found, by_name, setting)
+    waves = -(-len(found) // places)
+    after = allocation.after(found, by_name, setting)
+    validation = sum(START_SECONDS + FOLDS[t.fold] * image for t in found if t.fold != ALL) / places
+    assert waves * each + after + validation == pytest.approx(seconds * (1 - allocation.KEPT))
+    enough = allocation.LEAST if found[0].fold == ALL else allocation.WORTHWHILE
+    assert allocation.iterations(each, by_name[found[0].configuration]) >= enough
+    trained = list(dict.fromkeys(t.configuration for t in found))
+    assert trained == sorted(trained, key=PROMISE.index)
+    assert "3d_cascade_fullres" not in trained or "3d_lowres" in trained
+
+
+def test_a_cascade_needs_its_first_stage() -> None:
+    three = [*BOTH, Pace("3d_cascade_fullres", 0.5, 0.5)]
+    with pytest.raises(AutoplanError, match="needs all folds of 3d_lowres"):
+        divide(7200, three, hippocampus(7200), all_of_them=True)
+    assert "3d_cascade_fullres" not in {t.configuration for t in divide(10**6, three, hippocampus(10**6)).trainings}
+
+
+def test_epochs_are_short_where_there_are_few_iterations() -> None:
+    """At the end of each there is a network to use."""
+    assert [allocation.epoch_length(START_SECONDS + n, Pace("2d", 1, 1)) for n in (10, 400, 1000, 10**5)] == [
+        5,
+        20,
+        50,
+        100,
+    ]

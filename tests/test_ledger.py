@@ -1,0 +1,60 @@
+"""How much of a command's time is gone, over interruptions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autoplan import ledger
+from autoplan.ledger import Ledger
+
+
+def test_only_working_time_counts(tmp_path: Path) -> None:
+    now = [1000.0]
+    first = Ledger(tmp_path, "run, 100 s", 100, clock=lambda: now[0])
+    with first:
+        now[0] += 30
+        first.decide("folds", [0, 1])
+    now[0] += 5000
+    other = Ledger(tmp_path, "run, 50 s", 50, clock=lambda: now[0])
+    again = Ledger(tmp_path, "run, 100 s", 100, started=now[0] - 3, clock=lambda: now[0])
+    assert (again.gone, again.left, again.decisions) == (33, 67, {"folds": [0, 1]})
+    assert (other.left, other.decisions) == (50, {}), "another command has its own time"
+    now[0] += 90
+    assert again.left == -23
+
+
+def test_a_kill_hides_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone is written down again and again."""
+    monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.01)
+    with Ledger(tmp_path, "run", 100):
+        seen = set()
+        while len(seen) < 4:
+            seen.add(json.loads((tmp_path / ledger.NAME).read_text())["run"]["seconds"])
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"run": 7}', '{"run": {"seconds": "x", "decisions": []}}', "{"])
+def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / ledger.NAME).write_text(text)
+    found = Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1)
+    assert (found.left, found.decisions) == (99, {})
+    found.write()
+    assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 98
+
+
+def test_a_full_disk_does_not_end_the_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.01)
+    held = Ledger(tmp_path, "run", 100)
+    fails, write = [3], held.write
+
+    def sometimes() -> None:
+        fails[0] -= 1
+        if fails[0] in (0, 1):
+            raise OSError("No space left on device")
+        write()
+
+    monkeypatch.setattr(held, "write", sometimes)
+    with held:
+        while fails[0] > -3:
+            pass

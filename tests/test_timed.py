@@ -1,0 +1,179 @@
+"""Trainings that share a time: what each gets, by a fake clock, and the command by trainings that compute nothing."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import TINY_PLAN, Stub, write_project
+
+from autoplan import allocation, cost, saved, timed
+from autoplan.__main__ import main
+from autoplan.allocation import Pace, Setting, Training, divide
+from autoplan.backends import Outcome
+from autoplan.errors import AutoplanError
+from autoplan.jobs import Job, find_bundles, jobs_of
+from autoplan.ledger import Ledger
+from autoplan.timed import Timed, jobs_by_training
+
+PACES = (Pace("2d", 1.0, 0.1), Pace("3d_fullres", 1.0, 0.1))
+SETTING = Setting(7200, (40,) * 5, 50)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Mapping[Training, Job]:
+    bundles = find_bundles(write_project(tmp_path) / "bundles" / TINY_PLAN.name)
+    return jobs_by_training(jobs_of(bundles, [0, 1, 2, 3, 4, "all"], recipe="budget"))
+
+
+class Clock:
+    """A machine on which jobs take time. `slow` tells how many times as long as it should a job takes."""
+
+    def __init__(self, folder: Path, seconds: float, slow: Callable[[Job], float] = lambda _: 1.0) -> None:
+        self.now, self.slow, self.folder, self.seconds = 0.0, slow, folder, seconds
+        self.ran: list[Job] = []
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder, "run", self.seconds, started=self.now, clock=lambda: self.now)
+
+    def timed(self, setting: Setting = SETTING) -> tuple[Ledger, Timed]:
+        held = self.ledger()
+        return held, Timed(held, setting, lambda: PACES, lambda left, paces: divide(left, paces, setting))
+
+    def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
+        """Each takes its time, those of a wave at once, and 20 s to predict its cases; what is done takes none."""
+        jobs = [job for job in jobs if job not in self.ran]
+        took = [
+            self.slow(job) * float(dict(job.settings)["budget_seconds"]) + 20 for job in jobs if job.fold is not None
+        ]
+        self.now += max(took, default=10)
+        self.ran += jobs
+        return {job: Outcome("done") for job in jobs}  # of those that ran
+
+
+def given(jobs: Sequence[Job]) -> list[float]:
+    return [float(dict(job.settings)["budget_seconds"]) for job in jobs if job.fold is not None]
+
+
+def test_equal_shares_and_an_end_in_time(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    clock = Clock(tmp_path, 7200)
+    held, found = clock.timed()
+    outcomes = found.run(jobs, clock.run)
+    assert [job.name for job in outcomes] == [f"3d_fullres fold {fold}" for fold in range(5)]
+    assert clock.ran[0].fold is None, "the cache is filled first"
+    seconds = given(clock.ran)
+    assert max(seconds) - min(seconds) < 0.05 * max(seconds)
+    after = allocation.after(found.division.trainings, found.paces, SETTING)
+    assert 0.95 * 7200 < held.gone + after <= 7200
+
+
+def test_what_one_loses_the_others_give(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    """A training that takes twice its time leaves less to those after it, and the end stays where it was."""
+    clock = Clock(tmp_path, 7200, lambda job: 2.0 if job.fold == 1 else 1.0)
+    held, found = clock.timed()
+    found.run(jobs, clock.run)
+    seconds = given(clock.ran)
+    assert seconds[2] < 0.8 * seconds[0]
+    assert held.gone + allocation.after(found.division.trainings, found.paces, SETTING) <= 7200
+
+
+def test_nothing_begins_when_the_time_is_over(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    clock = Clock(tmp_path, 7200, lambda job: 6.0 if job.fold == 0 else 1.0)
+    _, found = clock.timed()
+    outcomes = found.run(jobs, clock.run)
+    assert [job.fold for job in outcomes] == [0]
+    assert [t.fold for t, share in found.shares.items() if share.seconds] == [0]
+
+
+def test_decisions_hold_after_an_interruption(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    """What was begun goes on with the time it was given; what was not gets its share of what is left."""
+    clock = Clock(tmp_path, 7200)
+    held, found = clock.timed()
+
+    def killed_in_fold_2(some: Sequence[Job]) -> dict[Job, Outcome]:
+        if some[0].fold == 2:
+            clock.now += 300
+            held.write()
+            raise KeyboardInterrupt
+        return clock.run(some)
+
+    with pytest.raises(KeyboardInterrupt):
+        found.run(jobs, killed_in_fold_2)
+    decided, clock.now = found.shares, clock.now + 10**6
+    held, again = clock.timed()
+    begun = len(clock.ran)
+    again.run(jobs, clock.run)
+    assert again.division == found.division
+    assert {t: again.shares[t] for t in decided} == decided
+    assert [job.fold for job in clock.ran[begun:]] == [2, 3, 4]
+    assert again.shares[Training("3d_fullres", 4)].seconds < decided[Training("3d_fullres", 2)].seconds
+
+
+def test_waves(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    """As many at a time as there are places."""
+    setting = replace(SETTING, places=2)
+    clock = Clock(tmp_path, 7200)
+    held, found = clock.timed(setting)
+    waves: list[int] = []
+
+    def run(some: Sequence[Job]) -> dict[Job, Outcome]:
+        waves.append(len(some))
+        return clock.run(some)
+
+    found.run(jobs, run)
+    assert waves == [1, 2, 2, 1]
+    assert held.gone + allocation.after(found.division.trainings, found.paces, setting) <= 7200
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, and a process starts at once."""
+    monkeypatch.setattr(saved, "load_fingerprint", lambda _: None)
+    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 0.01, 0) for c in some])
+    monkeypatch.setattr(allocation, "START_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("measured")
+def test_train_for_a_time(stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "1,all", "--budget", "30s"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "2d             1, all" in out
+    assert [name for name, _ in stub.notes("start")] == [
+        "caching 2d -", "training 2d 1", "evaluating 2d 1", "training 2d all",
+    ]  # fmt: skip
+    kept = json.loads((stub.task / "budget.json").read_text())["train, 2d, folds 1,all, 30 s"]["decisions"]
+    log = (stub.task / "2d" / "models" / "fold_1" / "train.log").read_text()
+    share = kept[timed.TRAININGS]["2d fold 1"]
+    assert f"--budget_seconds {share['seconds']} --epoch_length {share['epoch_length']}" in log
+    assert "budget.json" in log
+    started = len(stub.notes("start"))
+    assert main(words) == 0
+    assert len(stub.notes("start")) == started, "nothing is run twice"
+    assert main(["status", TINY_PLAN.name]) == 0
+    assert re.search(r"2d +1 +done", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("measured")
+def test_another_budget_is_another_recipe(stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    """A fold is not trained half by the one and half by the other."""
+    words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "1"]
+    assert main([*words, "--budget", "30s"]) == 0
+    assert main([*words, "--budget", "40s"]) == 1
+    assert "this fold was begun with another recipe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [["--quick"], ["--scheduler", "tcp://x"], ["--slurm", "x.yaml"], ["--from", "x"]])
+def test_flags_that_it_does_not_go_with(others: list[str], stub: Stub, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", TINY_PLAN.name, "--budget", "1h", *others]) == 1
+    assert f"--budget and {others[0]} exclude each other" in capsys.readouterr().err
+    assert not stub.notes("start")
+
+
+def test_too_short(tmp_path: Path) -> None:
+    """Nothing is decided, so that a longer time is divided anew."""
+    with pytest.raises(AutoplanError, match="too short"):
+        Clock(tmp_path, 60).timed(replace(SETTING, seconds=60))
+    assert not (tmp_path / "budget.json").exists()
