@@ -67,7 +67,9 @@ class Ledger:
         self.write()
 
     def write(self) -> None:
-        """Write down how much time is gone."""
+        """Write down how much time is gone, once anything is decided."""
+        if not self.decisions:
+            return
         with self._lock:
             entry = {"budget_seconds": self.seconds, "seconds": round(self.gone, 1), "decisions": self.decisions}
             text = json.dumps({**read_object(self.path), self.key: entry}, indent=1)
@@ -79,7 +81,6 @@ class Ledger:
                 self.write()
 
     def __enter__(self) -> Self:
-        self.write()
         self._thread.start()
         return self
 

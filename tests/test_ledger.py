@@ -27,7 +27,8 @@ def test_only_working_time_counts(tmp_path: Path) -> None:
 def test_a_kill_hides_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is gone is written down again and again."""
     monkeypatch.setattr(ledger, "BEAT_SECONDS", 0.01)
-    with Ledger(tmp_path, "run", 100):
+    with Ledger(tmp_path, "run", 100) as held:
+        held.decide("folds", [0])
         seen = set()
         while len(seen) < 4:
             seen.add(json.loads((tmp_path / ledger.NAME).read_text())["run"]["seconds"])
@@ -39,8 +40,14 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / ledger.NAME).write_text(text)
     found = Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1)
     assert (found.left, found.decisions) == (99, {})
-    found.write()
+    found.decide("folds", [0])
     assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 98
+
+
+def test_what_decides_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too short"), Ledger(tmp_path, "run", 100):
+        raise ValueError("too short")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_does_not_end_the_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, Stub, write_project
 
-from autoplan import allocation, cost, saved, timed
+from autoplan import allocation, commands, cost, saved, timed
 from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
@@ -154,6 +154,29 @@ def test_train_for_a_time(stub: Stub, capsys: pytest.CaptureFixture) -> None:
     assert len(stub.notes("start")) == started, "nothing is run twice"
     assert main(["status", TINY_PLAN.name]) == 0
     assert re.search(r"2d +1 +done", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("measured", "stub")
+@pytest.mark.parametrize(
+    ("words", "selected"),
+    [
+        pytest.param([], {"folds": "", "configurations": ""}, id="cross-validation"),
+        pytest.param(["--folds", "all"], {"folds": "all", "configurations": "3d_fullres"}, id="all cases"),
+    ],
+)
+def test_run_for_a_time(
+    words: list[str], selected: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It chooses and predicts with what there was time for, and writes one report."""
+    called: list[tuple[str, dict[str, str]]] = []
+    for name in ("plan", "select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda _, n=name, **given: called.append((n, given)))
+    assert main(["run", TINY_PLAN.name, "--budget", "30s", *words]) == 0
+    assert [name for name, _ in called] == ["plan", "select", "report", "predict"]
+    assert called[1][1] == {"root": "data", "bundles": "bundles", **selected}
+    said = capsys.readouterr().out
+    assert re.search(r"It took \d+ s of 30 s\.", said)
+    assert "No time for 2d" in said
 
 
 @pytest.mark.usefixtures("measured")

@@ -104,6 +104,8 @@ FLAGS = {
         "--slurm nowhere.yml", "--slurm file", "--slurm empty",
         "--max_epochs x", "--max_epochs -1", "--max_epochs 0", "--epoch_length x", "--learning_rate nan",
         "--device foo",
+        "--budget 5", "--budget -1h", "--budget=-1h", "--budget 0s", "--budget 3~parsecs", "--budget 1h --quick",
+        f"--budget {'9' * 5000}h", "--budget 1s", "--budget 1h --folds 9", "--budget 1h --max_epochs x",
         "--slurm pipe", "--scheduler tcp://127.0.0.1:1", "--scheduler x://y", "--scheduler $x",
     ],
     "status": [
@@ -122,7 +124,7 @@ FLAGS = {
     ],
     "run": [
         "--folds x", "--jobs 0", "--mirror maybe", "--cascade x", "--nonsense 7", "--device cuda:7", "--quick=7",
-        "--max_epochs x",
+        "--max_epochs x", "--budget 5", "--budget 1h --from x", "--budget nan",
     ],
 }  # fmt: skip
 
