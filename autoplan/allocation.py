@@ -17,8 +17,8 @@ from autoplan.tables import duration, table
 CASCADE, LOWRES = "3d_cascade_fullres", "3d_lowres"
 """The second stage of a cascade, each training of which needs all folds of the first."""
 PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
-"""Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead of
-2D in most classes."""
+"""Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead
+of 2D in most classes."""
 PLENTY = 4000
 """Iterations that each training of a configuration has before another one gets time."""
 WORTHWHILE = 400
