@@ -199,6 +199,11 @@ def _behind(best: Means, other: Means) -> float | None:
     return best.foreground - other.foreground
 
 
+def means_of(rows: Sequence[Sequence[float | None]]) -> Means:
+    """Means of the Dice of some cases, an entry of each for each class; None and NaN are left out."""
+    return _means(_array(rows))
+
+
 def _means(dice: NDArray[np.float64]) -> Means:
     """Means of (cases, classes)."""
     classes, foreground = _weighted(dice, np.ones((1, len(dice))))

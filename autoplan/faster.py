@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoplan import prediction, results, tables
-from autoplan.choice import mean_intervals
+from autoplan.choice import mean_intervals, means_of
 from autoplan.errors import AutoplanError
 from autoplan.evaluation import class_masks, dice
 from autoplan.facts import Case, Fold, from_dict, to_dict
@@ -86,16 +86,10 @@ def _way(flags: str, seconds: float, scores: Any, usual: Any) -> Faster:
     """One of the ways, from the Dice of each class (column) of each case (row)."""
     differences = scores - usual
     lost = int(((usual > 0) & (scores == 0)).sum())
+    mean, difference = (means_of(values.tolist()).foreground for values in (scores, differences))
     if not np.nan_to_num(differences).any():
-        return Faster(flags, seconds, _mean(scores), None, None, lost)
-    _, interval = mean_intervals(differences.tolist())
-    return Faster(flags, seconds, _mean(scores), _mean(differences), interval, lost)
-
-
-def _mean(scores: Any) -> float | None:
-    """Mean over the classes of the mean over the cases; a class that no case has does not count."""
-    known = scores[:, ~np.isnan(scores).all(0)]
-    return float(np.nanmean(known, 0).mean()) if known.size else None
+        return Faster(flags, seconds, mean, None, None, lost)
+    return Faster(flags, seconds, mean, difference, mean_intervals(differences.tolist())[1], lost)
 
 
 def measure(bundle: Path, fold: Fold, folder: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> Comparison:

@@ -271,8 +271,7 @@ def missing_steps(job: Job) -> list[str]:
 def max_epochs(job: Job) -> int:
     """Epochs that the training has at most; 0 where that is an expression, beyond all reason, or not known yet."""
     if job.recipe == "budget":
-        spent = results.budget(job.folder)
-        return 0 if spent is None else spent.epochs
+        return results.budgeted_epochs(job.folder)
     value = str(_setting(job, "max_epochs"))
     return int(value) if value.isdecimal() and len(value) < 10 else 0
 

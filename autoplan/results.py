@@ -126,27 +126,13 @@ def training(folder: Path) -> Training | None:
     )
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How a training uses the time that it was given, `budget_seconds`; `seconds` of it are gone. `epochs` and
-    `iterations` are what fits, by the last decision, and `seconds_per_iteration` was measured; 0 while that is open."""
-
-    budget_seconds: float
-    seconds: float
-    epochs: int = 0
-    iterations: int = 0
-    seconds_per_iteration: float = 0.0
-
-
-def budget(folder: Path) -> Budget | None:
-    """How the training of the fold in `folder` uses its time; None where it was given none, or the file is damaged."""
-    found = read_object(folder / BUDGET)
-    given, gone, decisions = _number(found.get("budget_seconds")), _number(found.get("seconds")), found.get("decisions")
-    if given is None or gone is None or not isinstance(decisions, list):
-        return None
-    last = decisions[-1] if decisions and isinstance(decisions[-1], dict) else {}
-    epochs, iterations = (last[name] if _is_count(last.get(name)) else 0 for name in ("epochs", "iterations"))
-    return Budget(given, gone, epochs, iterations, _number(last.get("seconds_per_iteration")) or 0.0)
+def budgeted_epochs(folder: Path) -> int:
+    """Epochs that fit into the time that the training of the fold in `folder` was given, by its last decision; 0 where
+    it was given none, has not decided, or the file is damaged."""
+    decisions = read_object(folder / BUDGET).get("decisions")
+    last = decisions[-1] if isinstance(decisions, list) and decisions else None
+    epochs = last.get("epochs") if isinstance(last, dict) else None
+    return epochs if isinstance(epochs, int) and _is_count(epochs) else 0
 
 
 def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import fire
 
-from autoplan.choice import mean_intervals
+from autoplan.choice import mean_intervals, means_of
 from autoplan.results import curve, dice
 
 EPOCHS = 40
@@ -121,13 +121,13 @@ def compare(out: str, against: str = "base") -> None:
         )
         for name, scores in found.items():
             variant, seed = name.split("@")
-            mean = _foreground(list(scores.values()))
+            mean = _foreground(scores)
             if (base := found.get(f"{against}@{seed}")) is None or variant == against:
                 print(f"| {variant} | {seed} | {mean:.4f} | | |")
                 continue
             rows = [[_minus(v, base[case][c]) for c, v in row.items()] for case, row in scores.items()]
             low, high = mean_intervals(rows)[1] or (0.0, 0.0)
-            gain = mean - _foreground(list(base.values()))
+            gain = mean - _foreground(base)
             print(f"| {variant} | {seed} | {mean:.4f} | {gain:+.4f} | {low:+.4f} to {high:+.4f} |")
 
 
@@ -135,10 +135,9 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def _foreground(rows: list[dict[str, float | None]]) -> float:
+def _foreground(scores: dict[str, dict[str, float | None]]) -> float:
     """The mean over the classes of the mean over the cases."""
-    columns = [[row[c] for row in rows if row[c] is not None] for c in rows[0]]
-    return statistics.mean(statistics.mean(column) for column in columns if column)
+    return means_of([list(row.values()) for row in scores.values()]).foreground or 0.0
 
 
 def _names(names: Any) -> list[str]:
