@@ -216,6 +216,6 @@ def report(seconds: float, division: Division, paces: Mapping[str, Pace], settin
         folds = ", ".join(str(t.fold) for t in division.trainings if t.configuration == name)
         rows.append((name, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
     rest = seconds - given * math.ceil(len(division.trainings) / setting.places)
-    lines = [f"Time left: {duration(seconds)}.", table(rows, left=2)]
+    lines = [f"Time: {duration(seconds)} of {duration(setting.seconds)} left.", table(rows, left=2)]
     lines.append(f"Validation and what comes after the trainings: about {duration(rest)}.")
     return lines + [f"No time for {text}." for text in division.left_out]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+import torch
 
 from autoplan.choice import mean_intervals, means_of
 from autoplan.results import curve, dice
@@ -58,6 +59,20 @@ def optimizer(name: str, **options: Any) -> dict[str, Any]:
     return {"optimizer": {**given, "weight_decay": "@weight_decay", **options}}
 
 
+class DeepLoss(torch.nn.Module):
+    """The mean of a loss over the outputs of a network with deep supervision, each half as heavy as the finer one."""
+
+    def __init__(self, loss: torch.nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Of logits (B, outputs, classes, ...) and labels (B, 1, ...)."""
+        outputs = logits.unbind(1)
+        weights = [0.5**level for level in range(len(outputs))]
+        return sum(w * self.loss(o, label) for w, o in zip(weights, outputs, strict=True)) / sum(weights)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "wide32": width(32),
@@ -80,6 +95,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mirrored": {"mirror_prob": 0.5},
     "plain": {"train#preprocessing": "@validate#preprocessing"},
     "residual": {"+network_def": {"res_block": True}},
+    "deep": {
+        "+network_def": {"deep_supervision": True, "deep_supr_num": "$len(@strides) - 2"},
+        "+imports": ["$import math", f"$import sys; sys.path.append({str(Path(__file__).parents[1])!r})"],
+        "train#trainer#loss_function": {"_target_": "benchmarks.recipes.DeepLoss", "loss": "@loss"},
+    },
 }
 
 

@@ -1,19 +1,24 @@
 """Trainings that share a time: what each gets, by a fake clock, and the command by trainings that compute nothing."""
 
 import json
+import random
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TINY_PLAN, Stub, write_project
+from conftest import TINY_PLAN, Stub, wait_until, write_project
 
 from autoplan import allocation, commands, cost, saved, timed
 from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
 from autoplan.errors import AutoplanError
+from autoplan.files import read_object
 from autoplan.jobs import Job, find_bundles, jobs_of
 from autoplan.ledger import Ledger
 from autoplan.timed import Timed, jobs_by_training
@@ -186,6 +191,41 @@ def test_another_budget_is_another_recipe(stub: Stub, capsys: pytest.CaptureFixt
     assert main([*words, "--budget", "30s"]) == 0
     assert main([*words, "--budget", "40s"]) == 1
     assert "this fold was begun with another recipe" in capsys.readouterr().out
+
+
+MEASURED = """
+import sys
+from autoplan import __main__ as m, allocation, cost, saved
+saved.load_fingerprint = lambda _: None
+cost.paces = lambda _, __, some: [allocation.Pace(c.name, 0.01, 0) for c in some]
+allocation.START_SECONDS = 0.5
+sys.exit(m.main())
+"""
+"""The command line, with what `measured` does."""
+
+
+def test_killed_again_and_again(stub: Stub) -> None:
+    """What was decided holds: the same networks in the end, each by one budget; the time that is gone stays gone."""
+    words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "0,1,2,all", "--budget", "3m"]
+    rng, known, gone = random.Random(0), {}, 0.0
+    for is_last in (False, False, False, False, False, True):
+        process = subprocess.Popen([sys.executable, "-c", MEASURED, *words], stdout=subprocess.PIPE, text=True)
+        if not is_last:
+            time.sleep(rng.uniform(1, 3))
+            process.kill()
+        said = process.communicate()[0]
+        entry = next(iter(read_object(stub.task / "budget.json").values()), {"seconds": 0.0, "decisions": {}})
+        decided = entry["decisions"].get(timed.TRAININGS, {})
+        assert known.items() <= decided.items()
+        assert gone <= entry["seconds"]
+        known, gone = decided, entry["seconds"]
+    assert process.returncode == 0
+    assert "of 3 min left" in said
+    assert list(known) == [f"2d fold {fold}" for fold in (0, 1, 2, "all")]
+    for name, share in known.items():
+        log = (stub.task / "2d" / "models" / name[3:].replace(" ", "_") / "train.log").read_text()
+        assert set(re.findall(r"training .*--budget_seconds (\d+)", log)) == {str(share["seconds"])}
+    wait_until(lambda: not stub.alive())
 
 
 @pytest.mark.parametrize("others", [["--quick"], ["--scheduler", "tcp://x"], ["--slurm", "x.yaml"], ["--from", "x"]])
