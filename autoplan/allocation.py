@@ -21,6 +21,10 @@ PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
 of 2D in most classes."""
 PLENTY = 4000
 """Iterations that each training of a configuration has before another one gets time."""
+WIDE = 5000
+"""Iterations of each training from which on the networks have as many feature maps as planned."""
+NARROW = 16
+"""Feature maps on the first level of a narrow network; twice as many on each level below, as planned."""
 WORTHWHILE = 400
 """Iterations below which a training is left out rather than made."""
 LEAST = 30
@@ -38,11 +42,13 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Pace:
-    """What a configuration takes here: seconds of a training step, and of an image that one network predicts."""
+    """What a network of a configuration takes here: seconds of a training step, and of an image that it predicts.
+    `features` are those of its levels."""
 
     configuration: str
     step_seconds: float
     image_seconds: float
+    features: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Division:
-    """What is trained, in this order, and what is not, in words."""
+    """What is trained, in this order, by which networks, and what is not, in words."""
 
     trainings: tuple[Training, ...]
+    paces: tuple[Pace, ...]
     left_out: tuple[str, ...] = ()
 
 
@@ -97,7 +104,7 @@ def divide(
 
     Args:
         seconds: that are left for training, validation and what comes after.
-        paces: of the configurations that may be trained.
+        paces: of the configurations that may be trained; of one that may have a narrow network, that one comes last.
         setting: what the time is for.
         folds: the folds that the user wants; they are trained in any case.
         all_of_them: the user named the configurations: all of them are trained.
@@ -123,7 +130,8 @@ def divide(
             given = share(seconds, trainings, trainings, by_name, setting)
             enough = LEAST if is_last and wanted == choices[-1] else WORTHWHILE if is_last else PLENTY
             if min(iterations(given, by_name[name]) for name in some) >= enough:
-                return Division(trainings, tuple(_left_out(ranked, some, [] if folds else wanted, setting)))
+                left_out = tuple(_left_out(ranked, some, [] if folds else wanted, setting))
+                return Division(trainings, _as_wide_as_possible(seconds, trainings, paces, setting), left_out)
         if is_last:
             break
     longest = max(by_name[name].step_seconds for name in some)
@@ -133,6 +141,18 @@ def divide(
         f"{'one training' if len(trainings) == 1 else f'{len(trainings)} trainings'}, and what comes after, take about "
         f"{math.ceil((setting.seconds + lacking / (1 - KEPT)) / 60)} min here."
     )
+
+
+def _as_wide_as_possible(
+    seconds: float, trainings: Sequence[Training], paces: Sequence[Pace], setting: Setting
+) -> tuple[Pace, ...]:
+    """The planned network of each configuration where all of them are trained long enough, else the narrow ones."""
+    names = {t.configuration for t in trainings}
+    narrow = {pace.configuration: pace for pace in paces if pace.configuration in names}
+    wide = {pace.configuration: pace for pace in reversed(paces) if pace.configuration in names}
+    given = share(seconds, trainings, trainings, wide, setting)
+    enough = all(iterations(given, pace) >= WIDE for pace in wide.values())
+    return tuple((wide if enough else narrow).values())
 
 
 def _fewer(num_folds: int) -> list[list[Fold]]:
@@ -211,11 +231,12 @@ def report(seconds: float, division: Division, paces: Mapping[str, Pace], settin
         given: seconds of each training.
     """
     names = list(dict.fromkeys(t.configuration for t in division.trainings))
-    rows: list[tuple[str, ...]] = [("configuration", "folds", "a training", "iterations")]
+    rows: list[tuple[str, ...]] = [("configuration", "features", "folds", "a training", "iterations")]
     for name in names:
         folds = ", ".join(str(t.fold) for t in division.trainings if t.configuration == name)
-        rows.append((name, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
+        features = "-".join(map(str, (paces[name].features[:1] + paces[name].features[-1:])))
+        rows.append((name, features, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
     rest = seconds - given * math.ceil(len(division.trainings) / setting.places)
-    lines = [f"Time: {duration(seconds)} of {duration(setting.seconds)} left.", table(rows, left=2)]
+    lines = [f"Time: {duration(seconds)} of {duration(setting.seconds)} left.", table(rows, left=3)]
     lines.append(f"Validation and what comes after the trainings: about {duration(rest)}.")
     return lines + [f"No time for {text}." for text in division.left_out]

@@ -473,10 +473,18 @@ def run(
             print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
 
 
-def _as_trained(planned: Plan, folder: Path, name: str, settings: Mapping[str, str]) -> Configuration:
-    """A configuration with the batch of a training for a given time."""
+def _widths(planned: Plan, folder: Path, name: str, settings: Mapping[str, str]) -> list[Configuration]:
+    """A configuration with the batch of a training for a given time; and as a narrow network, unless the features are
+    set, or it is part of a cascade, whose stages are one bundle."""
     recipe = read_object(folder / name / "configs" / "budget.json")
-    return replace(planned.configuration(name), batch_size=int(settings.get("batch_size", recipe["batch_size"])))
+    wide = replace(planned.configuration(name), batch_size=int(settings.get("batch_size", recipe["batch_size"])))
+    if (
+        "features" in settings
+        or name in (allocation.LOWRES, allocation.CASCADE)
+        or wide.features[0] <= allocation.NARROW
+    ):
+        return [wide]
+    return [wide, replace(wide, features=topology.features(len(wide.strides), base=allocation.NARROW))]
 
 
 def _ledger(
@@ -514,7 +522,7 @@ def _train_within(
     timed = Timed(
         held,
         setting,
-        measure=lambda: costs.paces(planned, facts, [_as_trained(planned, folder, name, settings) for name in names]),
+        measure=lambda: costs.paces(planned, facts, [c for n in names for c in _widths(planned, folder, n, settings)]),
         divide=lambda left, paces: allocation.divide(
             left, paces, setting, folds=_folds(folds), all_of_them=bool(configurations)
         ),

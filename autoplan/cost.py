@@ -94,7 +94,7 @@ def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configu
     Args:
         plan: the whole plan.
         fingerprint: of its dataset.
-        configurations: of the plan, with the batch of a step.
+        configurations: of the plan, with the batch and the features of a step.
 
     Raises:
         PlanError: this PyTorch cannot count arithmetic.
@@ -108,7 +108,7 @@ def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configu
         counted, measured = footprint.arithmetic(plan, c), footprint.measured_step(plan, c, device=device)
         patch = measured.pass_seconds * counted.patch / measured.multiply_adds
         windows = statistics.median(_num_windows(plan, c, case, overlap) for case in fingerprint.cases)
-        found.append(Pace(c.name, measured.step_seconds(counted.step), patch * windows))
+        found.append(Pace(c.name, measured.step_seconds(counted.step), patch * windows, c.features))
     return found
 
 

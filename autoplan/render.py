@@ -21,6 +21,8 @@ from autoplan.formats import unneeded_packages
 from autoplan.overlays import format_json, overlaid, read_template, templates_folder
 from autoplan.settings import MEMBERS, explained
 
+BATCHES = {"quick.json": rules.quick_batch_size, "budget.json": rules.budget_batch_size}
+"""Recipes with a batch of their own, from the planned one."""
 CONFIGS = ("train.json", "evaluate.json", "inference.json", "multi_gpu_train.json", "quick.json", "budget.json")
 OVERLAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "3d_lowres": {"train.json": ("3d_lowres/train.json",), "inference.json": ("3d_lowres/inference.json",)},
@@ -98,8 +100,8 @@ def render(plan: Plan, configuration: Configuration, dataset: Dataset, dataset_d
         )
         if name in ("train.json", "inference.json"):
             config.update((key, value) for key, value in values.items() if key in config)
-        if name in ("quick.json", "budget.json"):
-            config["batch_size"] = rules.quick_batch_size(configuration.batch_size)
+        if name in BATCHES:
+            config["batch_size"] = BATCHES[name](configuration.batch_size)
         if plan.origin is not None and "learning_rate" in config:
             config["learning_rate"] = rules.fine_tuning_rate(config["learning_rate"])
         files[f"configs/{name}"] = format_json(config).encode()

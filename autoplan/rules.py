@@ -236,6 +236,14 @@ def quick_batch_size(batch_size: int) -> int:
     return max(MIN_BATCH_SIZE, batch_size // QUICK_BATCH_DIVISOR)
 
 
+def budget_batch_size(batch_size: int) -> int:
+    """Batch of a training for a given time, for a planned batch: that of the quick recipe, but one patch may do.
+
+    Source: our choice; see docs/recipes.md.
+    """
+    return max(1, batch_size // QUICK_BATCH_DIVISOR)
+
+
 def shared_batch_size(configuration: Configuration) -> int:
     """Windows that a network of the bundle to share sees at once.
 

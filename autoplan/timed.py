@@ -1,5 +1,6 @@
 """Trainings for a given time, one wave after the other: each gets its share of what is left when it begins."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,8 @@ from autoplan.facts import ALL, from_dict, to_dict
 from autoplan.jobs import Job, caching_jobs, is_trained
 from autoplan.ledger import Ledger
 
-DIVISION, PACES, TRAININGS = "division", "paces", "trainings"
-"""What a ledger keeps: which trainings there are, what they take here, and what each has got."""
+DIVISION, PACES, TRAININGS = "division", "seconds of an image", "trainings"
+"""What a ledger keeps: which trainings there are, what they have taken to predict, and what each has got."""
 Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
 """Runs jobs to their end."""
 
@@ -43,13 +44,13 @@ class Timed:
     ) -> None:
         self.ledger, self.setting = ledger, setting
         if DIVISION not in ledger.decisions:
-            paces = list(measure())
-            division = divide(ledger.left, paces)
-            ledger.decide(PACES, [to_dict(pace) for pace in paces])
-            ledger.decide(DIVISION, to_dict(division))
+            ledger.decide(DIVISION, to_dict(divide(ledger.left, measure())))
         self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
-        found: list[Pace] = [from_dict(Pace, pace) for pace in ledger.decisions[PACES]]
-        self.paces = {pace.configuration: pace for pace in found}
+        learned = ledger.decisions.get(PACES, {})
+        self.paces = {
+            p.configuration: replace(p, image_seconds=learned.get(p.configuration, p.image_seconds))
+            for p in self.division.paces
+        }
 
     @property
     def shares(self) -> dict[Training, Share]:
@@ -106,7 +107,9 @@ class Timed:
     def _job(self, job: Job, training: Training) -> Job:
         """A job with its share."""
         share = self.shares[training]
-        given = {**dict(job.settings), "budget_seconds": str(share.seconds), "epoch_length": str(share.epoch_length)}
+        features = {"features": json.dumps(self.paces[training.configuration].features, separators=(",", ":"))}
+        time = {"budget_seconds": str(share.seconds), "epoch_length": str(share.epoch_length)}
+        given = {**features, **dict(job.settings), **time}
         return replace(job, settings=tuple(sorted(given.items())))
 
     def _learn(self, timed: Mapping[Training, Job], seconds: float) -> None:
@@ -117,7 +120,7 @@ class Timed:
             cases = self.setting.folds[t.fold]
             each = max(0.0, seconds - self.shares[t].seconds - allocation.START_SECONDS) / cases
             self.paces[t.configuration] = replace(self.paces[t.configuration], image_seconds=each)
-        self.ledger.decide(PACES, [to_dict(pace) for pace in self.paces.values()])
+        self.ledger.decide(PACES, {name: pace.image_seconds for name, pace in self.paces.items()})
 
 
 def jobs_by_training(jobs: Iterable[Job]) -> dict[Training, Job]:

@@ -71,6 +71,13 @@ def test_too_short() -> None:
         divide(60 * (minutes - 1), BOTH, hippocampus(60 * (minutes - 1)))
 
 
+@pytest.mark.parametrize(("seconds", "width"), [(7200, 16), (4 * 7200, 30)])
+def test_networks_are_narrow_where_iterations_are_few(seconds: float, width: int) -> None:
+    """A narrow network has more iterations in the same time."""
+    wide, narrow = Pace("3d_fullres", 1.0, 0.5, (30, 60)), Pace("3d_fullres", 0.3, 0.2, (16, 32))
+    assert divide(seconds, [wide, narrow], hippocampus(seconds)).paces == (wide if width == 30 else narrow,)
+
+
 def test_several_at_a_time_get_more_each() -> None:
     alone, four = (divide(3600, BOTH, hippocampus(3600, places)).trainings for places in (1, 4))
     paces = {pace.configuration: pace for pace in BOTH}

@@ -221,6 +221,22 @@ def test_a_network_without_a_record_is_mirrored(parse: Callable[..., Any], proje
         assert parse(bundle, "inference", model_file=str(tmp_path / "model.pt")).get_parsed_content("mirror") is True
 
 
+def test_a_network_is_as_wide_as_it_was_trained(
+    train: Callable[..., Any], parse: Callable[..., Any], project: Path, tmp_path: Path
+) -> None:
+    """The record of the weights says it; without one, or with that of another network, the config does."""
+    train(tmp_path, max_epochs=1, features=[2, 4, 8])
+    model_file = tmp_path / "model.pt"
+    bundle = project / "bundles" / "Task90_Tiny" / "3d_fullres"
+
+    def network() -> torch.nn.Module:
+        return parse(bundle, "inference", model_file=str(model_file)).get_parsed_content("network_def")
+
+    network().load_state_dict(torch.load(model_file, weights_only=True))
+    (tmp_path / "model.json").unlink()
+    assert network().filters == parse(bundle, "inference")["features"] != [2, 4, 8]
+
+
 SCHEDULE = {
     "_target_": "torch.optim.lr_scheduler.PolynomialLR",
     "optimizer": "@optimizer",

@@ -172,9 +172,9 @@ def test_slicewise_augmentation_runs_along_the_shortest_edge(shape, spacing, axi
     assert axis is None or f"shortest edge, {'xyz'[axis]}." in why
 
 
-@pytest.mark.parametrize(("batch", "quick"), [(2, 2), (7, 2), (11, 2), (12, 3), (366, 91)])
-def test_the_batch_of_the_quick_recipe(batch, quick) -> None:
-    assert rules.quick_batch_size(batch) == quick
+@pytest.mark.parametrize(("batch", "quick", "budget"), [(2, 2, 1), (7, 2, 1), (11, 2, 2), (12, 3, 3), (366, 91, 91)])
+def test_the_batch_of_the_short_recipes(batch, quick, budget) -> None:
+    assert (rules.quick_batch_size(batch), rules.budget_batch_size(batch)) == (quick, budget)
 
 
 def test_the_batch_of_the_bundle_to_share() -> None:

@@ -116,6 +116,13 @@ def test_decisions_hold_after_an_interruption(tmp_path: Path, jobs: Mapping[Trai
     assert again.shares[Training("3d_fullres", 4)].seconds < decided[Training("3d_fullres", 2)].seconds
 
 
+def test_networks_are_as_wide_as_decided(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    clock = Clock(tmp_path, 7200)
+    paces = [replace(PACES[1], features=features) for features in ((30, 60), (16, 32))]
+    Timed(clock.ledger(), SETTING, lambda: paces, lambda left, p: divide(left, p, SETTING)).run(jobs, clock.run)
+    assert {dict(job.settings)["features"] for job in clock.ran if job.fold is not None} == {"[16,32]"}
+
+
 def test_waves(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
     """As many at a time as there are places."""
     setting = replace(SETTING, places=2)
@@ -136,7 +143,7 @@ def test_waves(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured, and a process starts at once."""
     monkeypatch.setattr(saved, "load_fingerprint", lambda _: None)
-    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 0.01, 0) for c in some])
+    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 0.01, 0, c.features) for c in some])
     monkeypatch.setattr(allocation, "START_SECONDS", 0.5)
 
 
@@ -145,7 +152,7 @@ def test_train_for_a_time(stub: Stub, capsys: pytest.CaptureFixture) -> None:
     words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "1,all", "--budget", "30s"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "2d             1, all" in out
+    assert re.search(r"2d +4-16 +1, all", out)
     assert [name for name, _ in stub.notes("start")] == [
         "caching 2d -", "training 2d 1", "evaluating 2d 1", "training 2d all",
     ]  # fmt: skip
@@ -197,7 +204,7 @@ MEASURED = """
 import sys
 from autoplan import __main__ as m, allocation, cost, saved
 saved.load_fingerprint = lambda _: None
-cost.paces = lambda _, __, some: [allocation.Pace(c.name, 0.01, 0) for c in some]
+cost.paces = lambda _, __, some: [allocation.Pace(c.name, 0.01, 0, c.features) for c in some]
 allocation.START_SECONDS = 0.5
 sys.exit(m.main())
 """

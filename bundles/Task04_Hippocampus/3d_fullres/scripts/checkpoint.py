@@ -9,7 +9,7 @@ import pickle
 import signal
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,36 @@ def was_mirrored(model_file: str | Path, mirror_prob: float = 0.5) -> bool:
         model_file: weights; the record lies beside them.
         mirror_prob: what tells it where there is no record.
     """
-    record = Path(model_file).with_name(RECORD)
+    settings = _trained_with(model_file)
+    if settings is None:
+        logger.warning("%s is of another network than %s; predictions are mirrored.", _record(model_file), model_file)
+        return True
+    return float(settings.get("mirror_prob", mirror_prob)) > 0
+
+
+def trained_features(model_file: str | Path, features: Sequence[int]) -> list[int]:
+    """Feature maps of each level of the network in a file, which a training for a short time may have made narrow.
+
+    Args:
+        model_file: weights; the record lies beside them.
+        features: what tells it where there is no record.
+    """
+    return list((_trained_with(model_file) or {}).get("features", features))
+
+
+def _record(model_file: str | Path) -> Path:
+    return Path(model_file).with_name(RECORD)
+
+
+def _trained_with(model_file: str | Path) -> dict[str, Any] | None:
+    """The settings that the record beside a file of weights has; none where it cannot be read, None where it is of
+    another network."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found["model"] == file_digest(model_file):
-            return float(found["settings"]["mirror_prob"]) > 0
+        found = json.loads(_record(model_file).read_text(encoding="utf-8"))
+        settings = {**found["settings"]}
+        return settings if found["model"] == file_digest(model_file) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return float(mirror_prob) > 0
-    logger.warning("%s is of another network than %s; predictions are mirrored.", record, model_file)
-    return True
+        return {}
 
 
 class Checkpoint:
