@@ -25,12 +25,12 @@ WIDE = 5000
 """Iterations of each training from which on the networks have as many feature maps as planned."""
 NARROW = 16
 """Feature maps on the first level of a narrow network; twice as many on each level below, as planned."""
-WORTHWHILE = 400
+WORTHWHILE = 1000
 """Iterations below which a training is left out rather than made."""
 LEAST = 30
 """Iterations that the only training has, or the time is too short."""
 START_SECONDS = 15.0
-"""What the start of a process that trains or predicts takes, besides what it does."""
+"""What the start of a process that trains or predicts takes, until one was seen."""
 SCORE_SECONDS = 0.15
 """Selection and report, for each validated case."""
 KEPT = 0.03
@@ -42,13 +42,14 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Pace:
-    """What a network of a configuration takes here: seconds of a training step, and of an image that it predicts.
-    `features` are those of its levels."""
+    """What a network of a configuration takes here: seconds of a training step, of an image that it predicts, and of
+    the start of a process. `features` are those of its levels."""
 
     configuration: str
     step_seconds: float
     image_seconds: float
     features: tuple[int, ...] = ()
+    start_seconds: float = START_SECONDS
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def divide(
         if is_last:
             break
     longest = max(by_name[name].step_seconds for name in some)
-    lacking = (START_SECONDS + LEAST * longest - given) * len(trainings) / setting.places
+    longest += max(pace.start_seconds for pace in paces) / LEAST
+    lacking = (LEAST * longest - given) * len(trainings) / setting.places
     raise AutoplanError(
         f"--budget is too short: {LEAST} iterations of "
         f"{'one training' if len(trainings) == 1 else f'{len(trainings)} trainings'}, and what comes after, take about "
@@ -189,26 +191,27 @@ def share(
         setting: what the time is for.
     """
     waves = math.ceil(len(missing) / setting.places)
-    validation = sum(_validation(t, paces[t.configuration], setting) for t in missing) / setting.places
-    return (seconds - KEPT * setting.seconds - validation - after(trainings, paces, setting)) / max(1, waves)
+    validations = sum(validation(t, paces[t.configuration], setting) for t in missing) / setting.places
+    return (seconds - KEPT * setting.seconds - validations - after(trainings, paces, setting)) / max(1, waves)
 
 
-def _validation(training: Training, pace: Pace, setting: Setting) -> float:
+def validation(training: Training, pace: Pace, setting: Setting) -> float:
     """Seconds that the prediction of the validation cases takes."""
-    return 0.0 if training.fold == ALL else START_SECONDS + setting.folds[training.fold] * pace.image_seconds
+    return 0.0 if training.fold == ALL else pace.start_seconds + setting.folds[training.fold] * pace.image_seconds
 
 
 def after(trainings: Sequence[Training], paces: Mapping[str, Pace], setting: Setting) -> float:
     """Seconds that selection, report and prediction take. They suppose that all networks predict."""
     scored = {t.fold for t in trainings if t.fold != ALL}
-    selection = START_SECONDS + SCORE_SECONDS * sum(setting.folds[fold] for fold in scored)
+    start = max(paces[t.configuration].start_seconds for t in trainings)
+    selection = start + SCORE_SECONDS * sum(setting.folds[fold] for fold in scored)
     image = sum(paces[t.configuration].image_seconds for t in trainings)
-    return selection + (START_SECONDS + setting.num_images * image if setting.num_images else 0.0)
+    return selection + (start + setting.num_images * image if setting.num_images else 0.0)
 
 
 def iterations(seconds: float, pace: Pace) -> int:
     """How many a training of so many seconds has."""
-    return max(0, math.floor((seconds - START_SECONDS) / pace.step_seconds))
+    return max(0, math.floor((seconds - pace.start_seconds) / pace.step_seconds))
 
 
 def epoch_length(seconds: float, pace: Pace) -> int:

@@ -42,6 +42,9 @@ SAVE_EVERY_S = 10.0
 PREDICTION_SETTINGS = ("mirror", "overlap")
 """Settings of the prediction that should be the same for all candidates."""
 
+OF_A_SHARE = {"budget_seconds", "epoch_length"}
+"""Settings in which trainings differ that share a time: each gets what is left."""
+
 UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
@@ -369,7 +372,8 @@ def _origin(planned: Plan) -> tuple[str, ...]:
 def _mixed_recipe(name: str, found: Mapping[int, FoldResult]) -> str:
     """A warning where the folds of a configuration were trained with different settings; nothing where they agree."""
     recorded = {k: fold.training for k, fold in found.items() if fold.training}
-    keys = sorted({key for settings in recorded.values() for key in settings})
+    share_a_time = all("budget_seconds" in settings for settings in recorded.values())
+    keys = sorted({key for settings in recorded.values() for key in settings} - (OF_A_SHARE if share_a_time else set()))
     listed = []
     for key in keys:
         values: dict[str, list[int]] = {}

@@ -8,11 +8,14 @@ from autoplan import allocation
 from autoplan.allocation import Division, Pace, Training
 from autoplan.backends import Outcome
 from autoplan.facts import ALL, from_dict, to_dict
-from autoplan.jobs import Job, caching_jobs, is_trained
+from autoplan.jobs import Job, caching_jobs
 from autoplan.ledger import Ledger
 
-DIVISION, PACES, TRAININGS = "division", "seconds of an image", "trainings"
-"""What a ledger keeps: which trainings there are, what they have taken to predict, and what each has got."""
+DIVISION, SLOWER, TRAININGS = "division", "slower than expected", "trainings"
+"""What a ledger keeps: which trainings there are, how many times as long as expected the validation of a configuration
+took, and what each training has got."""
+SLOWEST = 10.0
+"""More than so many times as long as expected is no validation, but a machine that stood still. Our choice."""
 Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
 """Runs jobs to their end."""
 
@@ -46,10 +49,15 @@ class Timed:
         if DIVISION not in ledger.decisions:
             ledger.decide(DIVISION, to_dict(divide(ledger.left, measure())))
         self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
-        learned = ledger.decisions.get(PACES, {})
-        self.paces = {
-            p.configuration: replace(p, image_seconds=learned.get(p.configuration, p.image_seconds))
-            for p in self.division.paces
+
+    @property
+    def paces(self) -> dict[str, Pace]:
+        """What each configuration takes, as far as is known now."""
+        slower = self.ledger.decisions.get(SLOWER, {})
+        found = {p.configuration: (p, slower.get(p.configuration, 1.0)) for p in self.division.paces}
+        return {
+            name: replace(p, image_seconds=factor * p.image_seconds, start_seconds=factor * p.start_seconds)
+            for name, (p, factor) in found.items()
         }
 
     @property
@@ -87,9 +95,11 @@ class Timed:
                 self._decide(undecided, [t for t in trainings[start:] if t not in self.shares])
             timed = {t: self._job(jobs[t], t) for t in wave if self.shares[t].seconds}
             before = self.ledger.gone
-            outcomes |= run(list(timed.values()))
-            if timed and undecided == list(wave):
-                self._learn(timed, self.ledger.gone - before)
+            ended = run(list(timed.values()))
+            outcomes |= ended
+            if undecided == list(wave):
+                done = [t for t, job in timed.items() if job in ended and ended[job].state == "done"]
+                self._learn(done, self.ledger.gone - before)
         return outcomes
 
     def _decide(self, wave: Sequence[Training], missing: Sequence[Training]) -> None:
@@ -112,15 +122,16 @@ class Timed:
         given = {**features, **dict(job.settings), **time}
         return replace(job, settings=tuple(sorted(given.items())))
 
-    def _learn(self, timed: Mapping[Training, Job], seconds: float) -> None:
-        """Take from a wave that ran from its start to its end how long the prediction of its cases took."""
-        for t, job in timed.items():
-            if t.fold == ALL or not is_trained(job):
-                continue
-            cases = self.setting.folds[t.fold]
-            each = max(0.0, seconds - self.shares[t].seconds - allocation.START_SECONDS) / cases
-            self.paces[t.configuration] = replace(self.paces[t.configuration], image_seconds=each)
-        self.ledger.decide(PACES, {name: pace.image_seconds for name, pace in self.paces.items()})
+    def _learn(self, done: Iterable[Training], seconds: float) -> None:
+        """Compare how long the validation of a wave took, which ran without a pause, with what was expected."""
+        slower = dict(self.ledger.decisions.get(SLOWER, {}))
+        expected = {pace.configuration: pace for pace in self.division.paces}
+        for t in done:
+            if t.fold != ALL:
+                took = max(0.0, seconds - self.shares[t].seconds)
+                usual = allocation.validation(t, expected[t.configuration], self.setting)
+                slower[t.configuration] = min(SLOWEST, took / usual)
+        self.ledger.decide(SLOWER, slower)
 
 
 def jobs_by_training(jobs: Iterable[Job]) -> dict[Training, Job]:

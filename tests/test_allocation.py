@@ -40,7 +40,7 @@ def test_what_is_no_time(text: str) -> None:
     [
         pytest.param(30 * 3600, {"3d_fullres": [0, 1, 2, 3, 4], "2d": [0, 1, 2, 3, 4]}, 0, id="both, and the pair"),
         pytest.param(7200, {"3d_fullres": [0, 1, 2, 3, 4]}, 1, id="no other configuration"),
-        pytest.param(1000, {"3d_fullres": [0, 1, 2]}, 2, id="no other configuration, fewer folds"),
+        pytest.param(2400, {"3d_fullres": [0, 1, 2]}, 2, id="no other configuration, fewer folds"),
         pytest.param(300, {"3d_fullres": [ALL]}, 2, id="one network on all cases"),
     ],
 )

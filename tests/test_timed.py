@@ -39,6 +39,7 @@ class Clock:
     def __init__(self, folder: Path, seconds: float, slow: Callable[[Job], float] = lambda _: 1.0) -> None:
         self.now, self.slow, self.folder, self.seconds = 0.0, slow, folder, seconds
         self.ran: list[Job] = []
+        self.validation = 20.0
 
     def ledger(self) -> Ledger:
         return Ledger(self.folder, "run", self.seconds, started=self.now, clock=lambda: self.now)
@@ -48,10 +49,12 @@ class Clock:
         return held, Timed(held, setting, lambda: PACES, lambda left, paces: divide(left, paces, setting))
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """Each takes its time, those of a wave at once, and 20 s to predict its cases; what is done takes none."""
+        """Each takes its time, those of a wave at once, and more to predict its cases; what is done takes none."""
         jobs = [job for job in jobs if job not in self.ran]
         took = [
-            self.slow(job) * float(dict(job.settings)["budget_seconds"]) + 20 for job in jobs if job.fold is not None
+            self.slow(job) * float(dict(job.settings)["budget_seconds"]) + self.validation
+            for job in jobs
+            if job.fold is not None
         ]
         self.now += max(took, default=10)
         self.ran += jobs
@@ -82,6 +85,17 @@ def test_what_one_loses_the_others_give(tmp_path: Path, jobs: Mapping[Training, 
     seconds = given(clock.ran)
     assert seconds[2] < 0.8 * seconds[0]
     assert held.gone + allocation.after(found.division.trainings, found.paces, SETTING) <= 7200
+
+
+def test_a_slow_prediction_is_noticed(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    """From the first validation on, those to come and the prediction of the images are expected to take as long."""
+    clock = Clock(tmp_path, 7200)
+    clock.validation = 200
+    held, found = clock.timed()
+    found.run(jobs, clock.run)
+    images = 5 * SETTING.num_images * found.paces["3d_fullres"].image_seconds
+    assert images == pytest.approx(5 * 50 * 0.1 * 200 / 19, rel=0.1)
+    assert held.gone + images <= 7200
 
 
 def test_nothing_begins_when_the_time_is_over(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
@@ -143,8 +157,7 @@ def test_waves(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured, and a process starts at once."""
     monkeypatch.setattr(saved, "load_fingerprint", lambda _: None)
-    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 0.01, 0, c.features) for c in some])
-    monkeypatch.setattr(allocation, "START_SECONDS", 0.5)
+    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 0.01, 0, c.features, 0.5) for c in some])
 
 
 @pytest.mark.usefixtures("measured")
@@ -204,8 +217,7 @@ MEASURED = """
 import sys
 from autoplan import __main__ as m, allocation, cost, saved
 saved.load_fingerprint = lambda _: None
-cost.paces = lambda _, __, some: [allocation.Pace(c.name, 0.01, 0, c.features) for c in some]
-allocation.START_SECONDS = 0.5
+cost.paces = lambda _, __, some: [allocation.Pace(c.name, 0.01, 0, c.features, 0.5) for c in some]
 sys.exit(m.main())
 """
 """The command line, with what `measured` does."""
