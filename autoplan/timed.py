@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from autoplan import allocation
 from autoplan.allocation import Division, Pace, Training
 from autoplan.backends import Outcome
+from autoplan.errors import TrainingError
 from autoplan.facts import ALL, from_dict, to_dict
 from autoplan.jobs import Job, caching_jobs
 from autoplan.ledger import Ledger
+from autoplan.tables import duration
 
 DIVISION, SLOWER, TRAININGS = "division", "slower than expected", "trainings"
 """What a ledger keeps: which trainings there are, how many times as long as expected the validation of a configuration
@@ -48,7 +50,11 @@ class Timed:
         self.ledger, self.setting = ledger, setting
         if DIVISION not in ledger.decisions:
             ledger.decide(DIVISION, to_dict(divide(ledger.left, measure())))
-        self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
+        try:
+            self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
+            self.shares, self.paces  # noqa: B018 (they can be read)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise TrainingError(f"{ledger.path} is damaged. Remove it to divide the time anew.") from None
 
     @property
     def paces(self) -> dict[str, Pace]:
@@ -70,6 +76,10 @@ class Timed:
     def report(self) -> list[str]:
         """How the time is divided, in words."""
         missing = [t for t in self.division.trainings if t not in self.shares]
+        if not missing:
+            return [
+                f"Time: {duration(self.ledger.left)} of {duration(self.ledger.seconds)} left. All trainings have begun."
+            ]
         given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
         return allocation.report(self.ledger.left, self.division, self.paces, self.setting, given)
 

@@ -254,6 +254,26 @@ def test_flags_that_it_does_not_go_with(others: list[str], stub: Stub, capsys: p
     assert not stub.notes("start")
 
 
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        {"division": 7},
+        {"division": {"trainings": []}},
+        {"trainings": []},
+        {"trainings": {"2d fold 9": {}}},
+        {"slower than expected": 1},
+    ],
+)
+def test_a_damaged_ledger(tmp_path: Path, jobs: Mapping[Training, Job], decisions: dict[str, object]) -> None:
+    clock = Clock(tmp_path, 7200)
+    held, found = clock.timed()
+    found.run(jobs, clock.run)
+    held.decisions.update(decisions)
+    held.write()
+    with pytest.raises(AutoplanError, match=r"budget\.json is damaged. Remove it"):
+        clock.timed()
+
+
 def test_too_short(tmp_path: Path) -> None:
     """Nothing is decided, so that a longer time is divided anew."""
     with pytest.raises(AutoplanError, match="too short"):
