@@ -292,7 +292,7 @@ def _warnings(
     volumes = any(c.name == "3d_fullres" for c in planned)
     necessary = volumes and rules.cascade_is_necessary(shape)
     messages = [
-        (len(folds) < rules.NUM_FOLDS, f"{len(folds)} folds", "section 2.3",
+        (len(fingerprint.cases) == len(folds) < rules.NUM_FOLDS, f"{len(folds)} folds", "section 2.3",
          f"There are {len(folds)} training cases, fewer than {rules.NUM_FOLDS}, so there are as many folds as cases."),
         (cascade == "always" and volumes and not necessary, "cascade", "section 2.2",
          "The cascade is planned because of --cascade always; the images are small enough to do without."),
