@@ -244,9 +244,6 @@ def test_training_and_inference_agree(bundle) -> None:
     train, inference = config(bundle, "train"), config(bundle, "inference")
     # The trainer of a cascade trains one of the networks of the module that infers.
     others = {"network"} if bundle.name == "3d_cascade_fullres" else set()
-    # Inference asks the record of the weights how wide the network is, and else the same key.
-    if asked := inference["network_def"].pop("filters", None):
-        assert asked["features"] == train["network_def"].pop("filters") == "@features"
     shared = set(train) & set(inference) - {"run", "output_dir", "preprocessing", "num_workers"} - others
     assert {"patch_size", "strides", "features", "target_spacing", "normalization", "network_def"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}

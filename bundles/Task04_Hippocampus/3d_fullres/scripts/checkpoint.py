@@ -87,14 +87,21 @@ def was_mirrored(model_file: str | Path, mirror_prob: float = 0.5) -> bool:
     return float(settings.get("mirror_prob", mirror_prob)) > 0
 
 
-def trained_features(model_file: str | Path, features: Sequence[int]) -> list[int]:
-    """Feature maps of each level of the network in a file, which a training for a short time may have made narrow.
+def check_features(model_file: str | Path, features: Sequence[int]) -> None:
+    """Refuse a network of another width than that of the weights: a training for a short time may be of a narrow one.
 
     Args:
         model_file: weights; the record lies beside them.
-        features: what tells it where there is no record.
+        features: feature maps of each level.
+
+    Raises:
+        ValueError: they differ; with the features that fit.
     """
-    return list((_trained_with(model_file) or {}).get("features", features))
+    trained = (_trained_with(model_file) or {}).get("features", features)
+    if list(trained) != list(features):
+        raise ValueError(
+            f"{model_file} has a network with features {trained}. Add to the command: --features '{trained}'"
+        )
 
 
 def _record(model_file: str | Path) -> Path:
