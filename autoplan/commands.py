@@ -534,8 +534,9 @@ def _train_within(
     outcomes = timed.run(
         by_training, lambda some: backends.run_all(some, backends.Machine(jobs, devices, fills=False), display)
     )
-    _tell_end([job for job in outcomes if job.fold is not None], outcomes)
-    return [t for t, share in timed.shares.items() if share.seconds]
+    trained = [t for t, share in timed.shares.items() if share.seconds]
+    _tell_end([timed.job(by_training[t], t) for t in trained], outcomes)
+    return trained
 
 
 def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:

@@ -77,9 +77,8 @@ class Timed:
         """How the time is divided, in words."""
         missing = [t for t in self.division.trainings if t not in self.shares]
         if not missing:
-            return [
-                f"Time: {duration(self.ledger.left)} of {duration(self.ledger.seconds)} left. All trainings have begun."
-            ]
+            left, seconds = duration(self.ledger.left), duration(self.ledger.seconds)
+            return [f"Time: {left} of {seconds} left. All trainings have had theirs."]
         given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
         return allocation.report(self.ledger.left, self.division, self.paces, self.setting, given)
 
@@ -103,7 +102,7 @@ class Timed:
             undecided = [t for t in wave if t not in self.shares]
             if undecided:
                 self._decide(undecided, [t for t in trainings[start:] if t not in self.shares])
-            timed = {t: self._job(jobs[t], t) for t in wave if self.shares[t].seconds}
+            timed = {t: self.job(jobs[t], t) for t in wave if self.shares[t].seconds}
             before = self.ledger.gone
             ended = run(list(timed.values()))
             outcomes |= ended
@@ -124,8 +123,8 @@ class Timed:
             kept[_name(t)] = to_dict(Share(seconds, allocation.epoch_length(given, pace)))
         self.ledger.decide(TRAININGS, kept)
 
-    def _job(self, job: Job, training: Training) -> Job:
-        """A job with its share."""
+    def job(self, job: Job, training: Training) -> Job:
+        """The job of a training, with its share."""
         share = self.shares[training]
         features = {"features": json.dumps(self.paces[training.configuration].features, separators=(",", ":"))}
         time = {"budget_seconds": str(share.seconds), "epoch_length": str(share.epoch_length)}

@@ -177,6 +177,7 @@ def test_train_for_a_time(stub: Stub, capsys: pytest.CaptureFixture) -> None:
     started = len(stub.notes("start"))
     assert main(words) == 0
     assert len(stub.notes("start")) == started, "nothing is run twice"
+    assert re.search(r"2d +1 +done", capsys.readouterr().out), "and the table is there again"
     assert main(["status", TINY_PLAN.name]) == 0
     assert re.search(r"2d +1 +done", capsys.readouterr().out)
 
