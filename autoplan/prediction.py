@@ -243,6 +243,16 @@ def _check_unclaimed(output: Path, unknown: Sequence[Path], others: Sequence[str
         raise AutoplanError(f"{output} holds {count} of unknown origin, such as {unknown[0].name}. {remedy}")
 
 
+def _width(bundle: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The features of the network, where the record beside its weights has others than inference.json: a training for a
+    short time may be of a narrow one."""
+    weights = Path(settings.get("model_file", bundle / "models" / "model.pt"))
+    trained = read_object(weights.with_name("model.json")).get("settings")
+    features = trained.get("features") if isinstance(trained, dict) else None
+    planned = read_object(bundle / "configs" / "inference.json").get("features")
+    return {"features": features} if planned is not None and features not in (None, planned) else {}
+
+
 def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
     """Run the bundle's inference on images; returns its exit status.
 
@@ -252,7 +262,8 @@ def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
     with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
         listed, arguments = Path(folder) / "images.json", Path(folder) / "arguments.json"
         listed.write_text(json.dumps([_listed(case) for case in cases]), encoding="utf-8")
-        given = {name: _literal(value) for name, value in {**values, "images": str(listed)}.items()}
+        values = {**_width(bundle, values), **values, "images": str(listed)}
+        given = {name: _literal(value) for name, value in values.items()}
         config = str(bundle.absolute() / "configs" / "inference.json")
         arguments.write_text(json.dumps({"config_file": config, **given}), encoding="utf-8")
         # MONAI warns that a config runs code, which is autoplan's own here, and of a decoder that is not needed.

@@ -192,3 +192,24 @@ def test_the_record_names_no_more_than_it_must(bundle, images, runs, tmp_path) -
     record = json.loads((tmp_path / "out" / prediction.RECORD).read_text())
     assert set(record) == {"by", "images"}
     assert set(record["images"]) == {"a.nii.gz", "b.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        pytest.param({"settings": {"features": [2, 4]}}, {"features": [2, 4]}, id="narrow"),
+        pytest.param({"settings": {"features": [4, 8]}}, {}, id="as planned"),
+        pytest.param({"settings": {}}, {}, id="an older record"),
+        pytest.param({"settings": 7}, {}, id="a damaged record"),
+        pytest.param({}, {}, id="no record"),
+    ],
+)
+def test_a_network_predicts_as_wide_as_it_was_trained(record, expected, tmp_path) -> None:
+    """The record lies beside the weights, wherever these are."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "models" / "fold_1").mkdir(parents=True)
+    (tmp_path / "configs" / "inference.json").write_text(json.dumps({"features": [4, 8]}))
+    (tmp_path / "models" / "fold_1" / "model.json").write_text(json.dumps(record))
+    settings = {"model_file": str(tmp_path / "models" / "fold_1" / "model.pt")}
+    assert prediction._width(tmp_path, settings) == expected
+    assert prediction._width(tmp_path, {}) == {}
