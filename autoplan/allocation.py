@@ -11,11 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoplan.errors import AutoplanError
-from autoplan.facts import ALL, Fold
+from autoplan.facts import ALL, CASCADE, LOWRES, Fold
 from autoplan.tables import duration, table
 
-CASCADE, LOWRES = "3d_cascade_fullres", "3d_lowres"
-"""The second stage of a cascade, each training of which needs all folds of the first."""
 PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
 """Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead
 of 2D in most classes."""

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from autoplan import lease, supervisor
-from autoplan.facts import to_dict
+from autoplan.facts import LOWRES, to_dict
 from autoplan.failures import OTHER_RECIPE, Failure, explain, log_tail
 from autoplan.jobs import (
-    LOWRES,
     RETRIES,
     Job,
     caching_jobs,

@@ -26,7 +26,19 @@ from autoplan import prediction as predictions
 from autoplan.allocation import Training
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
-from autoplan.facts import ALL, Case, Configuration, ConfigurationName, Dataset, Fingerprint, Fold, Plan, to_dict
+from autoplan.facts import (
+    ALL,
+    CASCADE,
+    LOWRES,
+    Case,
+    Configuration,
+    ConfigurationName,
+    Dataset,
+    Fingerprint,
+    Fold,
+    Plan,
+    to_dict,
+)
 from autoplan.files import check_writable, read_object
 from autoplan.flags import Command
 from autoplan.jobs import (
@@ -478,11 +490,7 @@ def _widths(planned: Plan, folder: Path, name: str, settings: Mapping[str, str])
     set, or it is part of a cascade, whose stages are one bundle."""
     recipe = read_object(folder / name / "configs" / "budget.json")
     wide = replace(planned.configuration(name), batch_size=int(settings.get("batch_size", recipe["batch_size"])))
-    if (
-        "features" in settings
-        or name in (allocation.LOWRES, allocation.CASCADE)
-        or wide.features[0] <= allocation.NARROW
-    ):
+    if "features" in settings or name in (LOWRES, CASCADE) or wide.features[0] <= allocation.NARROW:
         return [wide]
     return [wide, replace(wide, features=topology.features(len(wide.strides), base=allocation.NARROW))]
 
@@ -516,7 +524,8 @@ def _train_within(
     every = ",".join(map(str, [*range(len(planned.folds)), ALL]))
     asked = _jobs(dataset, bundles, configurations, folds or every, "budget", settings)
     names = list(dict.fromkeys(job.configuration for job in asked))
-    devices: list[str] | None = [] if settings.get("device") == "cpu" else None
+    _check_gpu(settings.get("device", ""))
+    devices = [] if settings.get("device") == "cpu" else backends.gpus()
     places = backends.Machine(jobs, devices).places
     setting = allocation.Setting(held.seconds, tuple(map(len, planned.folds)), num_images, places)
     timed = Timed(

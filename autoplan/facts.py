@@ -21,6 +21,9 @@ Fold = int | Literal["all"]
 ALL: Literal["all"] = "all"
 NOT_VALIDATED = "all cases, not validated"
 """What is said wherever that one is shown."""
+LOWRES: Literal["3d_lowres"] = "3d_lowres"
+CASCADE: Literal["3d_cascade_fullres"] = "3d_cascade_fullres"
+"""Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
 
 
 @dataclass(frozen=True)

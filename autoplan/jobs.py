@@ -17,15 +17,13 @@ from typing import Any, get_args
 
 from autoplan import lease, results, tables
 from autoplan.errors import TrainingError, shortened
-from autoplan.facts import ALL, NOT_VALIDATED, ConfigurationName, Fold
+from autoplan.facts import ALL, CASCADE, LOWRES, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
 from autoplan.files import read_object
 from autoplan.results import Recipe
 from autoplan.settings import evaluation_only, flags_of_training, refusal
 
 CONFIGURATIONS: tuple[str, ...] = get_args(ConfigurationName)
-LOWRES, CASCADE = "3d_lowres", "3d_cascade_fullres"
-"""Every training of the second waits for all of the first: it needs the out-of-fold predictions of all cases."""
 SHARED_BY_A_CACHE = (
     "cache_dir", "dataset_dir", "target_spacing", "slice_axis", "normalization", "nonzero_only", "label_values",
     "preprocessing", "cache",

@@ -17,7 +17,7 @@ from typing import Any
 from autoplan.dataset import DESCRIPTION
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.facts import Case
-from autoplan.files import check_writable, read_object, write_text_atomically
+from autoplan.files import check_writable, file_digest, read_object, write_text_atomically
 from autoplan.images import by_case, case_name, check_packages, files_of, image_files, segmentation_name
 from autoplan.processes import dying_with
 
@@ -247,8 +247,10 @@ def _width(bundle: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The features of the network, where the record beside its weights has others than inference.json: a training for a
     short time may be of a narrow one."""
     weights = Path(settings.get("model_file", bundle / "models" / "model.pt"))
-    trained = read_object(weights.with_name("model.json")).get("settings")
-    features = trained.get("features") if isinstance(trained, dict) else None
+    record = read_object(weights.with_name("model.json"))
+    trained = record.get("settings")
+    is_its_own = "model" in record and weights.is_file() and record["model"] == file_digest(weights)
+    features = trained.get("features") if is_its_own and isinstance(trained, dict) else None
     planned = read_object(bundle / "configs" / "inference.json").get("features")
     return {"features": features} if planned is not None and features not in (None, planned) else {}
 

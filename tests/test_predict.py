@@ -9,6 +9,7 @@ import pytest
 from autoplan import prediction
 from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
+from autoplan.files import file_digest
 
 
 @pytest.fixture
@@ -201,6 +202,7 @@ def test_the_record_names_no_more_than_it_must(bundle, images, runs, tmp_path) -
         pytest.param({"settings": {"features": [4, 8]}}, {}, id="as planned"),
         pytest.param({"settings": {}}, {}, id="an older record"),
         pytest.param({"settings": 7}, {}, id="a damaged record"),
+        pytest.param({"settings": {"features": [2, 4]}, "model": "another"}, {}, id="the record of another network"),
         pytest.param({}, {}, id="no record"),
     ],
 )
@@ -209,7 +211,9 @@ def test_a_network_predicts_as_wide_as_it_was_trained(record, expected, tmp_path
     (tmp_path / "configs").mkdir()
     (tmp_path / "models" / "fold_1").mkdir(parents=True)
     (tmp_path / "configs" / "inference.json").write_text(json.dumps({"features": [4, 8]}))
-    (tmp_path / "models" / "fold_1" / "model.json").write_text(json.dumps(record))
-    settings = {"model_file": str(tmp_path / "models" / "fold_1" / "model.pt")}
+    weights = tmp_path / "models" / "fold_1" / "model.pt"
+    weights.write_bytes(b"weights")
+    weights.with_name("model.json").write_text(json.dumps({"model": file_digest(weights), **record} if record else {}))
+    settings = {"model_file": str(weights)}
     assert prediction._width(tmp_path, settings) == expected
     assert prediction._width(tmp_path, {}) == {}

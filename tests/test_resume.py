@@ -17,7 +17,7 @@ import torch
 from conftest import wait_until
 from forks import Fork, Forks
 from ignite.engine import Events
-from scripts.checkpoint import check_features, model_file_of
+from scripts.checkpoint import check_features, model_file_of, was_mirrored
 from scripts.files import file_digest
 
 EPOCHS, LENGTH = 3, 4
@@ -219,6 +219,16 @@ def test_a_network_without_a_record_is_mirrored(parse: Callable[..., Any], proje
         if text is not None:
             (tmp_path / "model.json").write_text(text)
         assert parse(bundle, "inference", model_file=str(tmp_path / "model.pt")).get_parsed_content("mirror") is True
+
+
+@pytest.mark.parametrize("settings", [{}, {"mirror_prob": "x"}, {"mirror_prob": None}, 7])
+def test_a_damaged_record_says_nothing_of_mirroring(tmp_path: Path, settings: object) -> None:
+    model_file = tmp_path / "model.pt"
+    model_file.write_bytes(b"weights")
+    (tmp_path / "model.json").write_text(json.dumps({"model": file_digest(model_file), "settings": settings}))
+    assert [was_mirrored(model_file, prob) for prob in (0.0, 0.5)] == [False, True]
+    (tmp_path / "model.json").write_text(json.dumps({"model": "another", "settings": settings}))
+    assert was_mirrored(model_file, 0.0), "the record is of another network"
 
 
 def test_inference_says_how_wide_the_network_is(train: Callable[..., Any], tmp_path: Path) -> None:

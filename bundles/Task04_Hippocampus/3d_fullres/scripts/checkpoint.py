@@ -84,7 +84,10 @@ def was_mirrored(model_file: str | Path, mirror_prob: float = 0.5) -> bool:
     if settings is None:
         logger.warning("%s is of another network than %s; predictions are mirrored.", _record(model_file), model_file)
         return True
-    return float(settings.get("mirror_prob", mirror_prob)) > 0
+    try:
+        return float(settings["mirror_prob"]) > 0
+    except (KeyError, TypeError, ValueError):
+        return float(mirror_prob) > 0
 
 
 def check_features(model_file: str | Path, features: Sequence[int]) -> None:
@@ -97,8 +100,8 @@ def check_features(model_file: str | Path, features: Sequence[int]) -> None:
     Raises:
         ValueError: they differ; with the features that fit.
     """
-    trained = (_trained_with(model_file) or {}).get("features", features)
-    if list(trained) != list(features):
+    trained = (_trained_with(model_file) or {}).get("features", list(features))
+    if trained != list(features):
         raise ValueError(
             f"{model_file} has a network with features {trained}. Add to the command: --features '{trained}'"
         )
@@ -113,8 +116,7 @@ def _trained_with(model_file: str | Path) -> dict[str, Any] | None:
     another network."""
     try:
         found = json.loads(_record(model_file).read_text(encoding="utf-8"))
-        settings = {**found["settings"]}
-        return settings if found["model"] == file_digest(model_file) else None
+        return {**found["settings"]} if found["model"] == file_digest(model_file) else None
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
