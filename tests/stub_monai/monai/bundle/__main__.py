@@ -90,7 +90,8 @@ RECIPE = next((name for name in ("quick", "budget") if f"{name}.json" in setting
 CONFIG = BUNDLE / "configs" / ("quick.json" if RECIPE == "quick" else "train.json")
 EPOCHS = int(settings.get("--max_epochs") or json.loads(CONFIG.read_text())["max_epochs"])
 FOLDER = BUNDLE / "models" / f"fold_{FOLD}"
-busy = BUNDLE / f"busy_{FOLD}"
+# Several that fill one cache run together.
+busy = BUNDLE / f"busy_{os.getpid() if STEP == 'caching' else FOLD}"
 note("start")
 with contextlib.suppress(OSError):
     if Path(f"/proc/{busy.read_text()}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
