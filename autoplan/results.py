@@ -56,6 +56,12 @@ class Training:
         return _number(self.settings.get("budget_seconds"))
 
     @property
+    def features(self) -> tuple[int, ...]:
+        """Feature maps of the network's levels; none where they are not recorded."""
+        found = self.settings.get("features")
+        return tuple(found) if isinstance(found, list) and found and all(map(_is_count, found)) else ()
+
+    @property
     def recipe(self) -> Recipe:
         """How it went."""
         return "budget" if self.budget_seconds is not None else "quick" if self.schedule else "paper"

@@ -18,8 +18,13 @@ from autoplan.report.cases import Summary
 from autoplan.report.scores import Result, Scored
 from autoplan.report.training import Training
 
-RECIPE = {"mirror_prob": 0.5, "batch_size": 2, "learning_rate": 3e-4, "weight_decay": 3e-5, "max_epochs": 9,
-          "epoch_length": 7, "patch_size": [16, 16]}  # fmt: skip
+RECIPE = results.Training("abc", 3, False, 9, True, {
+    "mirror_prob": 0.5, "batch_size": 2, "learning_rate": 3e-4, "weight_decay": 3e-5, "epoch_length": 7,
+    "patch_size": [16, 16],
+})  # fmt: skip
+FOR_A_TIME = replace(RECIPE, max_epochs=100_000, settings={
+    **RECIPE.settings, "mirror_prob": 0.0, "budget_seconds": 300, "learning_rate": 0.01, "features": [16, 32, 64],
+})  # fmt: skip
 NOTHING = provenance.Provenance((), (), (), (), {})
 
 
@@ -48,7 +53,7 @@ def test_what_it_comes_from(found) -> None:
     assert {"dataset.json", "voxels of all images", "plan.json", "best, model.pt"} < set(hashes)
     assert dict(found.versions)["monai"].startswith("1.")
     assert dict(found.machine)["memory"].endswith("GiB")
-    assert found.recipes["2d"] == {"batch_size": 4, "mirror_prob": 0.5, "max_epochs": 9}
+    assert found.recipes["2d"].settings == {"batch_size": 4, "mirror_prob": 0.5}
     first, train, *others = found.commands
     assert first == f"python -m autoplan {TINY_PLAN.name}"
     assert train.startswith(f"python -m autoplan train {TINY_PLAN.name} --configurations 2d --folds 1 --quick")
@@ -100,6 +105,11 @@ def scored(*dice: float | None) -> Result:
             TINY_PLAN, {"2d": RECIPE}, scored(0.8, 0.9),
             ["2d + 3d_fullres was evaluated", "0.8500 (95 % bootstrap", "up to 9 epochs of 7 batches", "mirroring"],
             id="evaluated",
+        ),
+        pytest.param(
+            TINY_PLAN, {"2d": FOR_A_TIME}, None,
+            ["3 levels with 16 to 64 feature maps", "rose to 0.01 and fell to 0", "5 min, that is 3 epochs of up to 7"],
+            id="for a given time",
         ),
         pytest.param(replace(TINY_PLAN, nonzero_only=True), {}, scored(None, None), ["not defined", "nonzero voxels"],
                      id="no class"),

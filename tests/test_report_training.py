@@ -66,6 +66,25 @@ def test_what_a_fold_tells(tmp_path) -> None:
         assert words in text
 
 
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        pytest.param([3, 6, 12], "2d: trained with 3 to 12 feature maps; planned are", id="narrow"),
+        pytest.param(list(TINY_PLAN.configuration("2d").features), "", id="as planned"),
+        pytest.param(["wide"], "", id="damaged"),
+    ],
+)
+def test_a_network_that_is_not_the_planned_one_is_named_so(tmp_path, features, said) -> None:
+    task = write_project(tmp_path) / "bundles" / TINY_PLAN.name
+    folder = task / "2d" / "models" / "fold_0"
+    write_curve(folder, [1.0, 0.5])
+    (folder / "model.pt").touch()
+    (folder / "finished.json").write_text(json.dumps({"model": "abc", "settings": {"features": features}}))
+    text = repr(training.section(TINY_PLAN, training.read(task)).blocks)
+    assert said in text
+    assert ("planned are" in text) == bool(said)
+
+
 @pytest.mark.parametrize("others", [(), (0, 1)], ids=["alone", "beside folds"])
 def test_a_training_on_all_cases_is_named_so(tmp_path, others) -> None:
     task = write_project(tmp_path) / "bundles" / TINY_PLAN.name

@@ -23,6 +23,7 @@ from autoplan.report.blocks import Row as Line
 from autoplan.report.cases import Summary
 from autoplan.report.scores import Result
 from autoplan.report.training import Training
+from autoplan.tables import duration
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "matplotlib")
 CITATIONS = (
@@ -37,15 +38,14 @@ CITATIONS = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a page comes from. Pairs are names and values, as they are shown; `recipes` holds the settings of the first
-    finished training of each configuration; `on_all` names those with a finished network that was trained on all
-    cases."""
+    """Where a page comes from. Pairs are names and values, as they are shown; `recipes` holds the first finished
+    training of each configuration; `on_all` names those with a finished network that was trained on all cases."""
 
     versions: tuple[tuple[str, str], ...]
     machine: tuple[tuple[str, str], ...]
     hashes: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
-    recipes: Mapping[str, Mapping[str, object]]
+    recipes: Mapping[str, results.Training]
     on_all: tuple[str, ...] = ()
 
 
@@ -64,9 +64,9 @@ def read(
     """
     done = [(t, results.training(results.fold_folder(folder / t.row.configuration, t.row.fold))) for t in trainings]
     finished = [(t, found) for t, found in done if found is not None]
-    recipes: dict[str, Mapping[str, object]] = {}
+    recipes: dict[str, results.Training] = {}
     for t, found in finished:
-        recipes.setdefault(t.row.configuration, {**found.settings, "max_epochs": found.max_epochs})
+        recipes.setdefault(t.row.configuration, found)
     shared = [path for path in sorted(folder.glob("*/models/model.pt")) if path.parents[1].name not in recipes]
     return Provenance(
         (("autoplan", __version__), ("Python", platform.python_version()), *((p, _version(p)) for p in PACKAGES)),
@@ -220,23 +220,29 @@ def _preprocessing(plan: Plan) -> str:
 _ON_ALL = " One network was trained on all cases and not validated."
 
 
-def _network(c: Configuration, plan: Plan, recipe: Mapping[str, object] | None) -> str:
+def _network(c: Configuration, plan: Plan, training: results.Training | None) -> str:
     """A network, and how it was trained where that is known."""
-    patch = " x ".join(map(str, recipe.get("patch_size", c.patch_size) if recipe else c.patch_size))  # type: ignore[call-overload]
+    recipe = training.settings if training else {}
+    features = training.features if training and training.features else c.features
+    patch = " x ".join(map(str, recipe.get("patch_size", c.patch_size)))
     said = (
-        f"{c.name}: a U-Net of {len(c.features)} levels with {c.features[0]} to {c.features[-1]} feature maps, "
-        f"instance normalization and leaky ReLU; patches of {patch} voxels."
+        f"{c.name}: a U-Net of {len(features)} levels with {features[0]} to {features[-1]} feature maps, instance "
+        f"normalization and leaky ReLU; patches of {patch} voxels."
     )
     if plan.origin is not None:
         said += f" It went on from {plan.origin.title}, which was trained on {plan.origin.dataset}."
-    if not recipe:
+    if training is None:
         return said + " It is not trained yet."
-    mirrored = ", mirroring" if recipe.get("mirror_prob") else ""
+    seconds, rate, length = training.budget_seconds, recipe.get("learning_rate"), recipe.get("epoch_length")
+    course = f"an initial learning rate of {rate}"
+    epochs = f"up to {training.max_epochs} epochs of {length} batches"
+    if seconds is not None:
+        course = f"a learning rate that rose to {rate} and fell to 0"
+        epochs = f"{duration(seconds)}, that is {training.epochs} epochs of up to {length} batches"
     return said + (
-        f" It was trained in batches of {recipe.get('batch_size')} by Adam (AMSGrad) with an initial learning rate of "
-        f"{recipe.get('learning_rate')} and weight decay {recipe.get('weight_decay')}, on the sum of Dice loss and "
-        f"cross-entropy, for up to {recipe.get('max_epochs')} epochs of {recipe.get('epoch_length')} batches, with "
-        f"random rotation, scaling, elastic deformation, change of gamma{mirrored}."
+        f" It was trained in batches of {recipe.get('batch_size')} by Adam (AMSGrad) with {course} and weight decay "
+        f"{recipe.get('weight_decay')}, on the sum of Dice loss and cross-entropy, for {epochs}, with random rotation, "
+        f"scaling, elastic deformation, change of gamma{', mirroring' if recipe.get('mirror_prob') else ''}."
     )
 
 

@@ -43,12 +43,14 @@ class Start:
 @dataclass(frozen=True)
 class Training:
     """One fold of one configuration: how it stands, its curve, and its starts. `energy_kwh` is None where nothing has
-    measured it. In the curve of fold "all", what is called validation is of cases that were trained on."""
+    measured it; `features` of the network are known when its training has ended. In the curve of fold "all", what is
+    called validation is of cases that were trained on."""
 
     row: jobs.Row
     epochs: Epochs
     starts: tuple[Start, ...]
     energy_kwh: float | None
+    features: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,7 +99,9 @@ def read(folder: Path) -> list[Training]:
     for job in map(jobs.as_last_started, there):
         epochs, starts = results.curve(job.folder), _starts(job.log)
         if epochs or starts:
-            found.append(Training(jobs.row(job), epochs, starts, _energy(job.folder / ENERGY)))
+            ended = results.training(job.folder)
+            features = ended.features if ended else ()
+            found.append(Training(jobs.row(job), epochs, starts, _energy(job.folder / ENERGY), features))
     return found
 
 
@@ -152,7 +156,12 @@ def section(plan: Plan, trainings: Sequence[Training]) -> Section:
     if not trainings:
         blocks = [Text(f"Nothing is trained yet. The command: python -m autoplan train {plan.name}")]
     else:
-        blocks = [*_notes(trainings), _table(trainings), Text(_legend(has_all=any(t.is_on_all for t in trainings)))]
+        blocks = [
+            *_notes(trainings),
+            *_widths(plan, trainings),
+            _table(trainings),
+            Text(_legend(has_all=any(t.is_on_all for t in trainings))),
+        ]
         for name in dict.fromkeys(t.row.configuration for t in trainings):
             own = [t for t in trainings if t.row.configuration == name and len(t.epochs)]
             blocks += [Grid(_charts(name, own, classes))] if own else []
@@ -192,6 +201,17 @@ def _notes(trainings: Sequence[Training]) -> list[Block]:
         )
         return [*failed, Note(said, "warning")]
     return list(failed)
+
+
+def _widths(plan: Plan, trainings: Sequence[Training]) -> list[Block]:
+    """Which networks are not as wide as planned."""
+    trained = {(t.row.configuration, t.features) for t in trainings if t.features}
+    return [
+        Text(f"{c.name}: trained with {f[0]} to {f[-1]} feature maps; planned are {c.features[0]} to {c.features[-1]}.")
+        for c in plan.configurations
+        for name, f in sorted(trained)
+        if name == c.name and f != c.features
+    ]
 
 
 def _table(trainings: Sequence[Training]) -> Table:
