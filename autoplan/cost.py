@@ -30,6 +30,8 @@ REACHED = (0.5, 0.05)
 PREPARED = 4
 """Copies of an image, as float32, that its preprocessing holds at a time. Our choice."""
 SMALL = ": the time that one thread works on a small step, divided by the threads and scaled by the multiply-adds"
+STEP_SECONDS = 5.0
+"""A step on a CPU that seems to take no longer is made as it is planned, before time is divided. Our choice."""
 MAX_LOCATIONS = 10_000
 """Voxels of a class whose indices the cache keeps at most. Source: the bundles' `CaseCache`."""
 
@@ -106,6 +108,8 @@ def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configu
     found = []
     for c in configurations:
         counted, measured = footprint.arithmetic(plan, c), footprint.measured_step(plan, c, device=device)
+        if device == "cpu" and measured.step_seconds(counted.step) <= STEP_SECONDS:
+            measured = footprint.measured_step(plan, c, device=device, whole=True)
         patch = measured.pass_seconds * counted.patch / measured.multiply_adds
         windows = statistics.median(_num_windows(plan, c, case, overlap) for case in fingerprint.cases)
         found.append(Pace(c.name, measured.step_seconds(counted.step), patch * windows, c.features))

@@ -61,7 +61,7 @@ class Step:
         plan: the whole plan.
         c: whose network, patch and batch it has.
         device: where its tensors are.
-        like: the device in whose dtypes, and with whose kind of optimizer, it computes.
+        like: the device in whose dtypes it computes.
     """
 
     def __init__(self, plan: Plan, c: Configuration, *, device: Device = "cpu", like: Device = "cuda") -> None:
@@ -69,7 +69,7 @@ class Step:
 
         self.kind, self.dtype = device, half(like)
         self.classes = len(plan.labels)
-        self.network, self.optimizer = _parts(plan, c, device, for_each=like == "cuda")
+        self.network, self.optimizer = _parts(plan, c, device)
         self.image = torch.randn(c.batch_size, inputs(plan, c), *c.patch_size, device=device)
         self.label = torch.zeros(c.batch_size, 1, *c.patch_size, device=device)
 
@@ -160,26 +160,35 @@ def arithmetic(plan: Plan, c: Configuration) -> Arithmetic:
         return Arithmetic(counted(step.forward) // c.batch_size, counted(step))
 
 
-def measured_step(plan: Plan, c: Configuration, *, device: Device) -> Measured:
+def measured_step(plan: Plan, c: Configuration, *, device: Device, whole: bool = False) -> Measured:
     """A training step on this machine: the planned one on a GPU; on a CPU one of a smaller patch, which takes some
-    seconds."""
+    seconds, on one thread, as if the machine were idle.
+
+    Args:
+        plan: the whole plan.
+        c: one of its configurations, or another of that name.
+        device: that trains.
+        whole: also on a CPU the planned one, on all threads, and as long as it takes beside what else runs.
+    """
     import torch
 
-    small = c if device == "cuda" else _smaller(plan, c)
+    whole |= device == "cuda"
+    small = c if whole else _smaller(plan, c)
     step = Step(plan, small, device=device, like=device)
-    passes, updates = _least_seconds(step.gradients, device), _least_seconds(step.optimizer.step, device)
+    passes, updates = (_least_seconds(run, device, whole) for run in (step.gradients, step.optimizer.step))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return Measured(passes, updates, peak, arithmetic(plan, small).step)
 
 
-def _least_seconds(run: Callable[[], object], device: Device) -> float:
-    """The fastest of the calls within `MEASURED_SECONDS`, and of at least three. On a CPU it is the time that one
-    thread works, divided by the threads of a training: programs beside it do not count, nor does waiting for others."""
+def _least_seconds(run: Callable[[], object], device: Device, whole: bool) -> float:
+    """The fastest of the calls within `MEASURED_SECONDS`, and of at least three. Unless `whole`, it is the time that
+    one thread works, divided by the threads of a training: programs beside it do not count, nor does waiting for
+    others."""
     import torch
 
     threads = torch.get_num_threads()
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    clock, share = (time.perf_counter, 1) if device == "cuda" else (time.process_time, threads)
+    clock, share = (time.perf_counter, 1) if whole else (time.process_time, threads)
     times: list[float] = []
     try:
         torch.set_num_threads(threads // share)
@@ -211,16 +220,14 @@ def half(device: Device) -> "torch.dtype | None":
     return torch.bfloat16 if fast else None
 
 
-def _parts(plan: Plan, c: Configuration, device: Device, *, for_each: bool) -> tuple[Any, Any]:
-    """Network and optimizer as the templates have them. `for_each`: the optimizer updates all weights at once, which
-    needs memory for as many numbers, as is usual on CUDA."""
+def _parts(plan: Plan, c: Configuration, device: Device) -> tuple[Any, Any]:
+    """Network and optimizer as the templates have them."""
     import torch
     from monai.bundle import ConfigParser
 
     folder = templates_folder() / "configs"
     train, network = read_template(folder / "train.json"), read_template(folder / "parts" / "network.json")
     kept = {key: train[key] for key in ("optimizer", "learning_rate", "weight_decay")}
-    kept["optimizer"]["foreach"] = for_each
     values = {key: to_dict(getattr(c, key)) for key in ("patch_size", "strides", "features")}
     network |= {"in_channels": inputs(plan, c), "out_channels": len(plan.labels)}
     parser = ConfigParser({**kept, **values, "network": network})

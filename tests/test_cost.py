@@ -191,3 +191,21 @@ def test_the_command(tiny, bill, tmp_path, capsys, monkeypatch) -> None:
     assert "GPU memory of a prediction" in capsys.readouterr().out
     assert main(["cost", str(tiny.folder), "--bundles", str(tmp_path / "none")]) == 1
     assert "there is no plan.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch"),
+    [pytest.param(math.inf, TWO_D.batch_size, id="short"), pytest.param(0.0, 1, id="long")],
+)
+def test_time_is_divided_by_the_step_that_is_trained_where_it_is_short(monkeypatch, limit, batch) -> None:
+    """On a CPU: a small step, scaled, is up to half or twice as long as the real one."""
+    monkeypatch.setattr(footprint, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(footprint, "MEASURED_MULTIPLY_ADDS", 1)
+    monkeypatch.setattr(cost, "STEP_SECONDS", limit)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    batches, gradients = [], footprint.Step.gradients
+    monkeypatch.setattr(footprint.Step, "gradients", lambda s: batches.append(len(s.image)) or gradients(s))
+    (pace,) = cost.paces(TINY_PLAN, FACTS, [TWO_D])
+    assert pace.step_seconds > 0
+    assert pace.image_seconds > 0
+    assert batches[-1] == batch

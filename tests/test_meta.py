@@ -29,7 +29,9 @@ def on_meta(project, parse, without_values):
 
 
 def step(parser) -> None:
-    """Forward, loss, backward and optimizer, as MONAI's trainer does them; the batch comes from the CPU."""
+    """Forward, loss, backward and optimizer, as MONAI's trainer does them; the batch comes from the CPU. PyTorch's
+    fused optimizer knows no meta device."""
+    parser["optimizer#fused"] = False
     parts = {name: parser.get_parsed_content(name) for name in ("network", "loss", "optimizer", "train#inferer")}
     patch = parser.get_parsed_content("patch_size")
     inputs = CHANNELS + (CLASSES - 1 if "lowres_patch_size" in parser else 0)
