@@ -1,9 +1,12 @@
 """What a training shows."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
-from scripts.progress import draw_curve
+from ignite.engine import Engine, Events
+from scripts import progress
+from scripts.progress import EpochLog, draw_curve
 
 
 def history(names, rates=(1e-3, 1e-4)):
@@ -32,6 +35,40 @@ def test_a_rate_of_zero_is_left_out(tmp_path, monkeypatch) -> None:
     [line] = shown[2].get_lines()
     assert list(line.get_ydata()[:2]) == [1e-3, 1e-4]
     assert math.isnan(line.get_ydata()[2])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "drawn"),
+    [pytest.param(1.0, [1, 51, 101, 110], id="short epochs"), pytest.param(100.0, [*range(1, 111)], id="long epochs")],
+)
+def test_the_curve_takes_a_small_part_of_the_time(tmp_path, monkeypatch, seconds, drawn) -> None:
+    """A hundredth; the last epoch is drawn in any case, also by a training that goes on and is over at once."""
+    now, seen = [0.0], []
+
+    def draw(history, _, path, *__):
+        seen.append(len(history))
+        path.touch()
+        now[0] += 0.5
+
+    monkeypatch.setattr(progress, "draw_curve", draw)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    validator = SimpleNamespace(state=SimpleNamespace(metrics={"patch_dice": {"ball": 0.5}}))
+    values = dict.fromkeys(("train_loss", "val_loss", "train_average", "val_average", "lr"), 0.5)
+
+    def step(engine, _):
+        now[0] += seconds
+        engine.state.metrics = values
+        return [{"loss": 0.5}]
+
+    log, trainer = EpochLog(tmp_path, ["background", "ball"], validator), Engine(step)
+    log.attach(trainer)
+    trainer.run([0], max_epochs=110)
+    assert seen == drawn
+    trainer.fire_event(Events.COMPLETED)
+    assert seen == drawn
+    (tmp_path / "progress.png").unlink()
+    trainer.fire_event(Events.COMPLETED)
+    assert seen == [*drawn, 110]
 
 
 def spy(shown):

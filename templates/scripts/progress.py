@@ -26,6 +26,8 @@ INK, SOFT, LINE = "#1b2130", "#5b6475", "#d9dde4"
 COLORS = ("#2f6fb7", "#d1495b", "#2a9d74", "#b07aa1", "#c98a12", "#6b7280", "#17a2b8", "#8c564b")
 """Of losses and classes, as in the report of autoplan; the ninth is the first again."""
 NOT_VALIDATED = "trained on all cases, validated on none: what is called val is of these cases, too"
+DRAWING_PART = 0.01
+"""Part of the time that drawing the curve may take; short epochs are drawn some at a time."""
 MAX_LEGEND = 12
 """Classes that a legend names; more would hide what is drawn."""
 STYLE: dict[Any, Any] = {
@@ -74,6 +76,7 @@ class EpochLog:
 
     It must come after :class:`scripts.stopping.LossRules`, whose averages it shows, and before the checkpoint, which
     saves its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
+    progress.png may lack epochs that took less time than it; at the end it has them all.
 
     Args:
         output_dir: folder of curve.csv and progress.png.
@@ -92,6 +95,7 @@ class EpochLog:
         self.history: list[dict[str, float]] = []
         self._bar: Any = None
         self._epoch_start = self._wait_start = self._waited = 0.0
+        self._draw_next = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Take the time of epochs and of waiting for data; report at the end of every epoch."""
@@ -101,7 +105,7 @@ class EpochLog:
         engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._end_waiting)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._close())
+        engine.add_event_handler(Events.COMPLETED, self._end)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _fail(self, _: Engine, error: BaseException) -> None:
@@ -136,6 +140,14 @@ class EpochLog:
             self._bar.close()
             self._bar = None
 
+    def _end(self, _: Engine) -> None:
+        self._close()
+        if idist.get_rank() != 0:
+            return
+        curve, picture = self.output_dir / "curve.csv", self.output_dir / "progress.png"
+        if curve.is_file() and not (picture.is_file() and picture.stat().st_mtime_ns >= curve.stat().st_mtime_ns):
+            self._draw()
+
     def __call__(self, engine: Engine) -> None:
         self._close()
         if idist.get_rank() != 0:
@@ -156,7 +168,14 @@ class EpochLog:
             ", ".join(f"{name} {value:.3f}" for name, value in zip(self.classes, dice, strict=True)),
         )  # fmt: skip
         self._write_curve()
+        if time.monotonic() >= self._draw_next:
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draw the curve, and not again until this takes a small part of the time."""
+        start = time.monotonic()
         draw_curve(self.history, self.classes, self.output_dir / "progress.png", self.note)
+        self._draw_next = time.monotonic() + (time.monotonic() - start) / DRAWING_PART
 
     def _write_curve(self) -> None:
         def write(path: Path) -> None:
