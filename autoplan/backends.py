@@ -359,4 +359,4 @@ def _line(job: Job) -> str:
         return f"{job.name}: {r.state}"
     left = "" if r.seconds_left is None else f", about {duration(r.seconds_left)} left"
     losses = ", ".join(f"{n} {v:.3f}" for n, v in (("train", r.train_average), ("val", r.val_average)) if v is not None)
-    return f"{job.name}: epoch {r.epoch}/{r.max_epochs}, {losses}{left}"
+    return f"{job.name}: epoch {r.epochs}, {losses}{left}"

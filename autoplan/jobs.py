@@ -84,6 +84,11 @@ class Row:
     seconds_left: float | None = None
     reason: str = ""
 
+    @property
+    def epochs(self) -> str:
+        """`3/40`, or `3` where nobody knows yet how many there will be."""
+        return f"{self.epoch}/{self.max_epochs}" if self.max_epochs else str(self.epoch)
+
 
 def find_bundles(task: Path, configurations: Sequence[str] = ()) -> list[Path]:
     """The bundles of a task's folder, in the order of CONFIGURATIONS.
@@ -468,8 +473,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(r: Row) -> tuple[str, ...]:
-    epoch = f"{r.epoch}/{r.max_epochs}" if r.max_epochs else str(r.epoch)
     numbers = ["-" if v is None else f"{v:.3f}" for v in (r.train_average, r.val_average, r.dice)]
     left = "-" if r.seconds_left is None else tables.duration(r.seconds_left)
     said = "; ".join(filter(None, (NOT_VALIDATED if r.fold == ALL else "", r.reason)))
-    return (r.configuration, str(r.fold), r.state, epoch if r.epoch else "-", *numbers, left, said)
+    return (r.configuration, str(r.fold), r.state, r.epochs if r.epoch else "-", *numbers, left, said)

@@ -537,6 +537,11 @@ def test_status(task: Path, capsys: pytest.CaptureFixture) -> None:
     assert jobs.row(running).state == "waiting"
 
 
+@pytest.mark.parametrize(("allowed", "said"), [(40, "3/40"), (0, "3")], ids=["known", "not decided yet"])
+def test_epochs_in_words(allowed: int, said: str) -> None:
+    assert jobs.Row("2d", 0, "training", 3, allowed).epochs == said
+
+
 def test_status_supposes_the_recipe_of_the_last_start(task: Path) -> None:
     [quick] = jobs.jobs_of([task / "2d"], [0], recipe="quick", settings={"max_epochs": "5", "num_workers": "0"})
     quick.folder.mkdir(parents=True)

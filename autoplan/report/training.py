@@ -230,12 +230,11 @@ STATES: dict[str, Severity] = {"done": "good", "failed": "error", "stopped": "wa
 
 def _row(t: Training, *, energy: bool) -> Row:
     flat, seconds = t.flat_since, [e["seconds"] for e in t.epochs if "seconds" in e]
-    of = f"{t.row.epoch}/{t.row.max_epochs}" if t.row.max_epochs else str(t.row.epoch)
     return Row(
         [
             Cell(t.name),
             Cell(t.row.state, mark=STATES.get(t.row.state)),
-            Cell(of, t.row.epoch),
+            Cell(t.row.epochs, t.row.epoch),
             cell(t.row.train_average),
             cell(t.row.val_average),
             Cell(
