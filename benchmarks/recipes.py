@@ -14,6 +14,7 @@ one of them with its 95 % interval, as `autoplan select` computes it.
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -88,16 +89,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stable10": rate(1e-2, "stable"),
     "cosine10": rate(1e-2, "cosine"),
     "batch1": {"batch_size": 1},
+    "batch2": {"batch_size": 2},
     "batch4": {"batch_size": 4},
+    "batch8": {"batch_size": 8},
     "adamw": {**optimizer("AdamW", amsgrad=True), "weight_decay": 1e-2},
     "sgd": {**rate(1e-2, "warm"), **optimizer("SGD", momentum=0.95, nesterov=True)},
     "foreground5": {"foreground_fraction": 0.5},
     "mirrored": {"mirror_prob": 0.5},
+    "mirror0": {"mirror_prob": 0.5, "train#preprocessing#transforms#2#axes": [0]},
+    "augment5": {f"train#preprocessing#transforms#0#{name}_prob": 0.5 for name in ("rotation", "scaling", "elastic")},
     "plain": {"train#preprocessing": "@validate#preprocessing"},
+    "capped": {"features": "$[min(256, 16 * 2 ** level) for level in range(len(@strides))]"},
+    "dice2": {"+loss": {"lambda_dice": 1.0, "lambda_ce": 0.5}},
+    "entropy2": {"+loss": {"lambda_dice": 0.5, "lambda_ce": 1.0}},
+    "now": {**width(16), "batch_size": 1, **rate(1e-2, "warm")},
     "residual": {"+network_def": {"res_block": True}},
     "deep": {
         "+network_def": {"deep_supervision": True, "deep_supr_num": "$len(@strides) - 2"},
-        "+imports": ["$import math", f"$import sys; sys.path.append({str(Path(__file__).parents[1])!r})"],
         "train#trainer#loss_function": {"_target_": "benchmarks.recipes.DeepLoss", "loss": "@loss"},
     },
 }
@@ -193,7 +201,8 @@ def _run(
     words = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "monai.bundle", "run", step, "--config_file", str(files), *words]
     with (folder / f"{step}.log").open("w") as log:
-        subprocess.run(command, cwd=bundle, stdout=log, stderr=subprocess.STDOUT, check=True)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        subprocess.run(command, cwd=bundle, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
 
 
 def _averages(folder: Path) -> dict[str, Any]:
