@@ -527,7 +527,8 @@ def _train_within(
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
     places = backends.Machine(jobs, devices).places
-    setting = allocation.Setting(held.seconds, tuple(map(len, planned.folds)), num_images, places)
+    sizes = tuple(map(len, planned.folds))
+    setting = allocation.Setting(held.seconds, sizes, num_images, places, allocation.promise(planned.spacing))
     timed = Timed(
         held,
         setting,
