@@ -145,7 +145,8 @@ class EpochLog:
         if idist.get_rank() != 0:
             return
         curve, picture = self.output_dir / "curve.csv", self.output_dir / "progress.png"
-        if curve.is_file() and not (picture.is_file() and picture.stat().st_mtime_ns >= curve.stat().st_mtime_ns):
+        drawn = picture.stat().st_mtime_ns if picture.is_file() else 0
+        if self.history and curve.is_file() and drawn < curve.stat().st_mtime_ns:
             self._draw()
 
     def __call__(self, engine: Engine) -> None:
