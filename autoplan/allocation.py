@@ -17,10 +17,6 @@ from autoplan.tables import duration, table
 PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
 """Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead
 of 2D in most classes."""
-PROMISE_IN_THICK_SLICES = ("2d", "3d_fullres", LOWRES, CASCADE)
-THICK = 3.0
-"""The same, where voxels are at least so many times as long as wide. Source: docs/recipes.md; the number is the one
-from which nnU-Net 2.x takes images for anisotropic."""
 PLENTY = 4000
 """Iterations that each training of a configuration has before another one gets time."""
 WIDE = 5000
@@ -56,14 +52,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, how
-    many trainings run at a time, and the configurations from the one that promises most."""
+    """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, and
+    how many trainings run at a time."""
 
     seconds: float
     folds: tuple[int, ...]
     num_images: int
     places: int = 1
-    promise: tuple[str, ...] = PROMISE
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,6 @@ def parsed(text: str) -> float:
     return seconds
 
 
-def promise(spacing: Sequence[float]) -> tuple[str, ...]:
-    """Configurations from the one that promises most in little time, by the spacing that images are resampled to."""
-    *_, wide, long = sorted(spacing)
-    return PROMISE_IN_THICK_SLICES if long >= THICK * wide else PROMISE
-
-
 def divide(
     seconds: float,
     paces: Sequence[Pace],
@@ -128,7 +117,7 @@ def divide(
             raise AutoplanError(f"--budget: {CASCADE} needs all folds of {LOWRES}. Name both, and leave out --folds.")
         paces = [pace for pace in paces if pace.configuration != CASCADE]
     by_name = {pace.configuration: pace for pace in paces}
-    ranked = sorted(by_name, key=setting.promise.index)
+    ranked = sorted(by_name, key=PROMISE.index)
     for number in range(len(ranked), 0, -1):
         some = ranked[:number]
         is_last = all_of_them or number == 1

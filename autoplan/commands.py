@@ -527,8 +527,7 @@ def _train_within(
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
     places = backends.Machine(jobs, devices).places
-    sizes = tuple(map(len, planned.folds))
-    setting = allocation.Setting(held.seconds, sizes, num_images, places, allocation.promise(planned.spacing))
+    setting = allocation.Setting(held.seconds, tuple(map(len, planned.folds)), num_images, places)
     timed = Timed(
         held,
         setting,

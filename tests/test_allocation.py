@@ -51,20 +51,6 @@ def test_what_there_is_no_time_for(seconds: float, trained: dict[str, list[int]]
     assert len(found.left_out) == left_out
 
 
-@pytest.mark.parametrize(
-    ("spacing", "first"),
-    [
-        pytest.param((1.0, 1.0, 1.0), "3d_fullres", id="hippocampus"),
-        pytest.param((0.8, 0.8, 2.3), "3d_fullres", id="slices a little thicker"),
-        pytest.param((1.5, 1.5, 10.0), "2d", id="heart"),
-        pytest.param((5.0, 0.7, 0.7), "2d", id="another axis"),
-    ],
-)
-def test_where_slices_are_thick_2d_comes_first(spacing: tuple[float, ...], first: str) -> None:
-    setting = Setting(7200, FOLDS, 52, promise=allocation.promise(spacing))
-    assert {t.configuration for t in divide(7200, BOTH, setting).trainings} == {first}
-
-
 def test_what_the_user_names_is_trained() -> None:
     assert divide(600, BOTH, hippocampus(600), folds=[1, 2]).trainings == tuple(
         Training("3d_fullres", fold) for fold in (1, 2)
