@@ -41,7 +41,7 @@ def found(tmp_path, monkeypatch) -> provenance.Provenance:
                                         '"settings": {"batch_size": 4, "mirror_prob": 0.5}}')  # fmt: skip
     (folder / "best" / "models").mkdir(parents=True)
     (folder / "best" / "models" / "model.pt").write_text("shared")
-    trainings = [Training(Row("2d", 1, "trained", 3, 9), [], (), None)]
+    trainings = [Training(Row("2d", 1, "trained", 3, 9), [], (), None, results.training(fold))]
     dataset = datasets.load(project / "data" / TINY_PLAN.name)
     summaries = [Summary("case_0", False, content="x")]
     return provenance.read(dataset, TINY_PLAN, folder, "k" * 64, summaries, trainings)
@@ -72,7 +72,8 @@ def test_a_network_of_all_cases(tmp_path) -> None:
     (folder / "best" / "configs").mkdir(parents=True)
     about = {"choice": "by hand", "networks": {"2d": {"fold_all": "abc"}}}
     (folder / "best" / "configs" / "metadata.json").write_text(json.dumps({"autoplan": about}))
-    trainings = [Training(Row("2d", "all", "done", 3, 9), [], (), None)]
+    ended = results.training(results.fold_folder(folder / "2d", "all"))
+    trainings = [Training(Row("2d", "all", "done", 3, 9), [], (), None, ended)]
     dataset = datasets.load(project / "data" / TINY_PLAN.name)
     found = provenance.read(dataset, TINY_PLAN, folder, "k" * 64, [], trainings)
     assert dict(found.hashes)["2d fold all (all cases, not validated), model.pt"] == "abc"

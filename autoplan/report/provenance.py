@@ -62,8 +62,7 @@ def read(
         summaries: of all images; they know the digests of their voxels.
         trainings: whatever was trained.
     """
-    done = [(t, results.training(results.fold_folder(folder / t.row.configuration, t.row.fold))) for t in trainings]
-    finished = [(t, found) for t, found in done if found is not None]
+    finished = [(t, t.ended) for t in trainings if t.ended is not None]
     recipes: dict[str, results.Training] = {}
     for t, found in finished:
         recipes.setdefault(t.row.configuration, found)

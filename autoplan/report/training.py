@@ -43,14 +43,14 @@ class Start:
 @dataclass(frozen=True)
 class Training:
     """One fold of one configuration: how it stands, its curve, and its starts. `energy_kwh` is None where nothing has
-    measured it; `features` of the network are known when its training has ended. In the curve of fold "all", what is
-    called validation is of cases that were trained on."""
+    measured it, and `ended` while the training has not. In the curve of fold "all", what is called validation is of
+    cases that were trained on."""
 
     row: jobs.Row
     epochs: Epochs
     starts: tuple[Start, ...]
     energy_kwh: float | None
-    features: tuple[int, ...] = ()
+    ended: results.Training | None = None
 
     @property
     def name(self) -> str:
@@ -99,9 +99,8 @@ def read(folder: Path) -> list[Training]:
     for job in map(jobs.as_last_started, there):
         epochs, starts = results.curve(job.folder), _starts(job.log)
         if epochs or starts:
-            ended = results.training(job.folder)
-            features = ended.features if ended else ()
-            found.append(Training(jobs.row(job), epochs, starts, _energy(job.folder / ENERGY), features))
+            energy, ended = _energy(job.folder / ENERGY), results.training(job.folder)
+            found.append(Training(jobs.row(job), epochs, starts, energy, ended))
     return found
 
 
@@ -205,7 +204,7 @@ def _notes(trainings: Sequence[Training]) -> list[Block]:
 
 def _widths(plan: Plan, trainings: Sequence[Training]) -> list[Block]:
     """Which networks are not as wide as planned."""
-    trained = {(t.row.configuration, t.features) for t in trainings if t.features}
+    trained = {(t.row.configuration, t.ended.features) for t in trainings if t.ended and t.ended.features}
     return [
         Text(f"{c.name}: trained with {f[0]} to {f[-1]} feature maps; planned are {c.features[0]} to {c.features[-1]}.")
         for c in plan.configurations
