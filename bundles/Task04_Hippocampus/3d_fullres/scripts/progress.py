@@ -76,7 +76,7 @@ class EpochLog:
 
     It must come after :class:`scripts.stopping.LossRules`, whose averages it shows, and before the checkpoint, which
     saves its history, so that curve.csv and progress.png are whole after a restart. Only rank 0 shows and writes.
-    progress.png may lack epochs that took less time than it; at the end it has them all.
+    While a training runs, progress.png may lack its last epochs.
 
     Args:
         output_dir: folder of curve.csv and progress.png.
