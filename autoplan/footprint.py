@@ -8,7 +8,7 @@ tensor for its values, which fake ones lack; `_loss` stands in for it, with the 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from autoplan import topology
 from autoplan.axes import Shape
 from autoplan.errors import PlanError
 from autoplan.facts import Configuration, Plan, to_dict
-from autoplan.overlays import read_template, templates_folder
+from autoplan.overlays import load_script, read_template, templates_folder
 from autoplan.plan import num_input_channels
 
 if TYPE_CHECKING:
@@ -175,9 +175,18 @@ def measured_step(plan: Plan, c: Configuration, *, device: Device, whole: bool =
     whole |= device == "cuda"
     small = c if whole else _smaller(plan, c)
     step = Step(plan, small, device=device, like=device)
-    passes, updates = (_least_seconds(run, device, whole) for run in (step.gradients, step.optimizer.step))
+    with _convolutions(device):
+        passes, updates = (_least_seconds(run, device, whole) for run in (step.gradients, step.optimizer.step))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return Measured(passes, updates, peak, arithmetic(plan, small).step)
+
+
+def _convolutions(device: Device) -> AbstractContextManager[object]:
+    """Within it, a training computes its convolutions: see `logits` in the bundles' `scripts/precision.py`."""
+    if device == "cuda" or half(device):
+        return nullcontext()
+    mode: AbstractContextManager[object] = load_script("cpu", "autoplan.cpu").OneDNNConvolutions()
+    return mode
 
 
 def _least_seconds(run: Callable[[], object], device: Device, whole: bool) -> float:

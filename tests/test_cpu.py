@@ -1,6 +1,7 @@
 """What makes a network fast on a CPU."""
 
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -47,7 +48,7 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
         pytest.param(1, False, False, 1, id="one image"),
         pytest.param(2, False, False, 0, id="a batch, which torch leaves to oneDNN"),
         pytest.param(1, True, False, 0, id="mixed precision, as well"),
-        pytest.param(1, False, True, 0, id="training"),
+        pytest.param(1, False, True, 0, id="training, which needs gradients"),
     ],
 )
 def test_one_dnn_convolves_single_images(
@@ -61,6 +62,31 @@ def test_one_dnn_convolves_single_images(
         found, expected = logits(conv, images, amp), conv(images)
     assert len(called) == calls
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if amp else 1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize(
+    ("num", "size", "groups", "calls"),
+    [
+        pytest.param(1, 8, 1, ["aten::mkldnn_convolution"], id="one image"),
+        pytest.param(2, 8, 1, ["aten::mkldnn_convolution"], id="a batch, which torch leaves to oneDNN"),
+        pytest.param(1, 40, 1, ["aten::mkldnn_convolution"], id="a large image, as well"),
+        pytest.param(1, 8, 2, ["aten::mkldnn_convolution"], id="groups, as well"),
+    ],
+)
+def test_one_dnn_convolves_single_images_of_a_training(num: int, size: int, groups: int, calls: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = torch.nn.Conv3d(16, 32, 3, stride=(1, 2, 1), padding=1, groups=groups)
+    image = torch.randn(num, 16, size, size, 8, generator=generator, requires_grad=True)
+    expected = conv(image)
+    downstream = torch.randn(expected.shape, generator=generator)
+    wanted = torch.autograd.grad(expected, (image, *conv.parameters()), downstream)
+    with torch.profiler.profile() as profile:
+        found = logits(conv, image, amp=False)
+    gradients = torch.autograd.grad(found, (image, *conv.parameters()), downstream)
+    assert [e.key for e in profile.key_averages() if re.fullmatch("aten::(mkldnn|slow|thnn).*", e.key)] == calls
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
