@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,10 @@ Item = TypeVar("Item")
 MMAP_THRESHOLD, LARGEST_KEPT = -3, 512 * 2**20
 TRIM_THRESHOLD, MOST_KEPT = -1, 2**31 - 1
 ARENA_MAX, ARENAS = -8, 1
+
+SMALL = 20480
+"""Channels times voxels of the first two axes, up to which torch does not leave a single image to oneDNN. Source: torch
+2.13, ConvParams::use_mkldnn."""
 
 
 def default_num_workers() -> int:
@@ -60,7 +65,11 @@ def _convolution(
 ) -> torch.Tensor:
     is_plain = image.dtype == torch.float32 and isinstance(padding, tuple) and not torch.compiler.is_compiling()
     if len(image) == 1 and is_plain:
-        return torch.mkldnn_convolution(image, weight, bias, padding, stride, dilation, groups)
+        if not torch.is_grad_enabled():
+            return torch.mkldnn_convolution(image, weight, bias, padding, stride, dilation, groups)
+        if groups == 1 and len(weight) % 2 == 0 and math.prod(image.shape[1:4]) <= SMALL:
+            # The same sums, in two groups: those torch leaves to oneDNN whatever their size, and their gradients too.
+            return torch.conv3d(torch.cat([image, image], 1), weight, bias, stride, padding, dilation, 2)
     return torch.conv3d(image, weight, bias, stride, padding, dilation, groups)
 
 

@@ -52,7 +52,7 @@ def logits(network: Callable[..., torch.Tensor], inputs: torch.Tensor, amp: bool
         stack.enter_context(torch.autocast(inputs.device.type, enabled=amp))
         if inputs.device.type == "cpu":
             keep_freed_memory()
-            if not amp and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available():
+            if not amp and torch.backends.mkldnn.is_available():
                 stack.enter_context(OneDNNConvolutions())
         return network(inputs).float()
 
