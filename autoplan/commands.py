@@ -24,6 +24,7 @@ from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.allocation import Training
+from autoplan.axes import Spacing
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
 from autoplan.facts import (
@@ -77,6 +78,7 @@ def plan(
     table: str = "",
     group_by: str = "",
     gpu_memory: str = "",
+    spacing: str = "",
 ) -> None:
     """Plans a dataset and writes a bundle for each configuration.
 
@@ -98,6 +100,8 @@ def plan(
             stay in one fold.
         gpu_memory: of the smallest GPU that will train, such as 8GB: what would not fit gets a smaller batch, then a
             smaller patch. It is kept for later plans of the task; none takes it back.
+        spacing: that the networks see, mm along x, y and z, such as 3,3,10, in place of the median of the cases. It is
+            kept, too.
     """
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
     _check_planning(cascade, force=force)
@@ -106,11 +110,11 @@ def plan(
     given = layouts.Layout(images, labels, labels_are, channels, table, group_by)
     loaded, layout = _load(dataset, root, bundles, given)
     task = Path(bundles) / loaded.name
-    limit = _gpu_memory(gpu_memory, task)
+    limit, own_spacing = _gpu_memory(gpu_memory, task), _own_spacing(spacing, task)
     for line in layouts.notes(loaded, layout):
         print(line)
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes, scheduler)
-    planned = _fitted(plans.plan(facts, cascade=cascade, **_divided(loaded)), limit)
+    planned = _fitted(plans.plan(facts, cascade=cascade, own_spacing=own_spacing, **_divided(loaded)), limit)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     written = _render(planned, loaded, Path(bundles), force=force)
     saved.save_plan(planned, task, fingerprint_key=facts.key)
@@ -408,6 +412,7 @@ def run(
     table: str = "",
     group_by: str = "",
     gpu_memory: str = "",
+    spacing: str = "",
     **settings: str,
 ) -> None:
     """Plans, trains, selects and predicts, one after the other.
@@ -437,11 +442,14 @@ def run(
         table: csv file with the columns case, label, one a channel, and perhaps fold.
         group_by: column of the table, or regular expression on the names, as for plan.
         gpu_memory: of the smallest GPU that will train, as for plan.
+        spacing: that the networks see, as for plan.
     """
     started = time.monotonic()
     _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_ and gpu_memory:
         raise AutoplanError("--gpu_memory and --from exclude each other: a bundle's networks are as large as they are.")
+    if from_ and spacing:
+        raise AutoplanError("--spacing and --from exclude each other: a bundle's networks have their own spacing.")
     _check_planning(cascade, force=force)
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     check_settings(settings, _keys())
@@ -456,7 +464,7 @@ def run(
             plan(
                 dataset, root=root, bundles=bundles, cascade=cascade, force=force, images=images, labels=labels,
                 labels_are=labels_are, channels=channels, table=table, group_by=group_by, gpu_memory=gpu_memory,
-                scheduler=scheduler,
+                spacing=spacing, scheduler=scheduler,
             )  # fmt: skip
             if not quick and not budget:
                 _cost_if_unknown(dataset, root, bundles)
@@ -841,6 +849,19 @@ def _gpu_memory(given: str, task: Path) -> int | None:
         return None if given == "none" else budget.parsed(given)
     try:
         return saved.load_plan(task).gpu_memory
+    except AutoplanError:
+        return None
+
+
+def _own_spacing(given: str, task: Path) -> Spacing | None:
+    """The spacing that a flag gives, or else that of the plan that is there, if it was given; None where none was."""
+    if given and given != "none":
+        found = re.fullmatch(",".join([r" *(\d{1,4}(?:\.\d{1,6})?) *"] * 3), given)
+        lengths = tuple(map(float, found.groups())) if found else (0.0,)
+        _check("spacing", given, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")
+        return lengths
+    try:
+        return None if given else saved.load_plan(task).own_spacing
     except AutoplanError:
         return None
 

@@ -206,7 +206,8 @@ class Plan:
     `normalization` has an entry for each channel. `nonzero_only` is requirement "masked normalization" of section 2.2.
     `single_component` holds the label values that are one connected component in every training label (section 2.5).
     `folds[k]` names the validation cases of fold k. `formats` names those of its files. `origin` is None where
-    networks start from random weights. `gpu_memory` is the limit in bytes that the plan was fitted to, if any.
+    networks start from random weights. `gpu_memory` is the limit in bytes that the plan was fitted to, if any, and
+    `own_spacing` the one that was given in place of the median, mm, if any.
     Voxels of the label value `ignore` are not known. `training_range` is None in plans of older versions.
     """
 
@@ -226,6 +227,7 @@ class Plan:
     gpu_memory: int | None = None
     ignore: int | None = None
     training_range: TrainingRange | None = None
+    own_spacing: Spacing | None = None
 
     @property
     def spacing(self) -> Spacing:

@@ -33,6 +33,7 @@ def plan(
     *,
     cascade: Cascade = "auto",
     max_features: int | None = None,
+    own_spacing: Spacing | None = None,
     groups: Mapping[str, str] | None = None,
     own_folds: Mapping[str, int] | None = None,
 ) -> Plan:
@@ -42,17 +43,25 @@ def plan(
         fingerprint: facts of the dataset.
         cascade: "auto" plans the cascade where the criterion of section 2.2 applies, "always" and "never" override it.
         max_features: cap on the feature maps of a stage; None, as in the paper, means no cap.
+        own_spacing: that every case is resampled to, mm; None, as in the paper, means the median.
         groups: patient, site or scanner of each case, whose cases stay in one fold; None: none are known.
         own_folds: fold of each case, where the user divides; None: they are drawn.
 
     Raises:
-        PlanError: fewer than two cases, an unknown value of `cascade`, or a constant CT foreground.
+        PlanError: fewer than two cases, an unknown value of `cascade`, a constant CT foreground, or an `own_spacing`
+            that makes the median image too large.
     """
     if cascade not in typing.get_args(Cascade):
         raise PlanError(f"cascade is one of {', '.join(typing.get_args(Cascade))}, not {cascade!r}.")
     folds = _folds(fingerprint.cases, groups, own_folds)
-    spacing = rules.target_spacing([c.spacing for c in fingerprint.cases])
+    median = rules.target_spacing([c.spacing for c in fingerprint.cases])
+    spacing = own_spacing or median
     shape = rules.median_shape(fingerprint.cases, spacing)
+    if own_spacing and math.prod(shape) > rules.MAX_MEDIAN_VOXELS:
+        raise PlanError(
+            f"--spacing {_times(spacing)} mm makes a median image of {_times(shape)} voxels. The median spacing is "
+            f"{_times(median)} mm."
+        )
     num_cases = len(fingerprint.cases)
     planned = configurations(shape, spacing, num_cases=num_cases, cascade=cascade, max_features=max_features)
     normalization = tuple(map(rules.normalization, fingerprint.modalities, fingerprint.intensities))
@@ -68,7 +77,7 @@ def plan(
         folds=folds,
         configurations=planned,
         decisions=(
-            *_geometry_decisions(shape, spacing, num_cases=num_cases),
+            *_geometry_decisions(shape, spacing, median, num_cases=num_cases),
             _cascade_decision(shape, planned, cascade),
             *_intensity_decisions(fingerprint, normalization),
             _component_decision(fingerprint),
@@ -79,6 +88,7 @@ def plan(
         formats=fingerprint.formats,
         ignore=fingerprint.ignore,
         training_range=rules.training_range(fingerprint.cases),
+        own_spacing=own_spacing,
     )
 
 
@@ -191,12 +201,13 @@ def _million(voxels: float) -> str:
     return f"{voxels / 1e6:.2f} million" if voxels >= 1e5 else f"{voxels:g}"
 
 
-def _geometry_decisions(shape: Shape, spacing: Spacing, *, num_cases: int) -> tuple[Decision, ...]:
+def _geometry_decisions(shape: Shape, spacing: Spacing, median: Spacing, *, num_cases: int) -> tuple[Decision, ...]:
     """Target spacing, median shape, slice axis."""
     axis = rules.slice_axis(spacing)
+    given = "" if spacing == median else f" --spacing {','.join(f'{s:g}' for s in spacing)} was given in its place."
     return (
-        Decision("", "spacing", f"{_times(spacing)} mm", "section 2.2",
-                 f"The median spacing of the {num_cases} training cases, axis by axis, is {_times(spacing)} mm."),
+        Decision("", "spacing", f"{_times(spacing)} mm", "--spacing" if given else "section 2.2",
+                 f"The median spacing of the {num_cases} training cases, axis by axis, is {_times(median)} mm.{given}"),
         Decision("", "median_shape", _times(shape), "section 2.2",
                  f"Cropped to the nonzero region and resampled to that spacing, the median image has {_times(shape)} "
                  "voxels."),

@@ -49,6 +49,9 @@ FINE_TUNING_DIVISOR = 3
 the whole rate the first steps undo much of what the network knows; with much less, the weights of new classes, which
 start at random, take too long."""
 
+MAX_MEDIAN_VOXELS = 2**31
+"""Voxels of the median image at a spacing that was given; more is a mistake in its unit. Our choice."""
+
 Cascade = Literal["auto", "never", "always"]
 
 

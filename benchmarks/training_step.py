@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 from scripts.cpu import keep_freed_memory
 
 
-def network_for(patch: tuple[int, ...]) -> torch.nn.Module:
-    """The network that is planned for Task04_Hippocampus, deeper for a larger patch."""
+def network_for(patch: tuple[int, ...], first: int = 30) -> torch.nn.Module:
+    """The network that is planned for Task04_Hippocampus, deeper for a larger patch, with `first` features on the first
+    level."""
     poolings = min(5, *((n & -n).bit_length() - 1 for n in patch))
-    features = [min(30 * 2**level, 320) for level in range(poolings + 1)]
+    features = [min(first * 2**level, 320) for level in range(poolings + 1)]
     return DynUNet(
         len(patch), 1, 3, [3] * (poolings + 1), [1] + [2] * poolings, [2] * poolings, features,
         norm_name=("INSTANCE", {"affine": True}),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, write_project
 
-from autoplan import commands, files, flags, prediction, sharing
+from autoplan import commands, files, flags, prediction, saved, sharing
 from autoplan import cost as costs
 from autoplan.__main__ import main
 from autoplan.commands import COMMANDS
@@ -298,6 +298,26 @@ def test_a_plain_name_is_allowed() -> None:
     sharing.check_name(None)
 
 
+def test_a_spacing_is_kept_until_it_is_taken_back(tiny, tmp_path, capsys) -> None:
+    bundles = tmp_path / "bundles"
+    task = bundles / tiny.folder.name
+    words = ["plan", str(tiny.folder), "--bundles", str(bundles), "--num_processes", "1"]
+    assert main([*words, "--spacing", "2,2.5,3"]) == 0
+    assert main(words) == 0
+    assert saved.load_plan(task).own_spacing == (2.0, 2.5, 3.0)
+    inference = json.loads((task / "2d" / "configs" / "inference.json").read_text())
+    assert inference["target_spacing"] == [2.0, 2.5, 3.0]
+    assert main([*words, "--spacing", "none", "--force"]) == 0
+    assert saved.load_plan(task).own_spacing is None
+    capsys.readouterr()
+    for wrong in ("2,2", "2,2,0", "a,b,c", "2 x 2 x 2", "1,1,-1", "1,1,1e9"):
+        assert main([*words, f"--spacing={wrong}"]) == 1
+        said = capsys.readouterr().err
+        assert f"--spacing takes three lengths in mm along x, y and z, such as 3,3,10, not '{wrong}'." in said
+    assert main(["run", *words[1:4], "--from", "x", "--spacing", "2,2,2"]) == 1
+    assert "--spacing and --from exclude each other" in capsys.readouterr().err
+
+
 # run.
 
 
@@ -315,6 +335,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
         "table": "t",
         "group_by": "g",
         "gpu_memory": "8GB",
+        "spacing": "3,3,10",
     }
     words += ["--max_epochs", "3", "--device", "cpu", *(f"--{name}={value}" for name, value in layout.items())]
     assert main(["run", str(tiny.folder), *words]) == 0

@@ -66,15 +66,15 @@ def test_one_dnn_convolves_single_images(
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 @pytest.mark.parametrize(
-    ("num", "size", "groups", "calls"),
+    ("num", "size", "groups"),
     [
-        pytest.param(1, 8, 1, ["aten::mkldnn_convolution"], id="one image"),
-        pytest.param(2, 8, 1, ["aten::mkldnn_convolution"], id="a batch, which torch leaves to oneDNN"),
-        pytest.param(1, 40, 1, ["aten::mkldnn_convolution"], id="a large image, as well"),
-        pytest.param(1, 8, 2, ["aten::mkldnn_convolution"], id="groups, as well"),
+        pytest.param(1, 8, 1, id="one image"),
+        pytest.param(2, 8, 1, id="a batch, which torch leaves to oneDNN"),
+        pytest.param(1, 40, 1, id="a large image, as well"),
+        pytest.param(1, 8, 2, id="groups, as well"),
     ],
 )
-def test_one_dnn_convolves_single_images_of_a_training(num: int, size: int, groups: int, calls: list[str]) -> None:
+def test_one_dnn_convolves_single_images_of_a_training(num: int, size: int, groups: int) -> None:
     generator = torch.Generator().manual_seed(0)
     conv = torch.nn.Conv3d(16, 32, 3, stride=(1, 2, 1), padding=1, groups=groups)
     image = torch.randn(num, 16, size, size, 8, generator=generator, requires_grad=True)
@@ -84,7 +84,8 @@ def test_one_dnn_convolves_single_images_of_a_training(num: int, size: int, grou
     with torch.profiler.profile() as profile:
         found = logits(conv, image, amp=False)
     gradients = torch.autograd.grad(found, (image, *conv.parameters()), downstream)
-    assert [e.key for e in profile.key_averages() if re.fullmatch("aten::(mkldnn|slow|thnn).*", e.key)] == calls
+    kinds = [e.key for e in profile.key_averages() if re.fullmatch("aten::(mkldnn|slow|thnn).*", e.key)]
+    assert kinds == ["aten::mkldnn_convolution"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-3)
 

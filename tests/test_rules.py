@@ -90,6 +90,24 @@ def test_spacing_and_shape_are_medians() -> None:
     assert rules.median_shape(cases, target) == (21, 10, 10)
 
 
+def test_a_spacing_may_be_given_in_place_of_the_median() -> None:
+    facts = fingerprint(five(shape=(256, 216, 9), cropped_shape=(256, 216, 9), spacing=(1.5, 1.5, 10.0)))
+    found, usual = plan(facts, own_spacing=(3.0, 3.0, 10.0)), plan(facts)
+    assert (found.own_spacing, usual.own_spacing) == ((3.0, 3.0, 10.0), None)
+    assert found.spacing == (3.0, 3.0, 10.0)
+    assert found.configuration("2d").patch_size == (128, 112)
+    assert [c.name for c in found.configurations] == [c.name for c in usual.configurations]
+    [decision] = [d for d in found.decisions if d.name == "spacing"]
+    assert (decision.value, decision.source) == ("3 x 3 x 10 mm", "--spacing")
+    assert decision.because.endswith("is 1.5 x 1.5 x 10 mm. --spacing 3,3,10 was given in its place.")
+    assert "--spacing" not in str(usual.decisions)
+
+
+def test_a_spacing_in_another_unit_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"--spacing 0.003 x 0.003 x 0.01 mm makes a median .* is 1.5 x 1.5 x 10"):
+        plan(fingerprint(five(spacing=(1.5, 1.5, 10.0))), own_spacing=(0.003, 0.003, 0.01))
+
+
 def test_a_median_of_a_half_is_rounded_up() -> None:
     cases = [case(cropped_shape=(n, 10, 10)) for n in (20, 21)]
     assert rules.median_shape(cases, (1.0, 1.0, 1.0)) == (21, 10, 10)
