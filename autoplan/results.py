@@ -141,6 +141,11 @@ def budgeted_epochs(folder: Path) -> int:
     return epochs if isinstance(epochs, int) and _is_count(epochs) else 0
 
 
+def trained_seconds(folder: Path) -> float | None:
+    """What the training of the fold in `folder` took of the time that it was given; None where that is not told."""
+    return _number(read_object(folder / BUDGET).get("seconds"))
+
+
 def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
     """The result of the fold in `folder`, or what it lacks: the end of a sentence that starts with "the fold".
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from autoplan import allocation
+from autoplan import allocation, results
 from autoplan.allocation import Division, Pace, Training
 from autoplan.backends import Outcome
 from autoplan.errors import TrainingError
@@ -107,7 +107,7 @@ class Timed:
             ended = run(list(timed.values()))
             outcomes |= ended
             if undecided == list(wave):
-                done = [t for t, job in timed.items() if job in ended and ended[job].state == "done"]
+                done = {t: job for t, job in timed.items() if job in ended and ended[job].state == "done"}
                 self._learn(done, self.ledger.gone - before)
         return outcomes
 
@@ -131,13 +131,14 @@ class Timed:
         given = {**features, **dict(job.settings), **time}
         return replace(job, settings=tuple(sorted(given.items())))
 
-    def _learn(self, done: Iterable[Training], seconds: float) -> None:
+    def _learn(self, done: Mapping[Training, Job], seconds: float) -> None:
         """Compare how long the validation of a wave took, which ran without a pause, with what was expected."""
         slower = dict(self.ledger.decisions.get(SLOWER, {}))
         expected = {pace.configuration: pace for pace in self.division.paces}
-        for t in done:
+        for t, job in done.items():
             if t.fold != ALL:
-                took = max(0.0, seconds - self.shares[t].seconds)
+                trained = results.trained_seconds(job.folder) or self.shares[t].seconds
+                took = max(0.0, seconds - trained)
                 usual = allocation.validation(t, expected[t.configuration], self.setting)
                 slower[t.configuration] = min(SLOWEST, took / usual)
         self.ledger.decide(SLOWER, slower)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, Stub, wait_until, write_project
 
-from autoplan import allocation, commands, cost, saved, timed
+from autoplan import allocation, commands, cost, results, saved, timed
 from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
@@ -40,6 +40,7 @@ class Clock:
         self.now, self.slow, self.folder, self.seconds = 0.0, slow, folder, seconds
         self.ran: list[Job] = []
         self.validation = 20.0
+        self.tells = True
 
     def ledger(self) -> Ledger:
         return Ledger(self.folder, "run", self.seconds, started=self.now, clock=lambda: self.now)
@@ -56,6 +57,11 @@ class Clock:
             for job in jobs
             if job.fold is not None
         ]
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            if job.fold is not None and self.tells:
+                seconds = self.slow(job) * float(dict(job.settings)["budget_seconds"])
+                (job.folder / results.BUDGET).write_text(json.dumps({"seconds": seconds}))
         self.now += max(took, default=10)
         self.ran += jobs
         return {job: Outcome("done") for job in jobs}  # of those that ran
@@ -96,6 +102,19 @@ def test_a_slow_prediction_is_noticed(tmp_path: Path, jobs: Mapping[Training, Jo
     images = 5 * SETTING.num_images * found.paces["3d_fullres"].image_seconds
     assert images == pytest.approx(5 * 50 * 0.1 * 200 / 19, rel=0.1)
     assert held.gone + images <= 7200
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["it tells", "it does not"])
+def test_a_training_that_ends_late_is_no_slow_prediction(
+    tells: bool, tmp_path: Path, jobs: Mapping[Training, Job]
+) -> None:
+    clock = Clock(tmp_path, 7200, lambda _: 1.03)
+    clock.tells = tells
+    held, found = clock.timed()
+    found.run(jobs, clock.run)
+    factor = found.paces["3d_fullres"].image_seconds / 0.1
+    assert (factor == pytest.approx(20 / 19)) == tells
+    assert held.gone + allocation.after(found.division.trainings, found.paces, SETTING) <= 7200
 
 
 def test_nothing_begins_when_the_time_is_over(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
