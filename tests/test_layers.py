@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "jobs": {"settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
     "supervisor": {"facts", "lease", "processes", "failures", "jobs"},
     "ledger": {"files"},
-    "timed": {"allocation", "errors", "facts", "tables", "ledger", "jobs", "backends"},
+    "timed": {"allocation", "errors", "facts", "tables", "ledger", "results", "jobs", "backends"},
     "backends": {"tables", "facts", "supervisor", "lease", "processes", "failures", "jobs"},
     "cluster": {"errors", "supervisor", "lease", "backends", "failures", "jobs"},
     "choice": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
