@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,15 @@ def test_what_it_comes_from(found) -> None:
     blocks = provenance.section(TINY_PLAN, found, None).blocks
     assert next(b.text for b in blocks if isinstance(b, Code)).splitlines() == list(found.commands)
     assert any(isinstance(b, Table) for b in blocks)
+
+
+def test_the_command_that_plans_has_what_was_given(tmp_path, monkeypatch) -> None:
+    project = write_project(tmp_path)
+    monkeypatch.chdir(project)
+    given = replace(TINY_PLAN, gpu_memory=8 * 2**30, own_spacing=(3.0, 1.5, 10.0))
+    dataset = datasets.load(project / "data" / TINY_PLAN.name)
+    found = provenance.read(dataset, given, Path("bundles") / TINY_PLAN.name, "k" * 64, [], [])
+    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} --gpu_memory 8GB --spacing 3,1.5,10"
 
 
 def test_a_network_of_all_cases(tmp_path) -> None:
