@@ -22,6 +22,11 @@ def from_table_order(values: Sequence[T]) -> tuple[T, ...]:
     return tuple(reversed(values))
 
 
+def as_flag(values: Sequence[float]) -> str:
+    """Values as the flag of a command has them, 3,3,10; the same numbers when they are read again."""
+    return ",".join(f"{v:.10g}" for v in values)
+
+
 def without_axis(values: Sequence[T], axis: int) -> tuple[T, ...]:
     """Values of the axes that remain when `axis` is taken out: a volume's entries become its slices' entries."""
     return tuple(v for i, v in enumerate(values) if i != axis)

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from json import dumps
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from autoplan import allocation, backends, budget, layouts, readings, saved, topology
 from autoplan import choice as choices
@@ -59,6 +59,8 @@ from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
 from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training
+
+T = TypeVar("T")
 
 
 def plan(
@@ -845,25 +847,30 @@ def _workers(scheduler: str, folder: Path) -> AbstractContextManager[fingerprint
 
 def _gpu_memory(given: str, task: Path) -> int | None:
     """The limit that a flag gives, or else that of the plan that is there; None where there is none."""
-    if given:
-        return None if given == "none" else budget.parsed(given)
-    try:
-        return saved.load_plan(task).gpu_memory
-    except AutoplanError:
-        return None
+    return _kept(given, task, budget.parsed, lambda planned: planned.gpu_memory)
 
 
 def _own_spacing(given: str, task: Path) -> Spacing | None:
     """The spacing that a flag gives, or else that of the plan that is there, if it was given; None where none was."""
-    if given and given != "none":
-        found = re.fullmatch(",".join([r" *(\d{1,4}(?:\.\d{1,6})?) *"] * 3), given)
-        lengths = tuple(map(float, found.groups())) if found else (0.0,)
-        _check("spacing", given, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")
-        return lengths
+    return _kept(given, task, _spacing, lambda planned: planned.own_spacing)
+
+
+def _kept(given: str, task: Path, parsed: Callable[[str], T], of: Callable[[Plan], T | None]) -> T | None:
+    """What a flag of planning gives, none being nothing, or else what the plan that is there keeps."""
+    if given:
+        return None if given == "none" else parsed(given)
     try:
-        return None if given else saved.load_plan(task).own_spacing
+        return of(saved.load_plan(task))
     except AutoplanError:
         return None
+
+
+def _spacing(text: str) -> Spacing:
+    """Lengths along x, y and z, mm."""
+    found = re.fullmatch(",".join([r" *(\d{1,4}(?:\.\d{1,6})?) *"] * 3), text)
+    lengths = tuple(map(float, found.groups())) if found else (0.0,)
+    _check("spacing", text, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")
+    return lengths
 
 
 def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, Fold], None]:

@@ -67,10 +67,10 @@ def test_what_it_comes_from(found) -> None:
 def test_the_command_that_plans_has_what_was_given(tmp_path, monkeypatch) -> None:
     project = write_project(tmp_path)
     monkeypatch.chdir(project)
-    given = replace(TINY_PLAN, gpu_memory=8 * 2**30, own_spacing=(3.0, 1.5, 10.0))
+    given = replace(TINY_PLAN, gpu_memory=8 * 2**30, own_spacing=(3.0, 1.488281, 10.0))
     dataset = datasets.load(project / "data" / TINY_PLAN.name)
     found = provenance.read(dataset, given, Path("bundles") / TINY_PLAN.name, "k" * 64, [], [])
-    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} --gpu_memory 8GB --spacing 3,1.5,10"
+    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} --gpu_memory 8GB --spacing 3,1.488281,10"
 
 
 def test_a_network_of_all_cases(tmp_path) -> None:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from autoplan import __version__, crossvalidation, layouts, results, saved
+from autoplan.axes import as_flag
 from autoplan.choice import mean_intervals
 from autoplan.dataset import DESCRIPTION
 from autoplan.facts import ALL, Configuration, Dataset, Fold, Plan
@@ -138,7 +139,7 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     first = plan.configurations[0].name
     where = crossvalidation.where_flag(folder / first)
     limit = f" --gpu_memory {plan.gpu_memory / 2**30:g}GB" if plan.gpu_memory else ""
-    spacing = f" --spacing {','.join(f'{s:g}' for s in plan.own_spacing)}" if plan.own_spacing else ""
+    spacing = f" --spacing {as_flag(plan.own_spacing)}" if plan.own_spacing else ""
     commands = [crossvalidation.planning_command(folder / first) + limit + spacing]
     groups: dict[tuple[str, str], list[Fold]] = {}
     for t in trainings:
