@@ -143,6 +143,23 @@ def divide(
     )
 
 
+def is_short(
+    seconds: float,
+    paces: Sequence[Pace],
+    setting: Setting,
+    *,
+    folds: Sequence[Fold] = (),
+    all_of_them: bool = False,
+) -> bool:
+    """Whether trainings would be left out, or be as short, of the one configuration that promises most or of those that
+    the user named. Arguments as for `divide`."""
+    by_name = {pace.configuration: pace for pace in paces}
+    names = sorted(by_name, key=PROMISE.index)[: None if all_of_them else 1]
+    trainings = [Training(name, fold) for name in names for fold in folds or range(len(setting.folds))]
+    given = share(seconds, trainings, trainings, by_name, setting)
+    return min(iterations(given, by_name[name]) for name in names) < WORTHWHILE
+
+
 def _as_wide_as_possible(
     seconds: float, trainings: Sequence[Training], paces: Sequence[Pace], setting: Setting
 ) -> tuple[Pace, ...]:

@@ -9,14 +9,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from json import dumps
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from autoplan import allocation, backends, budget, layouts, readings, saved, topology
+from autoplan import allocation, backends, budget, layouts, readings, rules, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -24,7 +24,7 @@ from autoplan import fingerprint as fingerprints
 from autoplan import plan as plans
 from autoplan import prediction as predictions
 from autoplan.allocation import Training
-from autoplan.axes import Spacing
+from autoplan.axes import Spacing, as_flag
 from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
 from autoplan.facts import (
@@ -61,6 +61,8 @@ from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training
 
 T = TypeVar("T")
+SPACING = "spacing"
+"""What a ledger keeps: the one that was chosen because time is short."""
 
 
 def plan(
@@ -343,7 +345,7 @@ def train(
     given = settings | ({"mirror": mirror} if mirror else {})
     if budget:
         with _ledger(dataset, bundles, "train", configurations, folds, budget) as held:
-            _train_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0)
+            _train_within(_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0))
         return
     asked = _jobs(dataset, bundles, configurations, folds, _recipe(quick), given)
     backend = _backend(jobs, scheduler, slurm, settings)
@@ -456,6 +458,10 @@ def run(
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     check_settings(settings, _keys())
     reported = partial(_reported, dataset, root, bundles)
+    held = _ledger(dataset, bundles, "run", configurations, folds, budget, started) if budget else None
+    if held is not None and not spacing and (spacing := held.decisions.get(SPACING, "")):
+        # The plan comes last, so where it has none yet, planning again was interrupted and bundles may be in the way.
+        force = force or _own_spacing("", held.path.parent) is None
     if from_:
         loaded, layout = _load(
             dataset, root, bundles, layouts.Layout(images, labels, labels_are, channels, table, group_by)
@@ -470,9 +476,9 @@ def run(
             )  # fmt: skip
             if not quick and not budget:
                 _cost_if_unknown(dataset, root, bundles)
-    test = _load(dataset, root, bundles)[0].test
+    loaded, _ = _load(dataset, root, bundles)
     on_all = ALL in _listed(folds)
-    with _ledger(dataset, bundles, "run", configurations, folds, budget, started) if budget else nullcontext() as held:
+    with held or nullcontext():
         with nullcontext() if held else reported():
             if held is None:
                 train(
@@ -481,7 +487,10 @@ def run(
                 )  # fmt: skip
             else:
                 given = settings | ({"mirror": mirror} if mirror else {})
-                trained = _train_within(held, dataset, bundles, configurations, folds, jobs, given, len(test))
+                within = _within(held, dataset, bundles, configurations, folds, jobs, given, len(loaded.test))
+                again = partial(plan, dataset, root=root, bundles=bundles, cascade=cascade, force=True)
+                paces = None if spacing else _coarser_if_short(within, loaded, lambda chosen: again(spacing=chosen))
+                trained = _train_within(within, paces)
                 on_all = on_all or all(t.fold == ALL for t in trained)
                 configurations = ",".join(dict.fromkeys(t.configuration for t in trained))
         with reported():
@@ -489,7 +498,7 @@ def run(
                 dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
                 configurations=configurations if on_all else "",
             )  # fmt: skip
-        if test:
+        if loaded.test:
             predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
         if held is not None:
             print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
@@ -508,15 +517,37 @@ def _widths(planned: Plan, folder: Path, name: str, settings: Mapping[str, str])
 def _ledger(
     dataset: str, bundles: str, command: str, configurations: str, folds: str, given: str, started: float | None = None
 ) -> Ledger:
-    """The time of a command on a task, which was planned."""
-    folder = Path(bundles) / _task(dataset)
-    find_bundles(folder)
-    seconds = allocation.parsed(given)
+    """The time of a command on a task."""
+    folder, seconds = Path(bundles) / _task(dataset), allocation.parsed(given)
     named = [text for text in (configurations, f"folds {folds}" if folds else "", f"{seconds:g} s") if text]
     return Ledger(folder, f"{command}, {', '.join(named)}", seconds, started=started)
 
 
-def _train_within(
+@dataclass(frozen=True)
+class _Within:
+    """Trainings for which a command was given a time: what is asked for, what the time is for, and where they run."""
+
+    held: Ledger
+    folder: Path
+    asked: list[Job]
+    folds: list[Fold]
+    named: bool
+    settings: dict[str, str]
+    jobs: int | None
+    devices: list[str]
+    setting: allocation.Setting
+
+    def paces(self) -> list[allocation.Pace]:
+        """What each network takes here."""
+        from autoplan import cost as costs
+
+        planned, facts = saved.load_plan(self.folder), saved.load_fingerprint(self.folder / saved.FINGERPRINT)
+        names = dict.fromkeys(job.configuration for job in self.asked)
+        widths = [c for name in names for c in _widths(planned, self.folder, name, self.settings)]
+        return costs.paces(planned, facts, widths)
+
+
+def _within(
     held: Ledger,
     dataset: str,
     bundles: str,
@@ -525,37 +556,58 @@ def _train_within(
     jobs: int | None,
     settings: dict[str, str],
     num_images: int,
-) -> list[Training]:
-    """Trains what the time of a ledger is worth, and returns that."""
-    from autoplan import cost as costs
-
+) -> _Within:
+    """What the flags ask for."""
     folder = Path(bundles) / _task(dataset)
-    planned, facts = saved.load_plan(folder), saved.load_fingerprint(folder / saved.FINGERPRINT)
-    every = ",".join(map(str, [*range(len(planned.folds)), ALL]))
+    sizes = tuple(map(len, saved.load_plan(folder).folds))
+    every = ",".join(map(str, [*range(len(sizes)), ALL]))
     asked = _jobs(dataset, bundles, configurations, folds or every, "budget", settings)
-    names = list(dict.fromkeys(job.configuration for job in asked))
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
-    places = backends.Machine(jobs, devices).places
-    setting = allocation.Setting(held.seconds, tuple(map(len, planned.folds)), num_images, places)
+    setting = allocation.Setting(held.seconds, sizes, num_images, backends.Machine(jobs, devices).places)
+    return _Within(held, folder, asked, _folds(folds), bool(configurations), settings, jobs, devices, setting)
+
+
+def _train_within(within: _Within, paces: list[allocation.Pace] | None = None) -> list[Training]:
+    """Trains what the time of a ledger is worth, and returns that. `paces`: what was measured already."""
+    wanted: dict[str, Any] = {"folds": within.folds, "all_of_them": within.named}
     timed = Timed(
-        held,
-        setting,
-        measure=lambda: costs.paces(planned, facts, [c for n in names for c in _widths(planned, folder, n, settings)]),
-        divide=lambda left, paces: allocation.divide(
-            left, paces, setting, folds=_folds(folds), all_of_them=bool(configurations)
-        ),
+        within.held,
+        within.setting,
+        measure=lambda: paces or within.paces(),
+        divide=lambda left, found: allocation.divide(left, found, within.setting, **wanted),
     )
     for line in timed.report():
         print(line)
-    display = backends.Display()
-    by_training = jobs_by_training(asked)
-    outcomes = timed.run(
-        by_training, lambda some: backends.run_all(some, backends.Machine(jobs, devices, fills=False), display)
-    )
+    display, machine = backends.Display(), partial(backends.Machine, within.jobs, within.devices, fills=False)
+    by_training = jobs_by_training(within.asked)
+    outcomes = timed.run(by_training, lambda some: backends.run_all(some, machine(), display))
     trained = [t for t, share in timed.shares.items() if share.seconds]
     _tell_end([timed.job(by_training[t], t) for t in trained], outcomes)
     return trained
+
+
+def _coarser_if_short(within: _Within, dataset: Dataset, again: Callable[[str], None]) -> list[allocation.Pace] | None:
+    """Plans a task `again` at twice the spacing, where its trainings would be short and labels keep enough at it; not
+    where the user chose a spacing, or anything was decided or trained. Else returns what the networks take, if it was
+    measured."""
+    planned = saved.load_plan(within.folder)
+    if within.held.decisions or planned.own_spacing or any(within.folder.glob("*/models/*")):
+        return None
+    paces = within.paces()
+    wanted: dict[str, Any] = {"folds": within.folds, "all_of_them": within.named}
+    if not allocation.is_short(within.held.left, paces, within.setting, **wanted):
+        return paces
+    from autoplan import coarse
+
+    spacing = rules.coarser(planned.configurations[0].spacing)
+    kept = coarse.dice_kept(dataset, spacing)
+    print(coarse.told(spacing, kept))
+    if kept < coarse.LEAST_DICE:
+        return paces
+    within.held.decide(SPACING, as_flag(spacing))
+    again(as_flag(spacing))
+    return None
 
 
 def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:

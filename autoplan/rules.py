@@ -120,6 +120,14 @@ def low_resolution(
     return tuple(max(1, round_half_up(n)) for n in low), coarse
 
 
+def coarser(spacing: Spacing) -> Spacing:
+    """Spacing of images for which there is more time: one doubling, as for the cascade's first stage.
+
+    Source: our choice, by the rule of arXiv:1809.10486, section 2.2; docs/recipes.md has what was measured.
+    """
+    return _doubled((1.0,) * len(spacing), spacing, tolerance=SPACING_TOLERANCE)[1]
+
+
 def _doubled(shape: tuple[float, ...], spacing: Spacing, *, tolerance: float) -> tuple[tuple[float, ...], Spacing]:
     """One doubling of the spacing of the finer axes, or of all axes where none is finer."""
     limit = max(spacing) * (1 + tolerance)

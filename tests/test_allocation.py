@@ -1,5 +1,7 @@
 """How a given time is divided over trainings."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +118,26 @@ def test_it_fits_and_is_worth_it(
     trained = list(dict.fromkeys(t.configuration for t in found))
     assert trained == sorted(trained, key=PROMISE.index)
     assert "3d_cascade_fullres" not in trained or "3d_lowres" in trained
+
+
+@pytest.mark.parametrize(
+    ("minutes", "step", "wanted", "expected"),
+    [
+        pytest.param(120, 1.0, {}, False, id="five folds of one configuration, 1,250 iterations each"),
+        pytest.param(120, 1.5, {}, True, id="830 each"),
+        pytest.param(120, 1.0, {"all_of_them": True}, True, id="two configurations, half as long each"),
+        pytest.param(120, 1.5, {"folds": [0]}, False, id="one fold"),
+        pytest.param(1, 1.0, {}, True, id="no time at all"),
+    ],
+)
+def test_time_is_short_where_folds_would_be_left_out(
+    minutes: int, step: float, wanted: dict[str, Any], expected: bool
+) -> None:
+    paces = [Pace("2d", step, 0.1), Pace("3d_fullres", step, 0.1)]
+    setting = Setting(60 * minutes, (16,) * 5, 40)
+    assert allocation.is_short(60 * minutes, paces, setting, **wanted) is expected
+    if not wanted and not expected:
+        assert len(divide(60 * minutes, paces, setting).trainings) == 5
 
 
 def test_a_cascade_needs_its_first_stage() -> None:

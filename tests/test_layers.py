@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "render": {"settings", "overlays", "files", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
     "footprint": {"errors", "axes", "facts", "overlays", "topology", "plan"},
     "allocation": {"errors", "facts", "tables"},
+    "coarse": {"axes", "facts", "topology", "rules", "images", "evaluation"},
     "cost": {"allocation", "files", "axes", "facts", "footprint", "render", "rules", "topology"},
     "budget": {"errors", "axes", "facts", "topology", "rules", "plan"},
     "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},

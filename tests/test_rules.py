@@ -128,6 +128,7 @@ def test_the_cascade_needs_more_than_four_patches() -> None:
 )
 def test_finer_axes_are_doubled_first(spacing, expected) -> None:
     assert rules.low_resolution((400, 400, 200), spacing) == expected
+    assert rules.coarser(spacing) == expected[1], "where time is short, too"
 
 
 def test_the_cascade_can_be_asked_for_and_refused() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, Stub, wait_until, write_project
 
-from autoplan import allocation, commands, cost, results, saved, timed
+from autoplan import allocation, coarse, commands, cost, results, saved, timed
 from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
@@ -222,6 +222,44 @@ def test_run_for_a_time(
     said = capsys.readouterr().out
     assert re.search(r"It took \d+ s of 30 s\.", said)
     assert "No time for 2d" in said
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("words", "kept", "expected"),
+    [
+        pytest.param([], 0.95, ["", "3,2.5,4"], id="labels keep enough"),
+        pytest.param([], 0.92, [""], id="they do not"),
+        pytest.param(["--spacing", "none"], 0.95, ["none"], id="the user has chosen"),
+        pytest.param(["--folds", "0"], 0.95, [""], id="there is time"),
+    ],
+)
+def test_coarser_images_where_time_is_short(
+    words: list[str], kept: float, expected: list[str], stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is planned again, once: before anything is decided or trained."""
+    planned: list[tuple[str, bool]] = []
+    monkeypatch.setattr(commands, "plan", lambda _, spacing="", force=False, **__: planned.append((spacing, force)))
+    for name in ("select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: None)
+    monkeypatch.setattr(coarse, "dice_kept", lambda *_: kept)
+    command = ["run", TINY_PLAN.name, "--budget", "30s", *words]
+    assert main(command) == 0
+    assert planned == [(spacing, number > 0) for number, spacing in enumerate(expected)]
+    decided = next(iter(read_object(stub.task / "budget.json").values()))["decisions"]
+    assert decided.get(commands.SPACING, "") == "".join(expected[1:])
+    assert main(command) == 0
+    # Planning again that was interrupted, as here where the plan knows no spacing, goes on by force.
+    assert planned[len(expected) :] == [(expected[-1], len(expected) > 1)]
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_task_that_was_trained_keeps_its_spacing(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse, "dice_kept", lambda *_: pytest.fail("it looks at labels"))
+    for name in ("plan", "select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: None)
+    (stub.task / "2d" / "models" / "fold_0").mkdir(parents=True)
+    assert main(["run", TINY_PLAN.name, "--budget", "30s"]) == 0
 
 
 @pytest.mark.usefixtures("measured")
