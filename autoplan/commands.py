@@ -525,13 +525,13 @@ def _ledger(
 
 @dataclass(frozen=True)
 class _Within:
-    """Trainings for which a command was given a time: what is asked for, what the time is for, and where they run."""
+    """Trainings for which a command was given a time: what is asked for, what the time is for, and where they run.
+    `wanted` is what the user named, as `allocation.divide` takes it."""
 
     held: Ledger
     folder: Path
     asked: list[Job]
-    folds: list[Fold]
-    named: bool
+    wanted: dict[str, Any]
     settings: dict[str, str]
     jobs: int | None
     devices: list[str]
@@ -565,17 +565,17 @@ def _within(
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
     setting = allocation.Setting(held.seconds, sizes, num_images, backends.Machine(jobs, devices).places)
-    return _Within(held, folder, asked, _folds(folds), bool(configurations), settings, jobs, devices, setting)
+    wanted = {"folds": _folds(folds), "all_of_them": bool(configurations)}
+    return _Within(held, folder, asked, wanted, settings, jobs, devices, setting)
 
 
 def _train_within(within: _Within, paces: list[allocation.Pace] | None = None) -> list[Training]:
     """Trains what the time of a ledger is worth, and returns that. `paces`: what was measured already."""
-    wanted: dict[str, Any] = {"folds": within.folds, "all_of_them": within.named}
     timed = Timed(
         within.held,
         within.setting,
         measure=lambda: paces or within.paces(),
-        divide=lambda left, found: allocation.divide(left, found, within.setting, **wanted),
+        divide=lambda left, found: allocation.divide(left, found, within.setting, **within.wanted),
     )
     for line in timed.report():
         print(line)
@@ -595,8 +595,7 @@ def _coarser_if_short(within: _Within, dataset: Dataset, again: Callable[[str], 
     if within.held.decisions or planned.own_spacing or any(within.folder.glob("*/models/*")):
         return None
     paces = within.paces()
-    wanted: dict[str, Any] = {"folds": within.folds, "all_of_them": within.named}
-    if not allocation.is_short(within.held.left, paces, within.setting, **wanted):
+    if not allocation.is_short(within.held.left, paces, within.setting, **within.wanted):
         return paces
     from autoplan import coarse
 
