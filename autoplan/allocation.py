@@ -17,6 +17,9 @@ from autoplan.tables import duration, table
 PROMISE = ("3d_fullres", "2d", LOWRES, CASCADE)
 """Configurations from the one that promises most in little time. Source: arXiv:1809.10486, Table 2, where 3D is ahead
 of 2D in most classes."""
+THICK = 3.0
+"""Slices are thick where the coarsest spacing of the networks is so many times the finest; there 2D promises most.
+Source: the number is nnU-Net's threshold of anisotropy (doi:10.1038/s41592-020-01008-z), the order was measured."""
 PLENTY = 4000
 """Iterations that each training of a configuration has before another one gets time."""
 WIDE = 5000
@@ -52,13 +55,14 @@ class Pace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, and
-    how many trainings run at a time."""
+    """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, how
+    many trainings run at a time, and the configurations from the one that promises most, see `promise`."""
 
     seconds: float
     folds: tuple[int, ...]
     num_images: int
     places: int = 1
+    promise: tuple[str, ...] = PROMISE
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,16 @@ def parsed(text: str) -> float:
     return seconds
 
 
+def promise(spacing: Sequence[float]) -> tuple[str, ...]:
+    """Configurations from the one that promises most in little time.
+
+    Args:
+        spacing: that the networks see, mm.
+    """
+    is_thick = max(spacing) >= THICK * min(spacing)
+    return tuple(sorted(PROMISE, key=lambda name: name != "2d")) if is_thick else PROMISE
+
+
 def divide(
     seconds: float,
     paces: Sequence[Pace],
@@ -117,7 +131,7 @@ def divide(
             raise AutoplanError(f"--budget: {CASCADE} needs all folds of {LOWRES}. Name both, and leave out --folds.")
         paces = [pace for pace in paces if pace.configuration != CASCADE]
     by_name = {pace.configuration: pace for pace in paces}
-    ranked = sorted(by_name, key=PROMISE.index)
+    ranked = sorted(by_name, key=setting.promise.index)
     for number in range(len(ranked), 0, -1):
         some = ranked[:number]
         is_last = all_of_them or number == 1
@@ -151,10 +165,10 @@ def is_short(
     folds: Sequence[Fold] = (),
     all_of_them: bool = False,
 ) -> bool:
-    """Whether trainings would be left out, or be as short, of the one configuration that promises most or of those that
-    the user named. Arguments as for `divide`."""
+    """Whether trainings would be left out, or have fewer than `WORTHWHILE` iterations: those of the configuration that
+    promises most, or of all that the user named. Arguments as for `divide`."""
     by_name = {pace.configuration: pace for pace in paces}
-    names = sorted(by_name, key=PROMISE.index)[: None if all_of_them else 1]
+    names = sorted(by_name, key=setting.promise.index)[: None if all_of_them else 1]
     trainings = [Training(name, fold) for name in names for fold in folds or range(len(setting.folds))]
     given = share(seconds, trainings, trainings, by_name, setting)
     return min(iterations(given, by_name[name]) for name in names) < WORTHWHILE
@@ -180,7 +194,8 @@ def _fewer(num_folds: int) -> list[list[Fold]]:
 def _left_out(ranked: Sequence[str], some: Sequence[str], folds: Sequence[Fold], setting: Setting) -> Iterable[str]:
     """What there is no time for; of `folds`, which are empty where the user named them."""
     if others := [name for name in ranked if name not in some]:
-        yield f"{' and '.join(others)}, and ensembles with it" if len(some) == 1 else " and ".join(others)
+        listed = " and ".join(filter(None, (", ".join(others[:-1]), others[-1])))
+        yield f"{listed}, and ensembles with {'it' if len(others) == 1 else 'them'}" if len(some) == 1 else listed
     missing = [fold for fold in range(len(setting.folds)) if folds and fold not in folds]
     if missing and list(folds) == [ALL]:
         yield "cross-validation: the one network is trained on all cases, and has no score"
@@ -238,23 +253,36 @@ def epoch_length(seconds: float, pace: Pace) -> int:
 # The division, in words.
 
 
-def report(seconds: float, division: Division, paces: Mapping[str, Pace], setting: Setting, given: float) -> list[str]:
-    """What is trained and what is left out, before it begins.
+def report(
+    seconds: float,
+    division: Division,
+    missing: Sequence[Training],
+    paces: Mapping[str, Pace],
+    setting: Setting,
+    given: float,
+) -> list[str]:
+    """What is trained and what is left out, before it begins or goes on.
 
     Args:
         seconds: that are left.
         division: what is trained.
+        missing: trainings that have not begun; there are some.
         paces: by configuration.
         setting: what the time is for.
-        given: seconds of each training.
+        given: seconds of each of them.
     """
-    names = list(dict.fromkeys(t.configuration for t in division.trainings))
     rows: list[tuple[str, ...]] = [("configuration", "features", "folds", "a training", "iterations")]
-    for name in names:
-        folds = ", ".join(str(t.fold) for t in division.trainings if t.configuration == name)
+    for name in dict.fromkeys(t.configuration for t in missing):
+        folds = ", ".join(str(t.fold) for t in missing if t.configuration == name)
         features = "-".join(map(str, (paces[name].features[:1] + paces[name].features[-1:])))
         rows.append((name, features, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
-    rest = seconds - given * math.ceil(len(division.trainings) / setting.places)
+    rest = max(0.0, seconds - max(0.0, given) * math.ceil(len(missing) / setting.places))
     lines = [f"Time: {duration(seconds)} of {duration(setting.seconds)} left.", table(rows, left=3)]
-    lines.append(f"Validation and what comes after the trainings: about {duration(rest)}.")
+    begun = len(division.trainings) - len(missing)
+    others = (
+        f"{begun} of {len(division.trainings)} trainings have begun; what they lack, validation"
+        if begun
+        else "Validation"
+    )
+    lines.append(f"{others} and what comes after the trainings: about {duration(rest)}.")
     return lines + [f"No time for {text}." for text in division.left_out]

@@ -9,14 +9,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from json import dumps
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from autoplan import allocation, backends, budget, layouts, readings, rules, saved, topology
+from autoplan import allocation, backends, budget, layouts, readings, saved, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -29,8 +28,6 @@ from autoplan.choice import Choice
 from autoplan.errors import AutoplanError, one_line, shortened
 from autoplan.facts import (
     ALL,
-    CASCADE,
-    LOWRES,
     Case,
     Configuration,
     ConfigurationName,
@@ -40,7 +37,7 @@ from autoplan.facts import (
     Plan,
     to_dict,
 )
-from autoplan.files import check_writable, read_object
+from autoplan.files import check_writable
 from autoplan.flags import Command
 from autoplan.jobs import (
     Job,
@@ -59,10 +56,9 @@ from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
 from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training
+from autoplan.within import Within, coarser_if_short, decided_spacing, is_trained
 
 T = TypeVar("T")
-SPACING = "spacing"
-"""What a ledger keeps: the one that was chosen because time is short."""
 
 
 def plan(
@@ -118,7 +114,7 @@ def plan(
     for line in layouts.notes(loaded, layout):
         print(line)
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes, scheduler)
-    planned = _fitted(plans.plan(facts, cascade=cascade, own_spacing=own_spacing, **_divided(loaded)), limit)
+    planned = _planned_by(loaded, facts, cascade, limit, own_spacing)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     written = _render(planned, loaded, Path(bundles), force=force)
     saved.save_plan(planned, task, fingerprint_key=facts.key)
@@ -459,9 +455,10 @@ def run(
     check_settings(settings, _keys())
     reported = partial(_reported, dataset, root, bundles)
     held = _ledger(dataset, bundles, "run", configurations, folds, budget, started) if budget else None
-    if held is not None and not spacing and (spacing := held.decisions.get(SPACING, "")):
-        # The plan comes last, so where it has none yet, planning again was interrupted and bundles may be in the way.
-        force = force or _own_spacing("", held.path.parent) is None
+    if held is not None and not spacing and not is_trained(held):
+        # It may have been killed while it planned for this spacing: bundles are in the way then.
+        spacing = as_flag(decided_spacing(held) or ())
+        force = force or bool(spacing)
     if from_:
         loaded, layout = _load(
             dataset, root, bundles, layouts.Layout(images, labels, labels_are, channels, table, group_by)
@@ -487,9 +484,9 @@ def run(
                 )  # fmt: skip
             else:
                 given = settings | ({"mirror": mirror} if mirror else {})
-                within = _within(held, dataset, bundles, configurations, folds, jobs, given, len(loaded.test))
+                asked = partial(_within, held, dataset, bundles, configurations, folds, jobs, given, len(loaded.test))
                 again = partial(plan, dataset, root=root, bundles=bundles, cascade=cascade, force=True)
-                paces = None if spacing else _coarser_if_short(within, loaded, lambda chosen: again(spacing=chosen))
+                within, paces = (asked(), None) if spacing else _coarser_if_short(asked, loaded, cascade, again)
                 trained = _train_within(within, paces)
                 on_all = on_all or all(t.fold == ALL for t in trained)
                 configurations = ",".join(dict.fromkeys(t.configuration for t in trained))
@@ -504,16 +501,6 @@ def run(
             print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
 
 
-def _widths(planned: Plan, folder: Path, name: str, settings: Mapping[str, str]) -> list[Configuration]:
-    """A configuration with the batch of a training for a given time; and as a narrow network, unless the features are
-    set, or it is part of a cascade, whose stages are one bundle."""
-    recipe = read_object(folder / name / "configs" / "budget.json")
-    wide = replace(planned.configuration(name), batch_size=int(settings.get("batch_size", recipe["batch_size"])))
-    if "features" in settings or name in (LOWRES, CASCADE) or wide.features[0] <= allocation.NARROW:
-        return [wide]
-    return [wide, replace(wide, features=topology.features(len(wide.strides), base=allocation.NARROW))]
-
-
 def _ledger(
     dataset: str, bundles: str, command: str, configurations: str, folds: str, given: str, started: float | None = None
 ) -> Ledger:
@@ -521,30 +508,6 @@ def _ledger(
     folder, seconds = Path(bundles) / _task(dataset), allocation.parsed(given)
     named = [text for text in (configurations, f"folds {folds}" if folds else "", f"{seconds:g} s") if text]
     return Ledger(folder, f"{command}, {', '.join(named)}", seconds, started=started)
-
-
-@dataclass(frozen=True)
-class _Within:
-    """Trainings for which a command was given a time: what is asked for, what the time is for, and where they run.
-    `wanted` is what the user named, as `allocation.divide` takes it."""
-
-    held: Ledger
-    folder: Path
-    asked: list[Job]
-    wanted: dict[str, Any]
-    settings: dict[str, str]
-    jobs: int | None
-    devices: list[str]
-    setting: allocation.Setting
-
-    def paces(self) -> list[allocation.Pace]:
-        """What each network takes here."""
-        from autoplan import cost as costs
-
-        planned, facts = saved.load_plan(self.folder), saved.load_fingerprint(self.folder / saved.FINGERPRINT)
-        names = dict.fromkeys(job.configuration for job in self.asked)
-        widths = [c for name in names for c in _widths(planned, self.folder, name, self.settings)]
-        return costs.paces(planned, facts, widths)
 
 
 def _within(
@@ -556,26 +519,46 @@ def _within(
     jobs: int | None,
     settings: dict[str, str],
     num_images: int,
-) -> _Within:
+) -> Within:
     """What the flags ask for."""
     folder = Path(bundles) / _task(dataset)
-    sizes = tuple(map(len, saved.load_plan(folder).folds))
+    find_bundles(folder)
+    planned, facts = saved.load_plan(folder), saved.load_fingerprint(folder / saved.FINGERPRINT)
+    sizes = tuple(map(len, planned.folds))
     every = ",".join(map(str, [*range(len(sizes)), ALL]))
     asked = _jobs(dataset, bundles, configurations, folds or every, "budget", settings)
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
-    setting = allocation.Setting(held.seconds, sizes, num_images, backends.Machine(jobs, devices).places)
-    wanted = {"folds": _folds(folds), "all_of_them": bool(configurations)}
-    return _Within(held, folder, asked, wanted, settings, jobs, devices, setting)
+    places = backends.Machine(jobs, devices).places
+    setting = allocation.Setting(held.seconds, sizes, num_images, places, allocation.promise(planned.spacing))
+    return Within(held, planned, facts, asked, _names(configurations), _folds(folds), settings, jobs, devices, setting)
 
 
-def _train_within(within: _Within, paces: list[allocation.Pace] | None = None) -> list[Training]:
+def _coarser_if_short(
+    asked: Callable[[], Within], dataset: Dataset, cascade: Cascade, again: Callable[..., None]
+) -> tuple[Within, list[allocation.Pace] | None]:
+    """What is `asked` for, by a plan for coarser images where time is short; and what the networks take, if it was
+    measured. `again` plans the task."""
+    within = asked()
+    look = coarser_if_short(
+        within, dataset, partial(_planned_by, dataset, within.facts, cascade, within.planned.gpu_memory)
+    )
+    if look.said:
+        print(look.said)
+    if look.spacing is None:
+        return within, look.paces
+    again(spacing=as_flag(look.spacing))
+    return asked(), look.paces
+
+
+def _train_within(within: Within, paces: list[allocation.Pace] | None = None) -> list[Training]:
     """Trains what the time of a ledger is worth, and returns that. `paces`: what was measured already."""
     timed = Timed(
         within.held,
+        within.planned,
         within.setting,
         measure=lambda: paces or within.paces(),
-        divide=lambda left, found: allocation.divide(left, found, within.setting, **within.wanted),
+        divide=within.divide,
     )
     for line in timed.report():
         print(line)
@@ -585,28 +568,6 @@ def _train_within(within: _Within, paces: list[allocation.Pace] | None = None) -
     trained = [t for t, share in timed.shares.items() if share.seconds]
     _tell_end([timed.job(by_training[t], t) for t in trained], outcomes)
     return trained
-
-
-def _coarser_if_short(within: _Within, dataset: Dataset, again: Callable[[str], None]) -> list[allocation.Pace] | None:
-    """Plans a task `again` at twice the spacing, where its trainings would be short and labels keep enough at it; not
-    where the user chose a spacing, or anything was decided or trained. Else returns what the networks take, if it was
-    measured."""
-    planned = saved.load_plan(within.folder)
-    if within.held.decisions or planned.own_spacing or any(within.folder.glob("*/models/*")):
-        return None
-    paces = within.paces()
-    if not allocation.is_short(within.held.left, paces, within.setting, **within.wanted):
-        return paces
-    from autoplan import coarse
-
-    spacing = rules.coarser(planned.configurations[0].spacing)
-    kept = coarse.dice_kept(dataset, spacing)
-    print(coarse.told(spacing, kept))
-    if kept < coarse.LEAST_DICE:
-        return paces
-    within.held.decide(SPACING, as_flag(spacing))
-    again(as_flag(spacing))
-    return None
 
 
 def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
@@ -918,7 +879,8 @@ def _kept(given: str, task: Path, parsed: Callable[[str], T], of: Callable[[Plan
 
 def _spacing(text: str) -> Spacing:
     """Lengths along x, y and z, mm."""
-    found = re.fullmatch(",".join([r" *(\d{1,4}(?:\.\d{1,6})?) *"] * 3), text)
+    number = r" *(\d{1,4}(?:\.\d{1,12})?(?:e-\d\d?)?) *"
+    found = re.fullmatch(",".join([number] * 3), text)
     lengths = tuple(map(float, found.groups())) if found else (0.0,)
     _check("spacing", text, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")
     return lengths
@@ -940,8 +902,11 @@ def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, F
     return measure
 
 
-def _fitted(planned: Plan, gpu_memory: int | None) -> Plan:
+def _planned_by(
+    dataset: Dataset, facts: Fingerprint, cascade: Cascade, gpu_memory: int | None, own_spacing: Spacing | None
+) -> Plan:
     """The plan, or the one whose trainings fit a GPU."""
+    planned = plans.plan(facts, cascade=cascade, own_spacing=own_spacing, **_divided(dataset))
     if gpu_memory is None:
         return planned
     from autoplan import footprint

@@ -17,7 +17,7 @@ from autoplan.files import read_object, write_text_atomically
 
 NAME = "budget.json"
 BEAT_SECONDS = 5.0
-"""Seconds that a kill of the command may hide."""
+"""Seconds that a kill of the command may hide, once anything is decided."""
 
 
 class Ledger:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 
 from autoplan import rules, topology
-from autoplan.axes import Shape, Spacing, as_flag, without_axis
+from autoplan.axes import Shape, Spacing, without_axis
 from autoplan.errors import PlanError
 from autoplan.facts import (
     CaseFacts,
@@ -204,7 +204,11 @@ def _million(voxels: float) -> str:
 def _geometry_decisions(shape: Shape, spacing: Spacing, median: Spacing, *, num_cases: int) -> tuple[Decision, ...]:
     """Target spacing, median shape, slice axis."""
     axis = rules.slice_axis(spacing)
-    given = "" if spacing == median else f" --spacing {as_flag(spacing)} was given in its place."
+    given = (
+        ""
+        if spacing == median
+        else f" {_times(spacing)} mm was chosen in its place, by --spacing or because time was short."
+    )
     return (
         Decision("", "spacing", f"{_times(spacing)} mm", "--spacing" if given else "section 2.2",
                  f"The median spacing of the {num_cases} training cases, axis by axis, is {_times(median)} mm.{given}"),

@@ -1,5 +1,6 @@
 """Trainings for a given time, one wave after the other: each gets its share of what is left when it begins."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +9,14 @@ from autoplan import allocation, results
 from autoplan.allocation import Division, Pace, Training
 from autoplan.backends import Outcome
 from autoplan.errors import TrainingError
-from autoplan.facts import ALL, from_dict, to_dict
+from autoplan.facts import ALL, Plan, from_dict, to_dict
 from autoplan.jobs import Job, caching_jobs
 from autoplan.ledger import Ledger
 from autoplan.tables import duration
 
-DIVISION, SLOWER, TRAININGS = "division", "slower than expected", "trainings"
-"""What a ledger keeps: which trainings there are, how many times as long as expected the validation of a configuration
-took, and what each training has got."""
+DIVISION, PLAN, SLOWER, TRAININGS = "division", "plan", "slower than expected", "trainings"
+"""What a ledger keeps: which trainings there are, by which plan, how many times as long as expected the validation of a
+configuration took, and what each training has got."""
 SLOWEST = 10.0
 """More than so many times as long as expected is no validation, but a machine that stood still. Our choice."""
 Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
@@ -35,14 +36,19 @@ class Timed:
 
     Args:
         ledger: its decisions hold; what is not decided yet is.
+        plan: that they are trainings of.
         setting: what the time is for.
         divide: which trainings the seconds that are left are worth, by what they take here.
         measure: what they take here; asked once.
+
+    Raises:
+        TrainingError: the ledger is damaged, or its decisions are about another plan.
     """
 
     def __init__(
         self,
         ledger: Ledger,
+        plan: Plan,
         setting: allocation.Setting,
         measure: Callable[[], Sequence[Pace]],
         divide: Callable[[float, Sequence[Pace]], Division],
@@ -50,6 +56,9 @@ class Timed:
         self.ledger, self.setting = ledger, setting
         if DIVISION not in ledger.decisions:
             ledger.decide(DIVISION, to_dict(divide(ledger.left, measure())))
+            ledger.decide(PLAN, _key(plan))
+        if ledger.decisions.get(PLAN, _key(plan)) != _key(plan):
+            raise TrainingError(f"{ledger.path}: the time was divided for another plan. Remove it to divide it anew.")
         try:
             self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
             self.shares, self.paces  # noqa: B018 (they can be read)
@@ -77,10 +86,10 @@ class Timed:
         """How the time is divided, in words."""
         missing = [t for t in self.division.trainings if t not in self.shares]
         if not missing:
-            left, seconds = duration(self.ledger.left), duration(self.ledger.seconds)
+            left, seconds = duration(max(0.0, self.ledger.left)), duration(self.ledger.seconds)
             return [f"Time: {left} of {seconds} left. All trainings have had theirs."]
         given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
-        return allocation.report(self.ledger.left, self.division, self.paces, self.setting, given)
+        return allocation.report(self.ledger.left, self.division, missing, self.paces, self.setting, given)
 
     def run(self, jobs: Mapping[Training, Job], run: Run) -> dict[Job, Outcome]:
         """Train. The caches are filled first, so that this is not taken from the first training.
@@ -94,14 +103,20 @@ class Timed:
         """
         outcomes: dict[Job, Outcome] = {}
         trainings = self.division.trainings
+        for t in trainings:
+            if t not in self.shares and _has_begun(jobs[t]):
+                raise TrainingError(
+                    f"{jobs[t].name} was begun with another recipe, or for another time. Go on with that one, or "
+                    f"remove {jobs[t].folder} to start anew."
+                )
         if TRAININGS not in self.ledger.decisions:
             fillers = caching_jobs([jobs[t] for t in trainings], 1)
             run(list(dict.fromkeys(filler for some in fillers.values() for filler in some)))
         for start in range(0, len(trainings), self.setting.places):
             wave = trainings[start : start + self.setting.places]
-            undecided = [t for t in wave if t not in self.shares]
+            undecided = [t for t in wave if self._is_open(t, jobs[t])]
             if undecided:
-                self._decide(undecided, [t for t in trainings[start:] if t not in self.shares])
+                self._decide(undecided, [t for t in trainings[start:] if self._is_open(t, jobs[t])])
             timed = {t: self.job(jobs[t], t) for t in wave if self.shares[t].seconds}
             before = self.ledger.gone
             ended = run(list(timed.values()))
@@ -110,6 +125,12 @@ class Timed:
                 done = {t: job for t, job in timed.items() if job in ended and ended[job].state == "done"}
                 self._learn(done, self.ledger.gone - before)
         return outcomes
+
+    def _is_open(self, training: Training, job: Job) -> bool:
+        """Whether it has no share yet, or had one that it did not use, as its start failed, and for which there is no
+        time any more."""
+        share = self.shares.get(training)
+        return share is None or (share.seconds > self.ledger.left and not _has_begun(job))
 
     def _decide(self, wave: Sequence[Training], missing: Sequence[Training]) -> None:
         """Give the trainings of a wave their share of what is left."""
@@ -147,6 +168,16 @@ class Timed:
 def jobs_by_training(jobs: Iterable[Job]) -> dict[Training, Job]:
     """Jobs by the configuration and fold that they train."""
     return {Training(job.configuration, job.fold): job for job in jobs if job.fold is not None}
+
+
+def _has_begun(job: Job) -> bool:
+    """Whether anything of a training is there, by whatever recipe."""
+    return (job.folder / "last.pt").is_file() or results.training(job.folder) is not None
+
+
+def _key(plan: Plan) -> str:
+    """Tells the plan of some trainings from others."""
+    return hashlib.sha256(json.dumps(to_dict((plan.configurations, plan.folds))).encode()).hexdigest()[:16]
 
 
 def _name(training: Training) -> str:

@@ -1,5 +1,6 @@
 """How a given time is divided over trainings."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,6 +139,21 @@ def test_time_is_short_where_folds_would_be_left_out(
     assert allocation.is_short(60 * minutes, paces, setting, **wanted) is expected
     if not wanted and not expected:
         assert len(divide(60 * minutes, paces, setting).trainings) == 5
+
+
+@pytest.mark.parametrize(
+    ("spacing", "first"),
+    [((1, 1, 1), "3d_fullres"), ((2, 2, 5.9), "3d_fullres"), ((2, 2, 6), "2d"), ((1.5, 1.5, 10), "2d")],
+)
+def test_2d_promises_most_where_slices_are_thick(spacing: tuple[float, ...], first: str) -> None:
+    """A second configuration gets time where there is plenty of it."""
+    setting = replace(hippocampus(0), promise=allocation.promise(spacing))
+    assert sorted(setting.promise) == sorted(PROMISE)
+    paces = [Pace("2d", 1, 0.1), Pace("3d_fullres", 1, 0.1)]
+    for seconds, number in ((3600, 1), (10**5, 2)):
+        trained = dict.fromkeys(t.configuration for t in divide(seconds, paces, setting).trainings)
+        assert next(iter(trained)) == first
+        assert len(trained) == number
 
 
 def test_a_cascade_needs_its_first_stage() -> None:

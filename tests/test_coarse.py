@@ -46,8 +46,8 @@ SHEET = block((4, 5), (6, 14), (3, 9))
         pytest.param([WHOLE, SHEET], (2, 2, 2), (1 + 2 / 3) / 2, id="the mean of cases"),
         pytest.param([WHOLE, 0 * WHOLE], (2, 2, 2), 1.0, id="an empty label says nothing"),
         pytest.param([0 * WHOLE, 0 * WHOLE], (2, 2, 2), 0.0, id="nor do empty ones alone"),
-        pytest.param([np.maximum(WHOLE, block((14, 15), (6, 14), (3, 9), value=2))], (2, 2, 2), (1 + 2 / 3) / 2,
-                     id="the mean of classes"),
+        pytest.param([np.maximum(WHOLE, block((14, 15), (6, 14), (3, 9), value=2))], (2, 2, 2), 2 / 3,
+                     id="the class that keeps least"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
@@ -60,12 +60,22 @@ def test_what_labels_keep(
 def test_some_cases_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than said, spread over all."""
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(coarse, "_case", lambda label, *_: [seen.append(label) or float(label.max())])
+    monkeypatch.setattr(coarse, "_kept", lambda mask, *_: seen.append(mask) or 1.0)
     labels = [block((0, k + 1), (0, 1), (0, 1)) for k in range(17)]
     coarse.dice_kept(dataset(tmp_path, labels), (2, 2, 2))
-    assert [int(label.sum()) for label in seen] == [1, 4, 7, 10, 13, 16]
+    assert [int(mask.sum()) for mask in seen] == [1, 4, 7, 10, 13, 16]
 
 
-@pytest.mark.parametrize(("kept", "word"), [(0.93, "planned again for images of 3 x 3 x 10 mm"), (0.92, "too little")])
+def test_many_large_cases_take_no_longer_than_said(tmp_path: Path) -> None:
+    """A damaged label behind those that there was time for is not read."""
+    loaded = dataset(tmp_path, [WHOLE] * 3)
+    (tmp_path / "case_2.nii.gz").write_bytes(b"")
+    times = iter([0.0, coarse.SECONDS, coarse.SECONDS + 1])
+    assert coarse.dice_kept(loaded, (2, 2, 2), clock=lambda: next(times)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kept", "word"), [(0.9, "planned again at a spacing of 3 x 3 x 10 mm"), (0.89, "the spacing stays")]
+)
 def test_what_is_said(kept: float, word: str) -> None:
     assert word in coarse.told((3.0, 3.0, 10.0), kept)

@@ -62,6 +62,9 @@ MAY_IMPORT = {
     "jobs": {"settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
     "supervisor": {"facts", "lease", "processes", "failures", "jobs"},
     "ledger": {"files"},
+    "within": {
+        *("axes", "errors", "facts", "topology", "rules", "coarse", "ledger", "jobs", "allocation", "cost"),
+    },
     "timed": {"allocation", "errors", "facts", "tables", "ledger", "results", "jobs", "backends"},
     "backends": {"tables", "facts", "supervisor", "lease", "processes", "failures", "jobs"},
     "cluster": {"errors", "supervisor", "lease", "backends", "failures", "jobs"},

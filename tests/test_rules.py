@@ -99,7 +99,9 @@ def test_a_spacing_may_be_given_in_place_of_the_median() -> None:
     assert [c.name for c in found.configurations] == [c.name for c in usual.configurations]
     [decision] = [d for d in found.decisions if d.name == "spacing"]
     assert (decision.value, decision.source) == ("3 x 3 x 10 mm", "--spacing")
-    assert decision.because.endswith("is 1.5 x 1.5 x 10 mm. --spacing 3,3,10 was given in its place.")
+    assert decision.because.endswith(
+        "is 1.5 x 1.5 x 10 mm. 3 x 3 x 10 mm was chosen in its place, by --spacing or because time was short."
+    )
     assert "--spacing" not in str(usual.decisions)
 
 

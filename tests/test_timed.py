@@ -47,7 +47,7 @@ class Clock:
 
     def timed(self, setting: Setting = SETTING) -> tuple[Ledger, Timed]:
         held = self.ledger()
-        return held, Timed(held, setting, lambda: PACES, lambda left, paces: divide(left, paces, setting))
+        return held, Timed(held, TINY_PLAN, setting, lambda: PACES, lambda left, paces: divide(left, paces, setting))
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """Each takes its time, those of a wave at once, and more to predict its cases; what is done takes none."""
@@ -152,7 +152,9 @@ def test_decisions_hold_after_an_interruption(tmp_path: Path, jobs: Mapping[Trai
 def test_networks_are_as_wide_as_decided(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
     clock = Clock(tmp_path, 7200)
     paces = [replace(PACES[1], features=features) for features in ((30, 60), (16, 32))]
-    Timed(clock.ledger(), SETTING, lambda: paces, lambda left, p: divide(left, p, SETTING)).run(jobs, clock.run)
+    Timed(clock.ledger(), TINY_PLAN, SETTING, lambda: paces, lambda left, p: divide(left, p, SETTING)).run(
+        jobs, clock.run
+    )
     assert {dict(job.settings)["features"] for job in clock.ran if job.fold is not None} == {"[16,32]"}
 
 
@@ -224,42 +226,159 @@ def test_run_for_a_time(
     assert "No time for 2d" in said
 
 
+@pytest.fixture
+def planning(monkeypatch: pytest.MonkeyPatch, stub: Stub) -> list[tuple[str, bool]]:
+    """Spacing and force of each call of `plan`, which writes the spacing that it is given into plan.json; labels keep
+    enough, and what comes after the trainings does nothing."""
+    called: list[tuple[str, bool]] = []
+
+    def plan(_: str, *, spacing: str = "", force: bool = False, **__: object) -> None:
+        called.append((spacing, force))
+        if spacing not in ("", "none"):
+            own = tuple(map(float, spacing.split(",")))
+            saved.save_plan(replace(TINY_PLAN, own_spacing=own), stub.task, fingerprint_key="")
+
+    monkeypatch.setattr(commands, "plan", plan)
+    monkeypatch.setattr(commands, "_planned_by", lambda *given: replace(TINY_PLAN, own_spacing=given[-1]))
+    monkeypatch.setattr(coarse, "dice_kept", lambda *_: 0.95)
+    for name in ("select", "predict", "report"):
+        monkeypatch.setattr(commands, name, lambda *_, **__: None)
+    return called
+
+
+RUN = ["run", TINY_PLAN.name, "--budget"]
+COARSER = "3,2.5,4"
+
+
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(
     ("words", "kept", "expected"),
     [
-        pytest.param([], 0.95, ["", "3,2.5,4"], id="labels keep enough"),
-        pytest.param([], 0.92, [""], id="they do not"),
-        pytest.param(["--spacing", "none"], 0.95, ["none"], id="the user has chosen"),
-        pytest.param(["--folds", "0"], 0.95, [""], id="there is time"),
+        pytest.param(["30s"], 0.95, ["", COARSER], id="labels keep enough"),
+        pytest.param(["30s"], 0.89, [""], id="they do not"),
+        pytest.param(["30s", "--spacing", "none"], 0.95, ["none"], id="the user has chosen"),
+        pytest.param(["30s", "--features", "[8,16,32]"], 0.95, [""], id="or the network"),
+        pytest.param(["30s", "--folds", "0"], 0.95, [""], id="there is time"),
     ],
 )
 def test_coarser_images_where_time_is_short(
-    words: list[str], kept: float, expected: list[str], stub: Stub, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    kept: float,
+    expected: list[str],
+    stub: Stub,
+    planning: list[tuple[str, bool]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The task is planned again, once: before anything is decided or trained."""
-    planned: list[tuple[str, bool]] = []
-    monkeypatch.setattr(commands, "plan", lambda _, spacing="", force=False, **__: planned.append((spacing, force)))
-    for name in ("select", "predict", "report"):
-        monkeypatch.setattr(commands, name, lambda *_, **__: None)
     monkeypatch.setattr(coarse, "dice_kept", lambda *_: kept)
-    command = ["run", TINY_PLAN.name, "--budget", "30s", *words]
-    assert main(command) == 0
-    assert planned == [(spacing, number > 0) for number, spacing in enumerate(expected)]
+    assert main([*RUN, *words]) == 0
+    assert planning == [(spacing, number > 0) for number, spacing in enumerate(expected)]
     decided = next(iter(read_object(stub.task / "budget.json").values()))["decisions"]
-    assert decided.get(commands.SPACING, "") == "".join(expected[1:])
-    assert main(command) == 0
-    # Planning again that was interrupted, as here where the plan knows no spacing, goes on by force.
-    assert planned[len(expected) :] == [(expected[-1], len(expected) > 1)]
+    assert ("spacing" in decided) == (len(expected) > 1)
+    assert main([*RUN, *words]) == 0
+    assert planning[len(expected) :] == [(expected[0], False)], "plan.json has the spacing now"
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_task_that_was_trained_keeps_its_spacing(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coarse, "dice_kept", lambda *_: pytest.fail("it looks at labels"))
-    for name in ("plan", "select", "predict", "report"):
-        monkeypatch.setattr(commands, name, lambda *_, **__: None)
+def test_planning_again_was_interrupted(
+    stub: Stub, planning: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Bundles may be of both plans: the same command writes them again, as long as nothing is trained."""
+
+    def killed(*_: object, spacing: str = "", **__: object) -> None:
+        if spacing:
+            raise AutoplanError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "plan", killed)
+        assert main([*RUN, "30s"]) == 1
+    assert main([*RUN, "30s"]) == 0
+    assert planning == [(COARSER, True)]
+    assert stub.notes("start")
+    # The user plans for another spacing after all: that holds, and what was decided does not.
+    saved.save_plan(replace(TINY_PLAN, folds=TINY_PLAN.folds[::-1]), stub.task, fingerprint_key="")
+    assert main([*RUN, "30s"]) == 1
+    assert planning[1:] == [("", False)]
+    assert "the time was divided for another plan. Remove it to divide it anew" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_time_that_is_too_short_decides_nothing(
+    stub: Stub, planning: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "paces", lambda _, __, some: [Pace(c.name, 9, 0, c.features, 0.5) for c in some])
+    assert main([*RUN, "30s"]) == 1
+    assert planning == [("", False)]
+    assert not read_object(stub.task / "budget.json")
+
+
+@pytest.mark.usefixtures("measured", "stub")
+def test_a_plan_for_coarser_images_without_what_was_named(
+    planning: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coarser images may need no cascade."""
+    flat = replace(TINY_PLAN, configurations=TINY_PLAN.configurations[:1])
+    monkeypatch.setattr(commands, "_planned_by", lambda *_: flat)
+    assert main([*RUN, "30s", "--configurations", "3d_fullres"]) == 0
+    assert planning == [("", False)]
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_task_that_was_trained_keeps_its_spacing(stub: Stub, planning: list[tuple[str, bool]]) -> None:
     (stub.task / "2d" / "models" / "fold_0").mkdir(parents=True)
-    assert main(["run", TINY_PLAN.name, "--budget", "30s"]) == 0
+    assert main([*RUN, "30s"]) == 0
+    assert planning == [("", False)]
+
+
+@pytest.mark.parametrize("spacing", [7, "3,3,3", [1.0, 2.0], [1.0, 2.0, -3.0]])
+def test_a_damaged_spacing(
+    stub: Stub, planning: list[tuple[str, bool]], spacing: object, capsys: pytest.CaptureFixture
+) -> None:
+    entry = {"run, 30 s": {"budget_seconds": 30.0, "seconds": 1.0, "decisions": {"spacing": spacing}}}
+    (stub.task / "budget.json").write_text(json.dumps(entry))
+    assert main([*RUN, "30s"]) == 1
+    assert "budget.json is damaged. Remove it to divide the time anew." in capsys.readouterr().err
+    assert not planning
+
+
+def test_what_failed_at_once_gets_no_more_than_there_is(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    """Shares of trainings that failed at once were larger and larger."""
+    clock = Clock(tmp_path, 7200)
+    held, found = clock.timed()
+    found.run(jobs, lambda some: {job: Outcome("failed") for job in some})
+    assert sum(share.seconds for share in found.shares.values()) > 7200
+    held, found = clock.timed()
+    found.run(jobs, clock.run)
+    assert held.gone <= 7200
+    assert all(share.seconds for share in found.shares.values())
+
+
+def test_what_another_command_trained_is_refused_before_anything_is_done(
+    tmp_path: Path, jobs: Mapping[Training, Job]
+) -> None:
+    clock = Clock(tmp_path, 7200)
+    _, found = clock.timed()
+    last = jobs[found.division.trainings[-1]].folder
+    last.mkdir(parents=True)
+    (last / "last.pt").touch()
+    with pytest.raises(AutoplanError, match=r"was begun with another recipe, or for another time\..* remove"):
+        found.run(jobs, lambda _: pytest.fail("it runs"))
+
+
+def test_what_is_left_is_said_when_it_goes_on(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
+    clock = Clock(tmp_path, 7200)
+    _, found = clock.timed()
+    whole = "\n".join(found.report())
+    runs = iter([clock.run, clock.run, clock.run])
+    with pytest.raises(StopIteration):
+        found.run(jobs, lambda some: next(runs)(some))
+    _, found = clock.timed()
+    said = "\n".join(found.report())
+    for number, text in ((5, whole), (2, said)):
+        [folds] = re.findall(r"3d_fullres +((?:\d, )*\d) ", text)
+        assert len(folds.split(", ")) == number
+    [rest] = re.findall(r"3 of 5 trainings have begun; .* the trainings: about (\d+) (?:min|s)\.", said)
+    assert 0 < int(rest) < 60
 
 
 @pytest.mark.usefixtures("measured")
@@ -268,7 +387,7 @@ def test_another_budget_is_another_recipe(stub: Stub, capsys: pytest.CaptureFixt
     words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "1"]
     assert main([*words, "--budget", "30s"]) == 0
     assert main([*words, "--budget", "40s"]) == 1
-    assert "this fold was begun with another recipe" in capsys.readouterr().out
+    assert "2d fold 1 was begun with another recipe, or for another time." in capsys.readouterr().err
 
 
 MEASURED = """

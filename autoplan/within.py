@@ -1,0 +1,144 @@
+"""The trainings of a command that was given a time: what is asked for, what it takes here, whether coarser images would
+do."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autoplan import allocation, coarse, rules, topology
+from autoplan.allocation import Division, Pace
+from autoplan.axes import Spacing
+from autoplan.errors import AutoplanError
+from autoplan.facts import CASCADE, LOWRES, Configuration, Dataset, Fingerprint, Fold, Plan
+from autoplan.jobs import Job
+from autoplan.ledger import Ledger
+
+SPACING = "spacing"
+"""What a ledger keeps: the one that was chosen because time is short, mm."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """What flags ask for: jobs, without their share of the time; the configurations and folds that the user named, and
+    the settings; what the time is for; how many jobs run at a time, and on which GPUs."""
+
+    held: Ledger
+    planned: Plan
+    facts: Fingerprint
+    asked: list[Job]
+    configurations: list[str]
+    folds: list[Fold]
+    settings: dict[str, str]
+    jobs: int | None
+    devices: list[str]
+    setting: allocation.Setting
+
+    def divide(self, seconds: float, paces: Sequence[Pace]) -> Division:
+        """Which trainings some seconds are worth."""
+        return allocation.divide(seconds, paces, self.setting, **self._named)
+
+    def is_short(self, paces: Sequence[Pace]) -> bool:
+        """Whether the time that is left is short."""
+        return allocation.is_short(self.held.left, paces, self.setting, **self._named)
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        return {"folds": self.folds, "all_of_them": bool(self.configurations)}
+
+    def paces(self) -> list[Pace]:
+        """What each network takes here. Jobs that run at a time share the processors, or a GPU."""
+        from autoplan import cost
+
+        there = {c.name for c in self.planned.configurations}
+        names = [name for name in dict.fromkeys(job.configuration for job in self.asked) if name in there]
+        found = cost.paces(
+            self.planned, self.facts, [c for name in names for c in widths(self.planned, name, self.settings)]
+        )
+        shared = 1.0 if "OMP_NUM_THREADS" in os.environ else self.setting.places / max(1, len(self.devices))
+        return [replace(p, step_seconds=shared * p.step_seconds, image_seconds=shared * p.image_seconds) for p in found]
+
+
+def widths(planned: Plan, name: str, settings: Mapping[str, str]) -> list[Configuration]:
+    """A configuration as it is trained for a given time; and as a narrow network, unless the features are set, or it is
+    part of a cascade, whose stages are one bundle."""
+    c = planned.configuration(name)
+    c = replace(
+        c,
+        batch_size=int(settings.get("batch_size", rules.budget_batch_size(c.batch_size))),
+        features=_given(settings, "features", c.features),
+        patch_size=_given(settings, "patch_size", c.patch_size),
+    )
+    if "features" in settings or name in (LOWRES, CASCADE) or c.features[0] <= allocation.NARROW:
+        return [c]
+    return [c, replace(c, features=topology.features(len(c.strides), base=allocation.NARROW))]
+
+
+def _given(settings: Mapping[str, str], name: str, planned: tuple[int, ...]) -> tuple[int, ...]:
+    """A list that a user has set, or else the planned one: also where it is an expression, or too long or short."""
+    text = settings.get(name, "")
+    found = tuple(json.loads(text)) if text.startswith("[") else ()
+    return found if len(found) == len(planned) else planned
+
+
+@dataclass(frozen=True)
+class Look:
+    """What came of a look at coarser images: the spacing of the networks, mm, where it is another than planned; what
+    these take, if it was measured; and what is to be said."""
+
+    spacing: Spacing | None = None
+    paces: list[Pace] | None = None
+    said: str = ""
+
+
+def coarser_if_short(within: Within, dataset: Dataset, again: Callable[[Spacing], Plan]) -> Look:
+    """Twice the spacing, where trainings would be short and labels keep enough at it: that is decided then. Not where
+    the user chose a spacing or a network, or anything was decided or trained.
+
+    Args:
+        within: the trainings.
+        dataset: whose labels are looked at.
+        again: plans for another spacing, and writes nothing.
+    """
+    planned, held = within.planned, within.held
+    is_chosen = planned.own_spacing or any(name.endswith(("features", "patch_size")) for name in within.settings)
+    if held.decisions or is_trained(held) or is_chosen:
+        return Look()
+    paces = within.paces()
+    if not within.is_short(paces):
+        return Look(paces=paces)
+    spacing = rules.coarser(planned.spacing)
+    kept = coarse.dice_kept(dataset, spacing)
+    if kept < coarse.LEAST_DICE:
+        return Look(paces=paces, said=coarse.told(spacing, kept))
+    setting = replace(within.setting, promise=allocation.promise(spacing))
+    other = replace(within, planned=again(spacing), setting=setting)
+    if not {c.name for c in other.planned.configurations}.issuperset(within.configurations):
+        return Look(paces=paces)
+    faster = other.paces()
+    try:
+        other.divide(held.left, faster)
+    except AutoplanError:  # too short in any case, which is said of the plan that is there
+        return Look(paces=paces)
+    held.decide(SPACING, spacing)
+    return Look(spacing, faster, coarse.told(spacing, kept))
+
+
+def decided_spacing(held: Ledger) -> Spacing | None:
+    """The spacing that was chosen because time is short, mm; None where none was.
+
+    Raises:
+        AutoplanError: the ledger is damaged.
+    """
+    found = held.decisions.get(SPACING)
+    if found is None:
+        return None
+    if isinstance(found, (list, tuple)) and len(found) == 3 and all(isinstance(mm, float) and mm > 0 for mm in found):
+        return tuple(found)
+    raise AutoplanError(f"{held.path} is damaged. Remove it to divide the time anew.")
+
+
+def is_trained(held: Ledger) -> bool:
+    """Whether anything was trained of the task whose time is held."""
+    return any(held.path.parent.glob("*/models/*"))
