@@ -1,7 +1,7 @@
 """The trainings of a command that was given a time: what is asked for, what it takes here, whether coarser images would
 do."""
 
-import json
+import ast
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +78,7 @@ def widths(planned: Plan, name: str, settings: Mapping[str, str]) -> list[Config
 def _given(settings: Mapping[str, str], name: str, planned: tuple[int, ...]) -> tuple[int, ...]:
     """A list that a user has set, or else the planned one: also where it is an expression, or too long or short."""
     text = settings.get(name, "")
-    found = tuple(json.loads(text)) if text.startswith("[") else ()
+    found = tuple(ast.literal_eval(text)) if text.startswith("[") else ()
     return found if len(found) == len(planned) else planned
 
 
