@@ -275,9 +275,9 @@ def report(
     for name in dict.fromkeys(t.configuration for t in missing):
         folds = ", ".join(str(t.fold) for t in missing if t.configuration == name)
         features = "-".join(map(str, (paces[name].features[:1] + paces[name].features[-1:])))
-        rows.append((name, features, folds, duration(given), f"about {iterations(given, paces[name]):,}"))
+        rows.append((name, features, folds, duration(max(0.0, given)), f"about {iterations(given, paces[name]):,}"))
     rest = max(0.0, seconds - max(0.0, given) * math.ceil(len(missing) / setting.places))
-    lines = [f"Time: {duration(seconds)} of {duration(setting.seconds)} left.", table(rows, left=3)]
+    lines = [f"Time: {duration(max(0.0, seconds))} of {duration(setting.seconds)} left.", table(rows, left=3)]
     begun = len(division.trainings) - len(missing)
     others = (
         f"{begun} of {len(division.trainings)} trainings have begun; what they lack, validation"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_PLAN, Stub, wait_until, write_project
 
-from autoplan import allocation, coarse, commands, cost, results, saved, timed
+from autoplan import allocation, backends, coarse, commands, cost, results, saved, timed
 from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
@@ -201,6 +201,25 @@ def test_train_for_a_time(stub: Stub, capsys: pytest.CaptureFixture) -> None:
     assert re.search(r"2d +1 +done", capsys.readouterr().out), "and the table is there again"
     assert main(["status", TINY_PLAN.name]) == 0
     assert re.search(r"2d +1 +done", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("threads", "expected"), [pytest.param(None, 0.02, id="shared"), pytest.param("1", 0.01, id="measured with one")]
+)
+def test_jobs_that_run_at_a_time_share_the_processors(
+    threads: str | None, expected: float, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "gpus", list)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert (
+        main(["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "0,1", "--jobs", "2", "--budget", "30s"])
+        == 0
+    )
+    [entry] = read_object(stub.task / "budget.json").values()
+    assert {pace["step_seconds"] for pace in entry["decisions"][timed.DIVISION]["paces"]} == {expected}
 
 
 @pytest.mark.usefixtures("measured", "stub")
