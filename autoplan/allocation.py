@@ -278,11 +278,7 @@ def report(
         rows.append((name, features, folds, duration(max(0.0, given)), f"about {iterations(given, paces[name]):,}"))
     rest = max(0.0, seconds - max(0.0, given) * math.ceil(len(missing) / setting.places))
     lines = [f"Time: {duration(max(0.0, seconds))} of {duration(setting.seconds)} left.", table(rows, left=3)]
-    begun = len(division.trainings) - len(missing)
-    others = (
-        f"{begun} of {len(division.trainings)} trainings have begun; what they lack, validation"
-        if begun
-        else "Validation"
-    )
-    lines.append(f"{others} and what comes after the trainings: about {duration(rest)}.")
+    begun, every = len(division.trainings) - len(missing), len(division.trainings)
+    what = f"{begun} of {every} trainings have begun; what they lack, validation" if begun else "Validation"
+    lines.append(f"{what} and what comes after the trainings: about {duration(rest)}.")
     return lines + [f"No time for {text}." for text in division.left_out]
