@@ -3,7 +3,7 @@ do."""
 
 import ast
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,13 +49,21 @@ class Within:
 
     def paces(self) -> list[Pace]:
         """What each network takes here. Jobs that run at a time share the processors, or a GPU."""
-        from autoplan import cost
-
         there = {c.name for c in self.planned.configurations}
         names = [name for name in dict.fromkeys(job.configuration for job in self.asked) if name in there]
-        found = cost.paces(
-            self.planned, self.facts, [c for name in names for c in widths(self.planned, name, self.settings)]
-        )
+        every = [c for name in names for c in widths(self.planned, name, self.settings)]
+        last = {c.name: c for c in every}
+        measured = dict(zip(last.values(), self._measured(last.values()), strict=True))
+        # What a planned network takes is asked only where a narrow one, which is faster, has time enough for it.
+        most = self.held.left * self.setting.places / len(self.folds or self.setting.folds)
+        wide = [c for c in every if c not in measured and most >= allocation.WIDE * measured[last[c.name]].step_seconds]
+        measured |= dict(zip(wide, self._measured(wide), strict=True))
+        return [measured[c] for c in every if c in measured]
+
+    def _measured(self, configurations: Iterable[Configuration]) -> list[Pace]:
+        from autoplan import cost
+
+        found = cost.paces(self.planned, self.facts, list(configurations))
         shared = 1.0 if "OMP_NUM_THREADS" in os.environ else self.setting.places / max(1, len(self.devices))
         return [replace(p, step_seconds=shared * p.step_seconds, image_seconds=shared * p.image_seconds) for p in found]
 

@@ -37,6 +37,15 @@ def test_a_rate_of_zero_is_left_out(tmp_path, monkeypatch) -> None:
     assert math.isnan(line.get_ydata()[2])
 
 
+@pytest.mark.parametrize(("last", "labels"), [(1e-3, {"", "0.002", "0.005"}), (1e-5, {""})])
+def test_labels_of_the_learning_rate_do_not_lie_over_each_other(last, labels, tmp_path, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr("matplotlib.figure.Figure.subplots", spy(shown))
+    draw_curve(history(["a"], rates=(1e-2, last)), ["a"], tmp_path / "progress.png")
+    between = shown[2].yaxis.get_minor_formatter()
+    assert {between(value) for value in (2e-3, 4e-3, 5e-3)} == labels
+
+
 @pytest.mark.parametrize(
     ("seconds", "drawn"),
     [pytest.param(1.0, [1, 51, 101, 110], id="short epochs"), pytest.param(100.0, [*range(1, 111)], id="long epochs")],

@@ -30,6 +30,8 @@ DRAWING_PART = 0.01
 """Part of the time that drawing the curve may take; short epochs are drawn some at a time."""
 MAX_LEGEND = 12
 """Classes that a legend names; more would hide what is drawn."""
+FEW_DECADES = 100
+"""Largest learning rate over the smallest, below which its axis has labels between the powers of ten."""
 STYLE: dict[Any, Any] = {
     "text.parse_math": False, "font.size": 9, "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "text.color": INK,
     "xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -250,7 +252,9 @@ def draw_curve(history: Sequence[dict[str, float]], classes: Sequence[str], path
         _line(rate, history, "lr", INK, "")
         rate.set(yscale="log", ylabel="learning rate", xlabel="epoch")
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        rate.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        rates = [row["lr"] for row in history if row["lr"]] or [1.0]
+        between = "25" if max(rates) < FEW_DECADES * min(rates) else ""
+        rate.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else "")
         rate.xaxis.get_major_locator().set_params(integer=True)
         losses.set_title(note, fontsize="medium")
         losses.set_ylabel("loss")
