@@ -56,7 +56,7 @@ from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
 from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training
-from autoplan.within import Within, coarser_if_short, decided_spacing, is_trained
+from autoplan.within import Within, coarser_if_short, decided_spacing, task_is_trained
 
 T = TypeVar("T")
 
@@ -455,7 +455,7 @@ def run(
     check_settings(settings, _keys())
     reported = partial(_reported, dataset, root, bundles)
     held = _ledger(dataset, bundles, "run", configurations, folds, budget, started) if budget else None
-    if held is not None and not spacing and not is_trained(held):
+    if held is not None and not spacing and not task_is_trained(held):
         # It may have been killed while it planned for this spacing: bundles are in the way then.
         spacing = as_flag(decided_spacing(held) or ())
         force = force or bool(spacing)

@@ -54,9 +54,9 @@ class Within:
         every = [c for name in names for c in widths(self.planned, name, self.settings)]
         last = {c.name: c for c in every}
         measured = dict(zip(last.values(), self._measured(last.values()), strict=True))
-        # What a planned network takes is asked only where a narrow one, which is faster, has time enough for it.
-        most = self.held.left * self.setting.places / len(self.folds or self.setting.folds)
-        wide = [c for c in every if c not in measured and most >= allocation.WIDE * measured[last[c.name]].step_seconds]
+        # A planned network is slower than a narrow one: where all the time is too little for one of those, it is none.
+        most = self.held.left / allocation.WIDE
+        wide = [c for c in every if c not in measured and most >= measured[last[c.name]].step_seconds]
         measured |= dict(zip(wide, self._measured(wide), strict=True))
         return [measured[c] for c in every if c in measured]
 
@@ -111,7 +111,7 @@ def coarser_if_short(within: Within, dataset: Dataset, again: Callable[[Spacing]
     """
     planned, held = within.planned, within.held
     is_chosen = planned.own_spacing or any(name.endswith(("features", "patch_size")) for name in within.settings)
-    if held.decisions or is_trained(held) or is_chosen:
+    if held.decisions or task_is_trained(held) or is_chosen:
         return Look()
     paces = within.paces()
     if not within.is_short(paces):
@@ -147,6 +147,6 @@ def decided_spacing(held: Ledger) -> Spacing | None:
     raise AutoplanError(f"{held.path} is damaged. Remove it to divide the time anew.")
 
 
-def is_trained(held: Ledger) -> bool:
+def task_is_trained(held: Ledger) -> bool:
     """Whether anything was trained of the task whose time is held."""
     return any(held.path.parent.glob("*/models/*"))

@@ -18,6 +18,7 @@ from autoplan.__main__ import main
 from autoplan.allocation import Pace, Setting, Training, divide
 from autoplan.backends import Outcome
 from autoplan.errors import AutoplanError
+from autoplan.facts import Configuration
 from autoplan.files import read_object
 from autoplan.jobs import Job, find_bundles, jobs_of
 from autoplan.ledger import Ledger
@@ -243,6 +244,27 @@ def test_run_for_a_time(
     said = capsys.readouterr().out
     assert re.search(r"It took \d+ s of 30 s\.", said)
     assert "No time for 2d" in said
+
+
+@pytest.mark.parametrize(("budget", "widths"), [("30m", {4, 64}), ("1m", {4})])
+def test_planned_networks_are_measured_where_there_may_be_time_for_them(
+    budget: str, widths: set[int], stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long, and all the time for one training of a narrow network is the most there can be."""
+    wide = replace(TINY_PLAN, configurations=(replace(TINY_PLAN.configurations[0], features=(64, 128, 256)),))
+    saved.save_plan(wide, stub.task, fingerprint_key="")
+    monkeypatch.setattr(allocation, "NARROW", 4)
+    monkeypatch.setattr(saved, "load_fingerprint", lambda _: None)
+    asked: set[int] = set()
+
+    def paces(_: object, __: object, some: Sequence[Configuration]) -> list[Pace]:
+        asked.update(c.features[0] for c in some)
+        return [Pace(c.name, 0.02, 0, c.features, 0.5) for c in some]
+
+    monkeypatch.setattr(cost, "paces", paces)
+    monkeypatch.setattr(Timed, "run", lambda *_: {})
+    main(["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "0", "--budget", budget])
+    assert asked == widths
 
 
 @pytest.fixture
