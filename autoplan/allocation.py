@@ -56,13 +56,16 @@ class Pace:
 @dataclass(frozen=True)
 class Setting:
     """What the time is for: seconds of the whole command, the cases of each fold, the images to predict afterwards, how
-    many trainings run at a time, and the configurations from the one that promises most, see `promise`."""
+    many trainings run at a time, and the configurations from the one that promises most, see `promise`; then what the
+    user named: the folds, and whether any configurations. All that was named is trained."""
 
     seconds: float
     folds: tuple[int, ...]
     num_images: int
     places: int = 1
     promise: tuple[str, ...] = PROMISE
+    named_folds: tuple[Fold, ...] = ()
+    names_configurations: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,36 +108,27 @@ def promise(spacing: Sequence[float]) -> tuple[str, ...]:
     return tuple(sorted(PROMISE, key=lambda name: name != "2d")) if is_thick else PROMISE
 
 
-def divide(
-    seconds: float,
-    paces: Sequence[Pace],
-    setting: Setting,
-    *,
-    folds: Sequence[Fold] = (),
-    all_of_them: bool = False,
-) -> Division:
+def divide(seconds: float, paces: Sequence[Pace], setting: Setting) -> Division:
     """Which trainings the time is worth.
 
     Args:
         seconds: that are left for training, validation and what comes after.
         paces: of the configurations that may be trained; of one that may have a narrow network, that one comes last.
         setting: what the time is for.
-        folds: the folds that the user wants; they are trained in any case.
-        all_of_them: the user named the configurations: all of them are trained.
 
     Raises:
         AutoplanError: the time is too short for one training, or a cascade lacks trainings of its first stage.
     """
-    names = {pace.configuration for pace in paces}
+    folds, names = setting.named_folds, {pace.configuration for pace in paces}
     if CASCADE in names and (folds or LOWRES not in names):
-        if all_of_them:
+        if setting.names_configurations:
             raise AutoplanError(f"--budget: {CASCADE} needs all folds of {LOWRES}. Name both, and leave out --folds.")
         paces = [pace for pace in paces if pace.configuration != CASCADE]
     by_name = {pace.configuration: pace for pace in paces}
     ranked = sorted(by_name, key=setting.promise.index)
     for number in range(len(ranked), 0, -1):
         some = ranked[:number]
-        is_last = all_of_them or number == 1
+        is_last = setting.names_configurations or number == 1
         choices = [list(folds)] if folds else _fewer(len(setting.folds))
         if CASCADE in some:
             choices = choices[:1]
@@ -157,19 +151,12 @@ def divide(
     )
 
 
-def is_short(
-    seconds: float,
-    paces: Sequence[Pace],
-    setting: Setting,
-    *,
-    folds: Sequence[Fold] = (),
-    all_of_them: bool = False,
-) -> bool:
+def is_short(seconds: float, paces: Sequence[Pace], setting: Setting) -> bool:
     """Whether trainings would be left out, or have fewer than `WORTHWHILE` iterations: those of the configuration that
     promises most, or of all that the user named. Arguments as for `divide`."""
     by_name = {pace.configuration: pace for pace in paces}
-    names = sorted(by_name, key=setting.promise.index)[: None if all_of_them else 1]
-    trainings = [Training(name, fold) for name in names for fold in folds or range(len(setting.folds))]
+    names = sorted(by_name, key=setting.promise.index)[: None if setting.names_configurations else 1]
+    trainings = [Training(name, fold) for name in names for fold in setting.named_folds or range(len(setting.folds))]
     given = share(seconds, trainings, trainings, by_name, setting)
     return min(iterations(given, by_name[name]) for name in names) < WORTHWHILE
 

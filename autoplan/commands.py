@@ -530,8 +530,11 @@ def _within(
     _check_gpu(settings.get("device", ""))
     devices = [] if settings.get("device") == "cpu" else backends.gpus()
     places = backends.Machine(jobs, devices).places
-    setting = allocation.Setting(held.seconds, sizes, num_images, places, allocation.promise(planned.spacing))
-    return Within(held, planned, facts, asked, _names(configurations), _folds(folds), settings, jobs, devices, setting)
+    named, promise = _names(configurations), allocation.promise(planned.spacing)
+    setting = allocation.Setting(
+        held.seconds, sizes, num_images, places, promise, tuple(_folds(folds)), names_configurations=bool(named)
+    )
+    return Within(held, planned, facts, asked, named, settings, jobs, devices, setting)
 
 
 def _coarser_if_short(
@@ -558,7 +561,6 @@ def _train_within(within: Within, paces: list[allocation.Pace] | None = None) ->
         within.planned,
         within.setting,
         measure=lambda: paces or within.paces(),
-        divide=within.divide,
     )
     for line in timed.report():
         print(line)

@@ -38,7 +38,6 @@ class Timed:
         ledger: its decisions hold; what is not decided yet is.
         plan: that they are trainings of.
         setting: what the time is for.
-        divide: which trainings the seconds that are left are worth, by what they take here.
         measure: what they take here; asked once.
 
     Raises:
@@ -51,11 +50,10 @@ class Timed:
         plan: Plan,
         setting: allocation.Setting,
         measure: Callable[[], Sequence[Pace]],
-        divide: Callable[[float, Sequence[Pace]], Division],
     ) -> None:
         self.ledger, self.setting = ledger, setting
         if DIVISION not in ledger.decisions:
-            ledger.decide(DIVISION, to_dict(divide(ledger.left, measure())))
+            ledger.decide(DIVISION, to_dict(allocation.divide(ledger.left, measure(), setting)))
             ledger.decide(PLAN, _key(plan))
         if ledger.decisions.get(PLAN, _key(plan)) != _key(plan):
             raise TrainingError(f"{ledger.path}: the time was divided for another plan. Remove it to divide it anew.")

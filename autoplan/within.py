@@ -3,15 +3,14 @@ do."""
 
 import ast
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from autoplan import allocation, coarse, rules, topology
-from autoplan.allocation import Division, Pace
+from autoplan.allocation import Pace
 from autoplan.axes import Spacing
 from autoplan.errors import AutoplanError
-from autoplan.facts import CASCADE, LOWRES, Configuration, Dataset, Fingerprint, Fold, Plan
+from autoplan.facts import CASCADE, LOWRES, Configuration, Dataset, Fingerprint, Plan
 from autoplan.jobs import Job
 from autoplan.ledger import Ledger
 
@@ -21,31 +20,18 @@ SPACING = "spacing"
 
 @dataclass(frozen=True)
 class Within:
-    """What flags ask for: jobs, without their share of the time; the configurations and folds that the user named, and
-    the settings; what the time is for; how many jobs run at a time, and on which GPUs."""
+    """What flags ask for: jobs, without their share of the time; the configurations that the user named, and the
+    settings; what the time is for; how many jobs run at a time, and on which GPUs."""
 
     held: Ledger
     planned: Plan
     facts: Fingerprint
     asked: list[Job]
     configurations: list[str]
-    folds: list[Fold]
     settings: dict[str, str]
     jobs: int | None
     devices: list[str]
     setting: allocation.Setting
-
-    def divide(self, seconds: float, paces: Sequence[Pace]) -> Division:
-        """Which trainings some seconds are worth."""
-        return allocation.divide(seconds, paces, self.setting, **self._named)
-
-    def is_short(self, paces: Sequence[Pace]) -> bool:
-        """Whether the time that is left is short."""
-        return allocation.is_short(self.held.left, paces, self.setting, **self._named)
-
-    @property
-    def _named(self) -> dict[str, Any]:
-        return {"folds": self.folds, "all_of_them": bool(self.configurations)}
 
     def paces(self) -> list[Pace]:
         """What each network takes here. Jobs that run at a time share the processors, or a GPU."""
@@ -114,7 +100,7 @@ def coarser_if_short(within: Within, dataset: Dataset, again: Callable[[Spacing]
     if held.decisions or task_is_trained(held) or is_chosen:
         return Look()
     paces = within.paces()
-    if not within.is_short(paces):
+    if not allocation.is_short(held.left, paces, within.setting):
         return Look(paces=paces)
     spacing = rules.coarser(planned.spacing)
     kept = coarse.dice_kept(dataset, spacing)
@@ -126,7 +112,7 @@ def coarser_if_short(within: Within, dataset: Dataset, again: Callable[[Spacing]
         return Look(paces=paces)
     faster = other.paces()
     try:
-        other.divide(held.left, faster)
+        allocation.divide(held.left, faster, setting)
     except AutoplanError:  # too short in any case, which is said of the plan that is there
         return Look(paces=paces)
     held.decide(SPACING, spacing)

@@ -55,13 +55,10 @@ def test_what_there_is_no_time_for(seconds: float, trained: dict[str, list[int]]
 
 
 def test_what_the_user_names_is_trained() -> None:
-    assert divide(600, BOTH, hippocampus(600), folds=[1, 2]).trainings == tuple(
-        Training("3d_fullres", fold) for fold in (1, 2)
-    )
-    assert {t.configuration for t in divide(1500, BOTH, hippocampus(1500), all_of_them=True).trainings} == {
-        "2d",
-        "3d_fullres",
-    }
+    folds = replace(hippocampus(600), named_folds=(1, 2))
+    assert divide(600, BOTH, folds).trainings == tuple(Training("3d_fullres", fold) for fold in (1, 2))
+    both = replace(hippocampus(1500), names_configurations=True)
+    assert {t.configuration for t in divide(1500, BOTH, both).trainings} == {"2d", "3d_fullres"}
 
 
 def test_too_short() -> None:
@@ -126,8 +123,8 @@ def test_it_fits_and_is_worth_it(
     [
         pytest.param(120, 1.0, {}, False, id="five folds of one configuration, 1,250 iterations each"),
         pytest.param(120, 1.5, {}, True, id="830 each"),
-        pytest.param(120, 1.0, {"all_of_them": True}, True, id="two configurations, half as long each"),
-        pytest.param(120, 1.5, {"folds": [0]}, False, id="one fold"),
+        pytest.param(120, 1.0, {"names_configurations": True}, True, id="two configurations, half as long each"),
+        pytest.param(120, 1.5, {"named_folds": (0,)}, False, id="one fold"),
         pytest.param(1, 1.0, {}, True, id="no time at all"),
     ],
 )
@@ -135,8 +132,8 @@ def test_time_is_short_where_folds_would_be_left_out(
     minutes: int, step: float, wanted: dict[str, Any], expected: bool
 ) -> None:
     paces = [Pace("2d", step, 0.1), Pace("3d_fullres", step, 0.1)]
-    setting = Setting(60 * minutes, (16,) * 5, 40)
-    assert allocation.is_short(60 * minutes, paces, setting, **wanted) is expected
+    setting = Setting(60 * minutes, (16,) * 5, 40, **wanted)
+    assert allocation.is_short(60 * minutes, paces, setting) is expected
     if not wanted and not expected:
         assert len(divide(60 * minutes, paces, setting).trainings) == 5
 
@@ -159,7 +156,7 @@ def test_2d_promises_most_where_slices_are_thick(spacing: tuple[float, ...], fir
 def test_a_cascade_needs_its_first_stage() -> None:
     three = [*BOTH, Pace("3d_cascade_fullres", 0.5, 0.5)]
     with pytest.raises(AutoplanError, match="needs all folds of 3d_lowres"):
-        divide(7200, three, hippocampus(7200), all_of_them=True)
+        divide(7200, three, replace(hippocampus(7200), names_configurations=True))
     assert "3d_cascade_fullres" not in {t.configuration for t in divide(10**6, three, hippocampus(10**6)).trainings}
 
 

@@ -15,7 +15,7 @@ from conftest import TINY_PLAN, Stub, wait_until, write_project
 
 from autoplan import allocation, backends, coarse, commands, cost, results, saved, timed
 from autoplan.__main__ import main
-from autoplan.allocation import Pace, Setting, Training, divide
+from autoplan.allocation import Pace, Setting, Training
 from autoplan.backends import Outcome
 from autoplan.errors import AutoplanError
 from autoplan.facts import Configuration
@@ -48,7 +48,7 @@ class Clock:
 
     def timed(self, setting: Setting = SETTING) -> tuple[Ledger, Timed]:
         held = self.ledger()
-        return held, Timed(held, TINY_PLAN, setting, lambda: PACES, lambda left, paces: divide(left, paces, setting))
+        return held, Timed(held, TINY_PLAN, setting, lambda: PACES)
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """Each takes its time, those of a wave at once, and more to predict its cases; what is done takes none."""
@@ -153,9 +153,7 @@ def test_decisions_hold_after_an_interruption(tmp_path: Path, jobs: Mapping[Trai
 def test_networks_are_as_wide_as_decided(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
     clock = Clock(tmp_path, 7200)
     paces = [replace(PACES[1], features=features) for features in ((30, 60), (16, 32))]
-    Timed(clock.ledger(), TINY_PLAN, SETTING, lambda: paces, lambda left, p: divide(left, p, SETTING)).run(
-        jobs, clock.run
-    )
+    Timed(clock.ledger(), TINY_PLAN, SETTING, lambda: paces).run(jobs, clock.run)
     assert {dict(job.settings)["features"] for job in clock.ran if job.fold is not None} == {"[16,32]"}
 
 
