@@ -10,9 +10,10 @@ import pytest
 from conftest import TINY_PLAN, write_project
 
 from autoplan import dataset as datasets
-from autoplan import results
+from autoplan import layouts, results
 from autoplan.facts import Origin
 from autoplan.jobs import Row
+from autoplan.layouts import Layout
 from autoplan.report import provenance, result
 from autoplan.report.blocks import Code, Table
 from autoplan.report.cases import Summary
@@ -68,9 +69,11 @@ def test_the_command_that_plans_has_what_was_given(tmp_path, monkeypatch) -> Non
     project = write_project(tmp_path)
     monkeypatch.chdir(project)
     given = replace(TINY_PLAN, gpu_memory=8 * 2**30, own_spacing=(3.0, 1.488281, 10.0))
-    dataset = datasets.load(project / "data" / TINY_PLAN.name)
-    found = provenance.read(dataset, given, Path("bundles") / TINY_PLAN.name, "k" * 64, [], [])
-    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} --gpu_memory 8GB --spacing 3,1.488281,10"
+    dataset, folder = datasets.load(project / "data" / TINY_PLAN.name), Path("bundles") / TINY_PLAN.name
+    layouts.save(Layout(channels="CT", group_by=r"(patient\d+)", found=((0, "background"),)), folder)
+    found = provenance.read(dataset, given, folder, "k" * 64, [], [])
+    layout = r"--channels CT --group_by '(patient\d+)'"
+    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} {layout} --gpu_memory 8GB --spacing 3,1.488281,10"
 
 
 def test_a_network_of_all_cases(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """How a dataset lies, as the user said by flags, which are kept beside plan.json."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Layout:
     def is_given(self) -> bool:
         """Whether any flag was given."""
         return self != Layout()
+
+    @property
+    def flags(self) -> str:
+        """The flags as they are typed, with a space before each."""
+        said = {name: value for name, value in to_dict(self).items() if name != "found" and value}
+        return "".join(f" --{name} {shlex.quote(value)}" for name, value in said.items())
 
 
 def read(task: Path) -> Layout:

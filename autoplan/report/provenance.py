@@ -140,7 +140,8 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     where = crossvalidation.where_flag(folder / first)
     limit = f" --gpu_memory {plan.gpu_memory / 2**30:g}GB" if plan.gpu_memory else ""
     spacing = f" --spacing {as_flag(plan.own_spacing)}" if plan.own_spacing else ""
-    commands = [crossvalidation.planning_command(folder / first) + limit + spacing]
+    layout = layouts.read(folder).flags
+    commands = [crossvalidation.planning_command(folder / first) + layout + limit + spacing]
     groups: dict[tuple[str, str], list[Fold]] = {}
     for t in trainings:
         flags = flags_of_recipe(folder / t.row.configuration, t.row.fold)
