@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,27 @@ from autoplan.files import read_object, write_text_atomically
 NAME = "budget.json"
 BEAT_SECONDS = 5.0
 """Seconds that a kill of the command may hide, once anything is decided."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a command was given and has used, seconds, and what there was no time for, in words."""
+
+    command: str
+    seconds: float
+    gone: float
+    left_out: tuple[str, ...] = ()
+
+
+def spent(folder: Path) -> list[Spent]:
+    """The entries in a folder of a task's bundles; what is damaged is left out."""
+    found = []
+    for key, entry in read_object(folder / NAME).items():
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            left_out = entry["decisions"].get("division", {}).get("left_out", ())
+            times = float(entry["budget_seconds"]), float(entry["seconds"])
+            found.append(Spent(key.rpartition(", ")[0], *times, tuple(map(str, left_out))))
+    return found
 
 
 class Ledger:

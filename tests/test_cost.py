@@ -16,6 +16,7 @@ from autoplan import cost, footprint
 from autoplan.__main__ import main
 from autoplan.errors import PlanError
 from autoplan.facts import CaseFacts, Fingerprint, Intensities
+from autoplan.ledger import Spent
 from autoplan.report import page
 from autoplan.report.cost import section
 from autoplan.rules import resampled_shape
@@ -177,6 +178,10 @@ def test_the_section_of_the_report(bill) -> None:
     assert [[c.text for c in row.cells] for row in found.blocks[0].rows] == [list(r) for r in cost.rows(bill)[1:]]
     assert found.data["costs"][0]["parameters"] == bill.costs[0].parameters
     assert "unverified" in page.render("T", "s", [found])
+    spent = [Spent("run, 2d", 7200, 6900, ("folds 3, 4",))]
+    for used in (section(TINY_PLAN, None, spent), section(TINY_PLAN, bill, spent)):
+        assert used.blocks[0].text == "run, 2d, for a given time: 115 min of 2.0 h are gone. No time for folds 3, 4."
+        assert used.data["budgets"][0]["gone"] == 6900
 
 
 def test_the_command(tiny, bill, tmp_path, capsys, monkeypatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoplan import ledger
-from autoplan.ledger import Ledger
+from autoplan.ledger import Ledger, Spent
 
 
 def test_only_working_time_counts(tmp_path: Path) -> None:
@@ -40,8 +40,16 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / ledger.NAME).write_text(text)
     found = Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1)
     assert (found.left, found.decisions) == (99, {})
+    assert ledger.spent(tmp_path) == []
     found.decide("folds", [0])
     assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 98
+
+
+def test_what_each_command_has_used(tmp_path: Path) -> None:
+    Ledger(tmp_path, "run, 2d, 7200 s", 7200, started=0, clock=lambda: 60).decide("spacing", [3, 3, 10])
+    divided = {"left_out": ["folds 3, 4"]}
+    Ledger(tmp_path, "train, 60 s", 60, started=0, clock=lambda: 58).decide("division", divided)
+    assert ledger.spent(tmp_path) == [Spent("run, 2d", 7200, 60), Spent("train", 60, 58, ("folds 3, 4",))]
 
 
 def test_what_decides_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from autoplan import __version__, cost, fingerprint, saved
 from autoplan.errors import DatasetError, TemplateError, TrainingError, one_line
 from autoplan.facts import Dataset, Fingerprint, Plan
 from autoplan.files import read_object, write_text_atomically
+from autoplan.ledger import Spent, spent
 from autoplan.report import cost as cost_section
 from autoplan.report import dataset as dataset_section
 from autoplan.report import page, provenance, result, scores, training
@@ -37,6 +38,7 @@ class Material:
     result: scores.Result | str | None
     provenance: provenance.Provenance
     bill: cost.Bill | None
+    spent: Sequence[Spent] = ()
 
 
 def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, progress: bool | None = None) -> Path:
@@ -81,7 +83,7 @@ def read(
     is_current, trained = facts is not None and facts.key == key, training.read(folder)
     origin = provenance.read(dataset, planned, folder, key, looked, trained)
     bill = cost.load(planned, facts, folder)
-    return Material(dataset, folder, planned, facts, is_current, looked, trained, found, origin, bill)
+    return Material(dataset, folder, planned, facts, is_current, looked, trained, found, origin, bill, spent(folder))
 
 
 def _sections(material: Material) -> list[Section]:
@@ -90,7 +92,7 @@ def _sections(material: Material) -> list[Section]:
     return [
         dataset_section.section(m.dataset, m.summaries, m.plan, is_current=m.is_current),
         plan_section.section(m.plan, m.fingerprint),
-        cost_section.section(m.plan, m.bill),
+        cost_section.section(m.plan, m.bill, m.spent),
         training.section(m.plan, m.trainings),
         result.section(m.plan, m.result, m.provenance.on_all),
         provenance.section(m.plan, m.provenance, m.result),
