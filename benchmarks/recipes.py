@@ -31,6 +31,8 @@ EPOCHS = 40
 """Parts of a training after which the learning rate changes."""
 AVERAGES = (0.99,)
 """Weight of the old weights in a moving average, each iteration. One: the handlers of ignite share theirs."""
+Scores = dict[str, dict[str, dict[str, float | None]]]
+"""Dice of trainings, by case and class."""
 
 
 def rate(peak: float, course: str = "poly") -> dict[str, Any]:
@@ -141,9 +143,10 @@ def train(bundle: str, out: str, names: Any, iterations: int = 300, fold: int = 
 
 
 def compare(out: str, against: str = "base") -> None:
-    """Print a table of each group of trainings."""
+    """Print a table of each group of trainings; where seeds are several, also of their mean in each case."""
     for group in sorted(Path(out).glob("fold_*")):
         found = {path.name: dice(path) for path in sorted(group.iterdir()) if dice(path)}
+        found |= _means_of_seeds(found, against)
         print(
             f"\n{group.name}\n\n| variant | seed | Dice | difference from {against} | 95 % interval |\n|--|--|--|--|--|"
         )
@@ -157,6 +160,27 @@ def compare(out: str, against: str = "base") -> None:
             low, high = mean_intervals(rows)[1] or (0.0, 0.0)
             gain = mean - _foreground(base)
             print(f"| {variant} | {seed} | {mean:.4f} | {gain:+.4f} | {low:+.4f} to {high:+.4f} |")
+
+
+def _means_of_seeds(found: Scores, against: str) -> Scores:
+    """The mean scores of each variant over the seeds that it shares with one of them; those of that one, too."""
+    means: Scores = {}
+    for variant in {name.split("@")[0] for name in found}:
+        own, other = ({n.split("@")[1] for n in found if n.startswith(f"{v}@")} for v in (variant, against))
+        seeds = sorted(own & other)
+        if len(seeds) > 1:
+            for v in (variant, against):
+                means[f"{v}@{','.join(seeds)}"] = _mean_scores([found[f"{v}@{seed}"] for seed in seeds])
+    return means
+
+
+def _mean_scores(several: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """The mean in each case and class; what one has no score for has none."""
+    means: dict[str, dict[str, float | None]] = {}
+    for case, row in several[0].items():
+        values = {c: [scores[case][c] for scores in several] for c in row}
+        means[case] = {c: None if None in v else statistics.fmean(v) for c, v in values.items()}
+    return means
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
