@@ -104,7 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "capped": {"features": "$[min(256, 16 * 2 ** level) for level in range(len(@strides))]"},
     "dice2": {"+loss": {"lambda_dice": 1.0, "lambda_ce": 0.5}},
     "entropy2": {"+loss": {"lambda_dice": 0.5, "lambda_ce": 1.0}},
-    "now": {**width(16), "batch_size": 1, **rate(1e-2, "warm")},
+    "now": {**width(16), "batch_size": 1, **rate(3e-3, "warm")},
     "residual": {"+network_def": {"res_block": True}},
     "deep": {
         "+network_def": {"deep_supervision": True, "deep_supr_num": "$len(@strides) - 2"},
