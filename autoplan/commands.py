@@ -49,7 +49,7 @@ from autoplan.jobs import (
     row,
 )
 from autoplan.jobs import table as jobs_table
-from autoplan.ledger import Ledger
+from autoplan.ledger import Ledger, key_of
 from autoplan.results import Recipe
 from autoplan.rules import Cascade
 from autoplan.settings import flags_of_training
@@ -506,8 +506,8 @@ def _ledger(
 ) -> Ledger:
     """The time of a command on a task."""
     folder, seconds = Path(bundles) / _task(dataset), allocation.parsed(given)
-    named = [text for text in (configurations, f"folds {folds}" if folds else "", f"{seconds:g} s") if text]
-    return Ledger(folder, f"{command}, {', '.join(named)}", seconds, started=started)
+    named = filter(None, (command, configurations, f"folds {folds}" if folds else ""))
+    return Ledger(folder, key_of(", ".join(named), seconds), seconds, started=started)
 
 
 def _within(

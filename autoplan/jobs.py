@@ -8,7 +8,6 @@ last.pt (the training can go on), lease.json (a process works on it) and train.l
 import json
 import math
 import re
-import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -354,9 +353,7 @@ def flags_of_recipe(bundle: Path, fold: Fold) -> str:
             if trained.budget_seconds is not None:
                 told = {name: value for name, value in told.items() if name not in ("budget_seconds", "epoch_length")}
                 told = {"budget": f"{math.ceil(trained.budget_seconds)}s", **told}
-            return " --quick" * (job.recipe == "quick") + "".join(
-                f" --{name} {shlex.quote(value)}" for name, value in told.items()
-            )
+            return " --quick" * (job.recipe == "quick") + tables.flags(told)
     return ""
 
 

@@ -31,14 +31,19 @@ class Spent:
     left_out: tuple[str, ...] = ()
 
 
+def key_of(command: str, seconds: float) -> str:
+    """Tells a command, with what it names, from others on a task."""
+    return f"{command}, {seconds:g} s"
+
+
 def spent(folder: Path) -> list[Spent]:
     """The entries in a folder of a task's bundles; what is damaged is left out."""
     found = []
-    for key, entry in read_object(folder / NAME).items():
+    for name, entry in read_object(folder / NAME).items():
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
             left_out = entry["decisions"].get("division", {}).get("left_out", ())
             times = float(entry["budget_seconds"]), float(entry["seconds"])
-            found.append(Spent(key.rpartition(", ")[0], *times, tuple(map(str, left_out))))
+            found.append(Spent(name.rpartition(", ")[0], *times, tuple(map(str, left_out))))
     return found
 
 

@@ -1,6 +1,7 @@
-"""Tables and numbers for people, as text."""
+"""Tables, numbers and flags for people, as text."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> str:
@@ -16,6 +17,11 @@ def table(rows: Sequence[Sequence[str]], *, left: int | None = None) -> str:
     align = [str.ljust if number < last else str.rjust for number in range(len(widths))]
     lines = ([a(cell, w) for a, cell, w in zip(align, row, widths, strict=True)] for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def flags(values: Mapping[str, str]) -> str:
+    """Flags of a command as they are typed, with a space before each."""
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in values.items())
 
 
 def duration(seconds: float) -> str:

@@ -165,7 +165,7 @@ def compare(out: str, against: str = "base") -> None:
 def _means_of_seeds(found: Scores, against: str) -> Scores:
     """The mean scores of each variant over the seeds that it shares with one of them; those of that one, too."""
     means: Scores = {}
-    for variant in {name.split("@")[0] for name in found}:
+    for variant in dict.fromkeys(name.split("@")[0] for name in found):
         own, other = ({n.split("@")[1] for n in found if n.startswith(f"{v}@")} for v in (variant, against))
         seeds = sorted(own & other)
         if len(seeds) > 1:

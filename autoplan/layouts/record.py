@@ -1,6 +1,5 @@
 """How a dataset lies, as the user said by flags, which are kept beside plan.json."""
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,10 +31,9 @@ class Layout:
         return self != Layout()
 
     @property
-    def flags(self) -> str:
-        """The flags as they are typed, with a space before each."""
-        said = {name: value for name, value in to_dict(self).items() if name != "found" and value}
-        return "".join(f" --{name} {shlex.quote(value)}" for name, value in said.items())
+    def flags(self) -> dict[str, str]:
+        """The flags that were given, by name."""
+        return {name: value for name, value in to_dict(self).items() if name != "found" and value}
 
 
 def read(task: Path) -> Layout:

@@ -38,7 +38,7 @@ class Material:
     result: scores.Result | str | None
     provenance: provenance.Provenance
     bill: cost.Bill | None
-    spent: Sequence[Spent] = ()
+    spent: Sequence[Spent]
 
 
 def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, progress: bool | None = None) -> Path:

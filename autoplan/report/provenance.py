@@ -24,7 +24,7 @@ from autoplan.report.blocks import Row as Line
 from autoplan.report.cases import Summary
 from autoplan.report.scores import Result
 from autoplan.report.training import Training
-from autoplan.tables import duration
+from autoplan.tables import duration, flags
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "matplotlib")
 CITATIONS = (
@@ -138,14 +138,16 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     """The commands that make everything again."""
     first = plan.configurations[0].name
     where = crossvalidation.where_flag(folder / first)
-    limit = f" --gpu_memory {plan.gpu_memory / 2**30:g}GB" if plan.gpu_memory else ""
-    spacing = f" --spacing {as_flag(plan.own_spacing)}" if plan.own_spacing else ""
-    layout = layouts.read(folder).flags
-    commands = [crossvalidation.planning_command(folder / first) + layout + limit + spacing]
+    given = layouts.read(folder).flags
+    if plan.gpu_memory:
+        given["gpu_memory"] = f"{plan.gpu_memory / 2**30:g}GB"
+    if plan.own_spacing:
+        given["spacing"] = as_flag(plan.own_spacing)
+    commands = [crossvalidation.planning_command(folder / first) + flags(given)]
     groups: dict[tuple[str, str], list[Fold]] = {}
     for t in trainings:
-        flags = flags_of_recipe(folder / t.row.configuration, t.row.fold)
-        groups.setdefault((t.row.configuration, flags), []).append(t.row.fold)
+        recipe = flags_of_recipe(folder / t.row.configuration, t.row.fold)
+        groups.setdefault((t.row.configuration, recipe), []).append(t.row.fold)
     commands += [crossvalidation.making_command(folder / name, folds) for (name, _), folds in groups.items()]
     others = (_selecting(folder / "best"), *(("predict {}",) if (folder / "best").is_dir() else ()), "report {}")
     return [*commands, *(f"python -m autoplan {command.format(plan.name)}{where}" for command in others)]
