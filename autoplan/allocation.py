@@ -31,7 +31,7 @@ WORTHWHILE = 1000
 LEAST = 30
 """Iterations that the only training has, or the time is too short."""
 START_SECONDS = 15.0
-"""What the start of a process that trains or predicts takes, until one was seen."""
+"""What the start of a process takes, until one was seen: mostly the import of libraries."""
 SCORE_SECONDS = 0.15
 """Selection and report, for each validated case."""
 KEPT = 0.03
@@ -197,8 +197,8 @@ def share(
     paces: Mapping[str, Pace],
     setting: Setting,
 ) -> float:
-    """Seconds that each training gets that is still missing, from the start of its process to its end: its validation,
-    and what comes after all trainings, are taken off before. Not above 0 where there is no time.
+    """Seconds that each training gets that is still missing, by its own clock, from the import of libraries to its end:
+    what it takes besides, and what comes after all trainings, is taken off before. Not above 0 where there is no time.
 
     Args:
         seconds: that are left.
@@ -208,13 +208,16 @@ def share(
         setting: what the time is for.
     """
     waves = math.ceil(len(missing) / setting.places)
-    validations = sum(validation(t, paces[t.configuration], setting) for t in missing) / setting.places
-    return (seconds - KEPT * setting.seconds - validations - after(trainings, paces, setting)) / max(1, waves)
+    others = sum(besides(t, paces[t.configuration], setting) for t in missing) / setting.places
+    return (seconds - KEPT * setting.seconds - others - after(trainings, paces, setting)) / max(1, waves)
 
 
-def validation(training: Training, pace: Pace, setting: Setting) -> float:
-    """Seconds that the prediction of the validation cases takes."""
-    return 0.0 if training.fold == ALL else pace.start_seconds + setting.folds[training.fold] * pace.image_seconds
+def besides(training: Training, pace: Pace, setting: Setting) -> float:
+    """Seconds of a training that its own clock does not count: its process starts before that, and another one predicts
+    the validation cases after."""
+    if training.fold == ALL:
+        return pace.start_seconds
+    return 2 * pace.start_seconds + setting.folds[training.fold] * pace.image_seconds
 
 
 def after(trainings: Sequence[Training], paces: Mapping[str, Pace], setting: Setting) -> float:

@@ -15,10 +15,10 @@ from autoplan.ledger import Ledger
 from autoplan.tables import duration
 
 DIVISION, PLAN, SLOWER, TRAININGS = "division", "plan", "slower than expected", "trainings"
-"""What a ledger keeps: which trainings there are, by which plan, how many times as long as expected the validation of a
-configuration took, and what each training has got."""
+"""What a ledger keeps: which trainings there are, by which plan, how many times as long as expected the starts and the
+validation of a configuration took, and what each training has got."""
 SLOWEST = 10.0
-"""More than so many times as long as expected is no validation, but a machine that stood still. Our choice."""
+"""More than so many times as long as expected, and the machine stood still. Our choice."""
 Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
 """Runs jobs to their end."""
 
@@ -151,14 +151,15 @@ class Timed:
         return replace(job, settings=tuple(sorted(given.items())))
 
     def _learn(self, done: Mapping[Training, Job], seconds: float) -> None:
-        """Compare how long the validation of a wave took, which ran without a pause, with what was expected."""
+        """Compare what the trainings of a wave, which ran without a pause, took besides their own time with what was
+        expected."""
         slower = dict(self.ledger.decisions.get(SLOWER, {}))
         expected = {pace.configuration: pace for pace in self.division.paces}
         for t, job in done.items():
             if t.fold != ALL:
                 trained = results.trained_seconds(job.folder) or self.shares[t].seconds
                 took = max(0.0, seconds - trained)
-                usual = allocation.validation(t, expected[t.configuration], self.setting)
+                usual = allocation.besides(t, expected[t.configuration], self.setting)
                 slower[t.configuration] = min(SLOWEST, took / usual)
         self.ledger.decide(SLOWER, slower)
 

@@ -97,7 +97,7 @@ def test_several_at_a_time_get_more_each() -> None:
 def test_it_fits_and_is_worth_it(
     seconds: float, names: set[str], step: float, image: float, num_images: int, places: int
 ) -> None:
-    """Trainings, validation and what comes after take the time at most; nothing is trained for fewer iterations than
+    """Trainings, their starts, validation and what comes after take the time at most; nothing is trained for fewer iterations than
     said; the second stage of a cascade comes with its first, and after it."""
     paces = [Pace(name, step, image) for name in ("3d_fullres", *names)]
     setting = Setting(seconds, FOLDS, num_images, places)
@@ -109,8 +109,9 @@ def test_it_fits_and_is_worth_it(
     each = allocation.share(seconds, found, found, by_name, setting)
     waves = -(-len(found) // places)
     after = allocation.after(found, by_name, setting)
-    validation = sum(START_SECONDS + FOLDS[t.fold] * image for t in found if t.fold != ALL) / places
-    assert waves * each + after + validation == pytest.approx(seconds * (1 - allocation.KEPT))
+    starts = sum(1 if t.fold == ALL else 2 for t in found) * START_SECONDS / places
+    validation = sum(FOLDS[t.fold] * image for t in found if t.fold != ALL) / places
+    assert waves * each + after + starts + validation == pytest.approx(seconds * (1 - allocation.KEPT))
     enough = allocation.LEAST if found[0].fold == ALL else allocation.WORTHWHILE
     assert allocation.iterations(each, by_name[found[0].configuration]) >= enough
     trained = list(dict.fromkeys(t.configuration for t in found))

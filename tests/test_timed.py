@@ -40,7 +40,7 @@ class Clock:
     def __init__(self, folder: Path, seconds: float, slow: Callable[[Job], float] = lambda _: 1.0) -> None:
         self.now, self.slow, self.folder, self.seconds = 0.0, slow, folder, seconds
         self.ran: list[Job] = []
-        self.validation = 20.0
+        self.besides = 35.0
         self.tells = True
 
     def ledger(self) -> Ledger:
@@ -51,10 +51,10 @@ class Clock:
         return held, Timed(held, TINY_PLAN, setting, lambda: PACES)
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """Each takes its time, those of a wave at once, and more to predict its cases; what is done takes none."""
+        """Each takes its time, those of a wave at once, and more to start and to predict its cases; what is done takes none."""
         jobs = [job for job in jobs if job not in self.ran]
         took = [
-            self.slow(job) * float(dict(job.settings)["budget_seconds"]) + self.validation
+            self.slow(job) * float(dict(job.settings)["budget_seconds"]) + self.besides
             for job in jobs
             if job.fold is not None
         ]
@@ -97,11 +97,11 @@ def test_what_one_loses_the_others_give(tmp_path: Path, jobs: Mapping[Training, 
 def test_a_slow_prediction_is_noticed(tmp_path: Path, jobs: Mapping[Training, Job]) -> None:
     """From the first validation on, those to come and the prediction of the images are expected to take as long."""
     clock = Clock(tmp_path, 7200)
-    clock.validation = 200
+    clock.besides = 350
     held, found = clock.timed()
     found.run(jobs, clock.run)
     images = 5 * SETTING.num_images * found.paces["3d_fullres"].image_seconds
-    assert images == pytest.approx(5 * 50 * 0.1 * 200 / 19, rel=0.1)
+    assert images == pytest.approx(5 * 50 * 0.1 * 350 / 34, rel=0.1)
     assert held.gone + images <= 7200
 
 
@@ -114,7 +114,7 @@ def test_a_training_that_ends_late_is_no_slow_prediction(
     held, found = clock.timed()
     found.run(jobs, clock.run)
     factor = found.paces["3d_fullres"].image_seconds / 0.1
-    assert (factor == pytest.approx(20 / 19)) == tells
+    assert (factor == pytest.approx(35 / 34)) == tells
     assert held.gone + allocation.after(found.division.trainings, found.paces, SETTING) <= 7200
 
 

@@ -87,7 +87,7 @@ class TimeBudget:
 
     Args:
         optimizer: its learning rate is set before every iteration.
-        seconds: that the training may take, from the start of its process to its last checkpoint.
+        seconds: that the training may take, from the import of this module in its process to its last checkpoint.
         output_dir: folder of budget.json.
         warm_up_fraction, warm_up_start, decay_fraction, decay_power: see :class:`Course`.
     """
