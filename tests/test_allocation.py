@@ -97,8 +97,8 @@ def test_several_at_a_time_get_more_each() -> None:
 def test_it_fits_and_is_worth_it(
     seconds: float, names: set[str], step: float, image: float, num_images: int, places: int
 ) -> None:
-    """Trainings, their starts, validation and what comes after take the time at most; nothing is trained for fewer iterations than
-    said; the second stage of a cascade comes with its first, and after it."""
+    """Trainings, their starts, validation and what comes after take the time at most; nothing is trained for fewer
+    iterations than said; the second stage of a cascade comes with its first, and after it."""
     paces = [Pace(name, step, image) for name in ("3d_fullres", *names)]
     setting = Setting(seconds, FOLDS, num_images, places)
     try:

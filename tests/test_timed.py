@@ -51,7 +51,8 @@ class Clock:
         return held, Timed(held, TINY_PLAN, setting, lambda: PACES)
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """Each takes its time, those of a wave at once, and more to start and to predict its cases; what is done takes none."""
+        """Each takes its time, those of a wave at once, and more to start and to predict its cases; what is done takes
+        none."""
         jobs = [job for job in jobs if job not in self.ran]
         took = [
             self.slow(job) * float(dict(job.settings)["budget_seconds"]) + self.besides
