@@ -5,6 +5,7 @@ the first is long enough; then as many folds of one configuration as are worth i
 all cases in its place. All numbers here are our choice; docs/recipes.md has what was measured.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,14 +44,15 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Pace:
-    """What a network of a configuration takes here: seconds of a training step, of an image that it predicts, and of
-    the start of a process. `features` are those of its levels."""
+    """What a network of a configuration takes here: seconds of a training step, of an image that it predicts, of the
+    start of a process, and of reading, resampling and writing an image. `features` are those of its levels."""
 
     configuration: str
     step_seconds: float
     image_seconds: float
     features: tuple[int, ...] = ()
     start_seconds: float = START_SECONDS
+    case_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def divide(seconds: float, paces: Sequence[Pace], setting: Setting) -> Division:
         paces = [pace for pace in paces if pace.configuration != CASCADE]
     by_name = {pace.configuration: pace for pace in paces}
     ranked = sorted(by_name, key=setting.promise.index)
-    for number in range(len(ranked), 0, -1):
+    # Of networks on all cases nobody knows which one is the best: one is trained, unless others are named.
+    most = 1 if folds == (ALL,) and not setting.names_configurations else len(ranked)
+    for number in range(most, 0, -1):
         some = ranked[:number]
         is_last = setting.names_configurations or number == 1
         choices = [list(folds)] if folds else _fewer(len(setting.folds))
@@ -143,7 +147,7 @@ def divide(seconds: float, paces: Sequence[Pace], setting: Setting) -> Division:
             break
     longest = max(by_name[name].step_seconds for name in some)
     longest += max(pace.start_seconds for pace in paces) / LEAST
-    lacking = (LEAST * longest - given) * len(trainings) / setting.places
+    lacking = (LEAST * longest - given) * len(waves(trainings, setting.places))
     raise AutoplanError(
         f"--budget is too short: {LEAST} iterations of "
         f"{'one training' if len(trainings) == 1 else f'{len(trainings)} trainings'}, and what comes after, take about "
@@ -190,6 +194,15 @@ def _left_out(ranked: Sequence[str], some: Sequence[str], folds: Sequence[Fold],
         yield f"fold{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
 
 
+def waves(trainings: Iterable[Training], places: int) -> list[list[Training]]:
+    """Trainings that run at a time: as many as there are places, and the second stage of a cascade after the first."""
+    found: list[list[Training]] = []
+    for _, stage in itertools.groupby(trainings, key=lambda t: t.configuration == CASCADE):
+        some = list(stage)
+        found += [some[start : start + places] for start in range(0, len(some), places)]
+    return found
+
+
 def share(
     seconds: float,
     missing: Sequence[Training],
@@ -207,9 +220,9 @@ def share(
         paces: by configuration.
         setting: what the time is for.
     """
-    waves = math.ceil(len(missing) / setting.places)
-    others = sum(besides(t, paces[t.configuration], setting) for t in missing) / setting.places
-    return (seconds - KEPT * setting.seconds - others - after(trainings, paces, setting)) / max(1, waves)
+    some = waves(missing, setting.places)
+    others = sum(max(besides(t, paces[t.configuration], setting) for t in wave) for wave in some)
+    return (seconds - KEPT * setting.seconds - others - after(trainings, paces, setting)) / max(1, len(some))
 
 
 def besides(training: Training, pace: Pace, setting: Setting) -> float:
@@ -217,7 +230,7 @@ def besides(training: Training, pace: Pace, setting: Setting) -> float:
     the validation cases after."""
     if training.fold == ALL:
         return pace.start_seconds
-    return 2 * pace.start_seconds + setting.folds[training.fold] * pace.image_seconds
+    return 2 * pace.start_seconds + setting.folds[training.fold] * (pace.image_seconds + pace.case_seconds)
 
 
 def after(trainings: Sequence[Training], paces: Mapping[str, Pace], setting: Setting) -> float:
@@ -226,6 +239,7 @@ def after(trainings: Sequence[Training], paces: Mapping[str, Pace], setting: Set
     start = max(paces[t.configuration].start_seconds for t in trainings)
     selection = start + SCORE_SECONDS * sum(setting.folds[fold] for fold in scored)
     image = sum(paces[t.configuration].image_seconds for t in trainings)
+    image += max(paces[t.configuration].case_seconds for t in trainings)
     return selection + (start + setting.num_images * image if setting.num_images else 0.0)
 
 
@@ -266,7 +280,7 @@ def report(
         folds = ", ".join(str(t.fold) for t in missing if t.configuration == name)
         features = "-".join(map(str, (paces[name].features[:1] + paces[name].features[-1:])))
         rows.append((name, features, folds, duration(max(0.0, given)), f"about {iterations(given, paces[name]):,}"))
-    rest = max(0.0, seconds - max(0.0, given) * math.ceil(len(missing) / setting.places))
+    rest = max(0.0, seconds - max(0.0, given) * len(waves(missing, setting.places)))
     lines = [f"Time: {duration(max(0.0, seconds))} of {duration(setting.seconds)} left.", table(rows, left=3)]
     begun, every = len(division.trainings) - len(missing), len(division.trainings)
     what = f"{begun} of {every} trainings have begun; what they lack, validation" if begun else "Validation"

@@ -25,7 +25,7 @@ from autoplan import prediction as predictions
 from autoplan.allocation import Training
 from autoplan.axes import Spacing, as_flag
 from autoplan.choice import Choice
-from autoplan.errors import AutoplanError, one_line, shortened
+from autoplan.errors import AutoplanError, TrainingError, one_line, shortened
 from autoplan.facts import (
     ALL,
     Case,
@@ -55,7 +55,7 @@ from autoplan.rules import Cascade
 from autoplan.settings import flags_of_training
 from autoplan.settings import paths as setting_paths
 from autoplan.tables import duration, table
-from autoplan.timed import Timed, jobs_by_training
+from autoplan.timed import Timed, jobs_by_training, listed
 from autoplan.within import Within, coarser_if_short, decided_spacing, task_is_trained
 
 T = TypeVar("T")
@@ -341,7 +341,9 @@ def train(
     given = settings | ({"mirror": mirror} if mirror else {})
     if budget:
         with _ledger(dataset, bundles, "train", configurations, folds, budget) as held:
-            _train_within(_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0))
+            _, failed = _train_within(_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0))
+        if failed:
+            raise failed
         return
     asked = _jobs(dataset, bundles, configurations, folds, _recipe(quick), given)
     backend = _backend(jobs, scheduler, slurm, settings)
@@ -474,7 +476,7 @@ def run(
             if not quick and not budget:
                 _cost_if_unknown(dataset, root, bundles)
     loaded, _ = _load(dataset, root, bundles)
-    on_all = ALL in _listed(folds)
+    on_all, failed = ALL in _listed(folds), None
     with held or nullcontext():
         with nullcontext() if held else reported():
             if held is None:
@@ -487,9 +489,9 @@ def run(
                 asked = partial(_within, held, dataset, bundles, configurations, folds, jobs, given, len(loaded.test))
                 again = partial(plan, dataset, root=root, bundles=bundles, cascade=cascade, force=True)
                 within, paces = (asked(), None) if spacing else _coarser_if_short(asked, loaded, cascade, again)
-                trained = _train_within(within, paces)
-                on_all = on_all or all(t.fold == ALL for t in trained)
-                configurations = ",".join(dict.fromkeys(t.configuration for t in trained))
+                done, failed = _train_within(within, paces)
+                configurations = ",".join(_trained_on_all(done))
+                on_all = bool(configurations)
         with reported():
             select(
                 dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
@@ -499,6 +501,8 @@ def run(
             predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
         if held is not None:
             print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
+    if failed:
+        raise failed
 
 
 def _ledger(
@@ -554,22 +558,47 @@ def _coarser_if_short(
     return asked(), look.paces
 
 
-def _train_within(within: Within, paces: list[allocation.Pace] | None = None) -> list[Training]:
-    """Trains what the time of a ledger is worth, and returns that. `paces`: what was measured already."""
+def _train_within(
+    within: Within, paces: list[allocation.Pace] | None = None
+) -> tuple[list[Training], TrainingError | None]:
+    """Trains what the time of a ledger is worth; returns what is done, and what to say of the rest. `paces`: what was
+    measured already.
+
+    Raises:
+        TrainingError: nothing is done.
+    """
     timed = Timed(
         within.held,
         within.planned,
         within.setting,
+        jobs_by_training(within.asked),
         measure=lambda: paces or within.paces(),
     )
-    for line in timed.report():
-        print(line)
     display, machine = backends.Display(), partial(backends.Machine, within.jobs, within.devices, fills=False)
-    by_training = jobs_by_training(within.asked)
-    outcomes = timed.run(by_training, lambda some: backends.run_all(some, machine(), display))
-    trained = [t for t, share in timed.shares.items() if share.seconds]
-    _tell_end([timed.job(by_training[t], t) for t in trained], outcomes)
-    return trained
+
+    def run(jobs: Sequence[Job]) -> Mapping[Job, backends.Outcome]:
+        return backends.run_all(jobs, machine(), display)
+
+    print("\n".join(timed.report()))
+    if timed.prepare(run):
+        print("\n".join(("The caches are filled. What is left is divided anew.", *timed.report())))
+    outcomes = timed.run(run)
+    if timed.left_out:
+        print(f"No time for {listed(timed.left_out)}.")
+    try:
+        _tell_end([timed.job(t) for t, share in timed.shares.items() if share.seconds], outcomes)
+    except TrainingError as error:
+        if not timed.done:
+            raise
+        return timed.done, error
+    return timed.done, None
+
+
+def _trained_on_all(done: Sequence[Training]) -> list[str]:
+    """Configurations to choose from, where networks on all cases are among what was trained: all of them where there is
+    a cross-validation, else the one that promises most."""
+    names = [t.configuration for t in done if t.fold == ALL]
+    return names if any(t.fold != ALL for t in done) else names[:1]
 
 
 def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:

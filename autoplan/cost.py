@@ -32,6 +32,9 @@ PREPARED = 4
 SMALL = ": the time that one thread works on a small step, divided by the threads and scaled by the multiply-adds"
 STEP_SECONDS = 5.0
 """A step on a CPU that seems to take no longer is made as it is planned, before time is divided. Our choice."""
+CASE_SECONDS, VOXEL_SECONDS = 0.1, 5e-7
+"""What an image takes to be read, resampled and written, in all and for each of its voxels. Source: docs/benchmarks.md,
+"Phases of a prediction", has 0.34e-6 for a large one; small ones took longer for each voxel."""
 MAX_LOCATIONS = 10_000
 """Voxels of a class whose indices the cache keeps at most. Source: the bundles' `CaseCache`."""
 
@@ -90,20 +93,26 @@ def compute(plan: Plan, fingerprint: Fingerprint, *, progress: bool | None = Non
     return Bill(key(plan, fingerprint), machine, device, epochs, folds, cache_bytes(plan, fingerprint), costs)
 
 
-def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configuration]) -> list[Pace]:
+def paces(
+    plan: Plan,
+    fingerprint: Fingerprint,
+    configurations: Sequence[Configuration],
+    device: Device = "cpu",
+    *,
+    is_mirrored: bool = False,
+) -> list[Pace]:
     """What a training step and the prediction of an image take here, in some seconds a configuration.
 
     Args:
         plan: the whole plan.
         fingerprint: of its dataset.
         configurations: of the plan, with the batch and the features of a step.
+        device: that trains and predicts.
+        is_mirrored: whether predictions are averaged over mirrored images.
 
     Raises:
         PlanError: this PyTorch cannot count arithmetic.
     """
-    import torch
-
-    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     overlap = template("evaluate.json", "3d_fullres")["overlap"]
     found = []
     for c in configurations:
@@ -112,7 +121,10 @@ def paces(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[Configu
             measured = footprint.measured_step(plan, c, device=device, whole=True)
         patch = measured.pass_seconds * counted.patch / measured.multiply_adds
         windows = statistics.median(_num_windows(plan, c, case, overlap) for case in fingerprint.cases)
-        found.append(Pace(c.name, measured.step_seconds(counted.step), patch * windows, c.features))
+        windows *= 2 ** len(c.patch_size) if is_mirrored else 1
+        image = CASE_SECONDS + VOXEL_SECONDS * statistics.median(math.prod(case.shape) for case in fingerprint.cases)
+        step = measured.step_seconds(counted.step)
+        found.append(Pace(c.name, step, patch * windows, c.features, case_seconds=image))
     return found
 
 

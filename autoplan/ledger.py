@@ -6,6 +6,7 @@ not that between an interruption and the same command again.
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -40,10 +41,12 @@ def spent(folder: Path) -> list[Spent]:
     """The entries in a folder of a task's bundles; what is damaged is left out."""
     found = []
     for name, entry in read_object(folder / NAME).items():
-        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-            left_out = entry["decisions"].get("division", {}).get("left_out", ())
+        with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            decisions = entry["decisions"]
+            left_out = [*map(str, decisions.get("division", {}).get("left_out", ()))]
+            left_out += [t for t, share in decisions.get("trainings", {}).items() if not share["seconds"]]
             times = float(entry["budget_seconds"]), float(entry["seconds"])
-            found.append(Spent(name.rpartition(", ")[0], *times, tuple(map(str, left_out))))
+            found.append(Spent(name.rpartition(", ")[0], *times, tuple(left_out)))
     return found
 
 
@@ -72,7 +75,7 @@ class Ledger:
         found = read_object(self.path).get(key)
         entry = found if isinstance(found, dict) else {}
         before, decisions = entry.get("seconds"), entry.get("decisions")
-        self.before = float(before) if isinstance(before, int | float) else 0.0
+        self.before = _seconds(before)
         self.decisions: dict[str, Any] = decisions if isinstance(decisions, dict) else {}
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -117,3 +120,11 @@ class Ledger:
         self._end.set()
         self._thread.join()
         self.write()
+
+
+def _seconds(value: Any) -> float:
+    """A number of seconds; 0 for what is none."""
+    try:
+        return float(value) if type(value) in (int, float) and math.isfinite(value) and value > 0 else 0.0
+    except OverflowError:
+        return 0.0

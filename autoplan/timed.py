@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autoplan import allocation, results
 from autoplan.allocation import Division, Pace, Training
 from autoplan.backends import Outcome
 from autoplan.errors import TrainingError
-from autoplan.facts import ALL, Plan, from_dict, to_dict
-from autoplan.jobs import Job, caching_jobs
+from autoplan.facts import CASCADE, LOWRES, Plan, from_dict, to_dict
+from autoplan.jobs import Job, caching_jobs, is_done, is_trained
 from autoplan.ledger import Ledger
 from autoplan.tables import duration
 
-DIVISION, PLAN, SLOWER, TRAININGS = "division", "plan", "slower than expected", "trainings"
-"""What a ledger keeps: which trainings there are, by which plan, how many times as long as expected the starts and the
-validation of a configuration took, and what each training has got."""
+PACES, DIVISION, PLAN, SLOWER, TRAININGS = "paces", "division", "plan", "slower than expected", "trainings"
+"""What a ledger keeps: what networks take here, which trainings there are, by which plan, how many times as long as
+expected the starts and the validation of a configuration took, and what each training has got."""
 SLOWEST = 10.0
 """More than so many times as long as expected, and the machine stood still. Our choice."""
 Run = Callable[[Sequence[Job]], Mapping[Job, Outcome]]
@@ -38,6 +38,7 @@ class Timed:
         ledger: its decisions hold; what is not decided yet is.
         plan: that they are trainings of.
         setting: what the time is for.
+        jobs: of each training that there may be, without its share.
         measure: what they take here; asked once.
 
     Raises:
@@ -49,18 +50,23 @@ class Timed:
         ledger: Ledger,
         plan: Plan,
         setting: allocation.Setting,
+        jobs: Mapping[Training, Job],
         measure: Callable[[], Sequence[Pace]],
     ) -> None:
-        self.ledger, self.setting = ledger, setting
+        self.ledger, self.setting, self.jobs = ledger, setting, jobs
         if DIVISION not in ledger.decisions:
-            ledger.decide(DIVISION, to_dict(allocation.divide(ledger.left, measure(), setting)))
+            measured = tuple(measure())
+            division = allocation.divide(ledger.left, measured, setting)
+            ledger.decide(PACES, to_dict(measured))
+            ledger.decide(DIVISION, to_dict(division))
             ledger.decide(PLAN, _key(plan))
         if ledger.decisions.get(PLAN, _key(plan)) != _key(plan):
             raise TrainingError(f"{ledger.path}: the time was divided for another plan. Remove it to divide it anew.")
         try:
+            self.measured: tuple[Pace, ...] = from_dict(tuple[Pace, ...], ledger.decisions[PACES])
             self.division: Division = from_dict(Division, ledger.decisions[DIVISION])
-            self.shares, self.paces  # noqa: B018 (they can be read)
-        except (AttributeError, KeyError, TypeError, ValueError):
+            self.report()  # all that it keeps can be read
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             raise TrainingError(f"{ledger.path} is damaged. Remove it to divide the time anew.") from None
 
     @property
@@ -69,7 +75,12 @@ class Timed:
         slower = self.ledger.decisions.get(SLOWER, {})
         found = {p.configuration: (p, slower.get(p.configuration, 1.0)) for p in self.division.paces}
         return {
-            name: replace(p, image_seconds=factor * p.image_seconds, start_seconds=factor * p.start_seconds)
+            name: replace(
+                p,
+                image_seconds=factor * p.image_seconds,
+                start_seconds=factor * p.start_seconds,
+                case_seconds=factor * p.case_seconds,
+            )
             for name, (p, factor) in found.items()
         }
 
@@ -80,61 +91,126 @@ class Timed:
         by_name = {_name(t): t for t in self.division.trainings}
         return {by_name[name]: from_dict(Share, share) for name, share in kept.items()}
 
+    @property
+    def done(self) -> list[Training]:
+        """What is trained to its end, and predicted."""
+        return [t for t, share in self.shares.items() if share.seconds and is_done(self.job(t))]
+
+    @property
+    def left_out(self) -> list[Training]:
+        """What has got no time."""
+        shares = self.shares
+        return [t for t in self.division.trainings if t not in shares or not shares[t].seconds]
+
     def report(self) -> list[str]:
         """How the time is divided, in words."""
-        missing = [t for t in self.division.trainings if t not in self.shares]
-        if not missing:
-            left, seconds = duration(max(0.0, self.ledger.left)), duration(self.ledger.seconds)
-            return [f"Time: {left} of {seconds} left. All trainings have had theirs."]
-        given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
-        return allocation.report(self.ledger.left, self.division, missing, self.paces, self.setting, given)
+        shares, left = self.shares, self.ledger.left
+        missing = [t for t in self.division.trainings if t not in shares]
+        going = self._unfinished(self.division.trainings)
+        if missing:
+            given = self._share(missing, going)
+            return allocation.report(left, self.division, missing, self.paces, self.setting, given)
+        then = "All trainings have had theirs." if not going else f"What goes on: {listed(going)}."
+        return [f"Time: {duration(max(0.0, left))} of {duration(self.ledger.seconds)} left. {then}"]
 
-    def run(self, jobs: Mapping[Training, Job], run: Run) -> dict[Job, Outcome]:
-        """Train. The caches are filled first, so that this is not taken from the first training.
+    def prepare(self, run: Run) -> bool:
+        """Fill the caches, so that this is not taken from the first training, and divide what is left then.
 
         Args:
-            jobs: of each training, without its share.
+            run: see `run`.
+
+        Returns:
+            Whether the time is divided in another way now.
+
+        Raises:
+            AutoplanError: a training was begun otherwise, or what is left is too short.
+        """
+        for t in self.division.trainings:
+            if t not in self.shares and _has_begun(self.jobs[t]):
+                raise TrainingError(
+                    f"{self.jobs[t].name} was begun with another recipe, or for another time. Go on with that one, or "
+                    f"remove {self.jobs[t].folder} to start anew."
+                )
+        if self.shares:
+            return False
+        fillers = caching_jobs([self.jobs[t] for t in self.division.trainings], 1)
+        run(list(dict.fromkeys(filler for some in fillers.values() for filler in some)))
+        division = allocation.divide(self.ledger.left, self.measured, self.setting)
+        if division == self.division:
+            return False
+        self.division = division
+        self.ledger.decide(DIVISION, to_dict(division))
+        return True
+
+    def run(self, run: Run) -> dict[Job, Outcome]:
+        """Train.
+
+        Args:
             run: runs jobs that may run at a time.
 
         Returns:
             The outcome of each job; nothing of trainings that there was no time for.
         """
         outcomes: dict[Job, Outcome] = {}
-        trainings = self.division.trainings
-        for t in trainings:
-            if t not in self.shares and _has_begun(jobs[t]):
-                raise TrainingError(
-                    f"{jobs[t].name} was begun with another recipe, or for another time. Go on with that one, or "
-                    f"remove {jobs[t].folder} to start anew."
-                )
-        if TRAININGS not in self.ledger.decisions:
-            fillers = caching_jobs([jobs[t] for t in trainings], 1)
-            run(list(dict.fromkeys(filler for some in fillers.values() for filler in some)))
-        for start in range(0, len(trainings), self.setting.places):
-            wave = trainings[start : start + self.setting.places]
-            undecided = [t for t in wave if self._is_open(t, jobs[t])]
+        waves = allocation.waves(self.division.trainings, self.setting.places)
+        for number, wave in enumerate(waves):
+            rest = [t for some in waves[number:] for t in some]
+            undecided = [t for t in wave if self._is_open(t)]
+            begun = self._unfinished([t for t in rest if t not in undecided])
             if undecided:
-                self._decide(undecided, [t for t in trainings[start:] if self._is_open(t, jobs[t])])
-            timed = {t: self.job(jobs[t], t) for t in wave if self.shares[t].seconds}
+                self._decide(undecided, [t for t in rest if self._is_open(t)], begun)
+            part = self._part(begun)
+            given = {t: share for t, share in self.shares.items() if t in wave and share.seconds}
+            timed = {t: self.job(t, part if t in begun else 1.0) for t in given}
             before = self.ledger.gone
             ended = run(list(timed.values()))
             outcomes |= ended
             if undecided == list(wave):
-                done = {t: job for t, job in timed.items() if job in ended and ended[job].state == "done"}
+                done = [t for t, job in timed.items() if job in ended and ended[job].state == "done"]
                 self._learn(done, self.ledger.gone - before)
         return outcomes
 
-    def _is_open(self, training: Training, job: Job) -> bool:
+    def _is_open(self, training: Training) -> bool:
         """Whether it has no share yet, or had one that it did not use, as its start failed, and for which there is no
         time any more."""
         share = self.shares.get(training)
-        return share is None or (share.seconds > self.ledger.left and not _has_begun(job))
+        return share is None or (share.seconds > self.ledger.left and not _has_begun(self.jobs[training]))
 
-    def _decide(self, wave: Sequence[Training], missing: Sequence[Training]) -> None:
-        """Give the trainings of a wave their share of what is left."""
-        given = allocation.share(self.ledger.left, missing, self.division.trainings, self.paces, self.setting)
+    def _unfinished(self, trainings: Collection[Training]) -> list[Training]:
+        """Those that have got their share, and are not done."""
+        return [t for t, s in self.shares.items() if t in trainings and s.seconds and not is_done(self.job(t))]
+
+    def _lacks(self, training: Training) -> float:
+        """Seconds of its share that a training has not used."""
+        job = self.job(training)
+        used = results.trained_seconds(job.folder) or 0.0
+        return 0.0 if is_trained(job) else max(0.0, self.shares[training].seconds - used)
+
+    def _lacking(self, begun: Sequence[Training]) -> float:
+        """Seconds of their shares that trainings have not used, one wave after the other."""
+        return sum(max(map(self._lacks, wave)) for wave in allocation.waves(begun, self.setting.places))
+
+    def _share(self, missing: Sequence[Training], begun: Sequence[Training]) -> float:
+        """Seconds of each training that is still missing, when others go on with what they have got."""
+        left = self.ledger.left - self._lacking(begun)
+        return allocation.share(left, missing, self.division.trainings, self.paces, self.setting)
+
+    def _part(self, begun: Sequence[Training]) -> float:
+        """Part of what trainings lack that there is time for: less than all where it was lost by an interruption, or
+        where fewer run at a time than before."""
+        lacking, num_waves = self._lacking(begun), len(allocation.waves(begun, self.setting.places))
+        there = allocation.share(self.ledger.left, begun, self.division.trainings, self.paces, self.setting)
+        return min(1.0, max(0.0, num_waves * there) / lacking) if lacking else 1.0
+
+    def _decide(self, wave: Sequence[Training], missing: Sequence[Training], begun: Sequence[Training]) -> None:
+        """Give the trainings of a wave their share of what is left; not to the second stage of a cascade whose first is
+        not done."""
+        given = self._share(missing, begun)
         kept = dict(self.ledger.decisions.get(TRAININGS, {}))
+        lacks_lowres = any(t.configuration == LOWRES and t not in self.done for t in self.division.trainings)
         for t in wave:
+            if t.configuration == CASCADE and lacks_lowres:
+                continue
             pace = self.paces[t.configuration]
             # The first one is made in any case: something has to be there in the end.
             is_worth = not kept or allocation.iterations(given, pace) >= allocation.LEAST
@@ -142,26 +218,32 @@ class Timed:
             kept[_name(t)] = to_dict(Share(seconds, allocation.epoch_length(given, pace)))
         self.ledger.decide(TRAININGS, kept)
 
-    def job(self, job: Job, training: Training) -> Job:
-        """The job of a training, with its share."""
-        share = self.shares[training]
+    def job(self, training: Training, part: float = 1.0) -> Job:
+        """The job of a training, with its share. `part`: of what it lacks that there is time for."""
+        job, share = self.jobs[training], self.shares[training]
         features = {"features": json.dumps(self.paces[training.configuration].features, separators=(",", ":"))}
-        time = {"budget_seconds": str(share.seconds), "epoch_length": str(share.epoch_length)}
-        given = {**features, **dict(job.settings), **time}
+        given = {**features, "epoch_length": str(share.epoch_length), **dict(job.settings)}
+        given["budget_seconds"] = str(share.seconds)
+        if part < 1:
+            given["budget_left"] = str(max(1, round(part * self._lacks(training))))
         return replace(job, settings=tuple(sorted(given.items())))
 
-    def _learn(self, done: Mapping[Training, Job], seconds: float) -> None:
+    def _learn(self, done: Sequence[Training], seconds: float) -> None:
         """Compare what the trainings of a wave, which ran without a pause, took besides their own time with what was
-        expected."""
-        slower = dict(self.ledger.decisions.get(SLOWER, {}))
+        expected: that of the training that should have ended last."""
         expected = {pace.configuration: pace for pace in self.division.paces}
-        for t, job in done.items():
-            if t.fold != ALL:
-                trained = results.trained_seconds(job.folder) or self.shares[t].seconds
-                took = max(0.0, seconds - trained)
-                usual = allocation.besides(t, expected[t.configuration], self.setting)
-                slower[t.configuration] = min(SLOWEST, took / usual)
-        self.ledger.decide(SLOWER, slower)
+        took = {t: results.trained_seconds(self.jobs[t].folder) or self.shares[t].seconds for t in done}
+        usual = {t: allocation.besides(t, expected[t.configuration], self.setting) for t in done}
+        if done:
+            last = max(done, key=lambda t: took[t] + usual[t])
+            slower = dict(self.ledger.decisions.get(SLOWER, {}))
+            slower[last.configuration] = min(SLOWEST, max(0.0, seconds - took[last]) / usual[last])
+            self.ledger.decide(SLOWER, slower)
+
+
+def listed(trainings: Sequence[Training]) -> str:
+    """Names of trainings, in words."""
+    return ", ".join(map(_name, trainings))
 
 
 def jobs_by_training(jobs: Iterable[Job]) -> dict[Training, Job]:

@@ -49,9 +49,22 @@ class Within:
     def _measured(self, configurations: Iterable[Configuration]) -> list[Pace]:
         from autoplan import cost
 
-        found = cost.paces(self.planned, self.facts, list(configurations))
-        shared = 1.0 if "OMP_NUM_THREADS" in os.environ else self.setting.places / max(1, len(self.devices))
+        found = cost.paces(
+            self.planned,
+            self.facts,
+            list(configurations),
+            "cuda" if self.devices else "cpu",
+            is_mirrored=is_mirrored(self.settings),
+        )
+        has_own_threads = "OMP_NUM_THREADS" in os.environ and not self.devices
+        shared = 1.0 if has_own_threads else self.setting.places / max(1, len(self.devices))
         return [replace(p, step_seconds=shared * p.step_seconds, image_seconds=shared * p.image_seconds) for p in found]
+
+
+def is_mirrored(settings: Mapping[str, str]) -> bool:
+    """Whether the settings of a training for a given time have predictions averaged over mirrored images."""
+    mirror = settings.get("mirror", "")
+    return mirror == "True" if mirror else _value(settings.get("mirror_prob", "0")) != 0
 
 
 def widths(planned: Plan, name: str, settings: Mapping[str, str]) -> list[Configuration]:
@@ -60,7 +73,7 @@ def widths(planned: Plan, name: str, settings: Mapping[str, str]) -> list[Config
     c = planned.configuration(name)
     c = replace(
         c,
-        batch_size=int(settings.get("batch_size", rules.budget_batch_size(c.batch_size))),
+        batch_size=_number(settings.get("batch_size", ""), rules.budget_batch_size(c.batch_size)),
         features=_given(settings, "features", c.features),
         patch_size=_given(settings, "patch_size", c.patch_size),
     )
@@ -70,10 +83,25 @@ def widths(planned: Plan, name: str, settings: Mapping[str, str]) -> list[Config
 
 
 def _given(settings: Mapping[str, str], name: str, planned: tuple[int, ...]) -> tuple[int, ...]:
-    """A list that a user has set, or else the planned one: also where it is an expression, or too long or short."""
-    text = settings.get(name, "")
-    found = tuple(ast.literal_eval(text)) if text.startswith("[") else ()
-    return found if len(found) == len(planned) else planned
+    """Counts that a user has set, or else the planned ones: also where that is an expression, or has another length."""
+    found = _value(settings.get(name, ""))
+    if isinstance(found, list) and len(found) == len(planned) and all(type(n) is int and n > 0 for n in found):
+        return tuple(found)
+    return planned
+
+
+def _number(text: str, planned: int) -> int:
+    """A count that a user has set, or else the planned one."""
+    found = _value(text)
+    return found if type(found) is int and found > 0 else planned
+
+
+def _value(text: str) -> object:
+    """What a text means as a literal of Python; the text, where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 @dataclass(frozen=True)

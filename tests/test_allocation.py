@@ -71,6 +71,37 @@ def test_too_short() -> None:
         divide(60 * (minutes - 1), BOTH, hippocampus(60 * (minutes - 1)))
 
 
+@pytest.mark.parametrize("places", [1, 3, 4, 8])
+def test_too_short_for_several_at_a_time(places: int) -> None:
+    slow = [Pace("3d_fullres", 5.0, 1.0)]
+    short = replace(hippocampus(60, places), named_folds=(0, 1, 2, 3, 4))
+    with pytest.raises(AutoplanError, match="30 iterations of 5 trainings") as refused:
+        divide(60, slow, short)
+    seconds = 60 * int(str(refused.value).rpartition("about ")[2].split()[0])
+    assert len(divide(seconds, slow, replace(short, seconds=seconds)).trainings) == 5
+    with pytest.raises(AutoplanError, match="is too short"):
+        divide(seconds - 60, slow, replace(short, seconds=seconds - 60))
+
+
+def test_one_network_on_all_cases_is_enough() -> None:
+    """Nobody knows which one of two is the better one."""
+    asked = replace(hippocampus(7200), named_folds=(ALL,))
+    found = divide(7200, BOTH, asked)
+    assert found.trainings == (Training("3d_fullres", ALL),)
+    assert found.left_out == ("2d, and ensembles with it",)
+    named = divide(7200, BOTH, replace(asked, names_configurations=True))
+    assert {t.configuration for t in named.trainings} == {"2d", "3d_fullres"}
+
+
+def test_waves() -> None:
+    """The second stage of a cascade waits for the first, and for others on its way."""
+    names = ["3d_fullres"] * 2 + ["3d_lowres"] * 3 + ["3d_cascade_fullres"] * 3
+    some = [Training(name, fold) for fold, name in enumerate(names)]
+    assert [[t.fold for t in wave] for wave in allocation.waves(some, 4)] == [[0, 1, 2, 3], [4], [5, 6, 7]]
+    assert [len(wave) for wave in allocation.waves(some, 2)] == [2, 2, 1, 2, 1]
+    assert allocation.waves([], 2) == []
+
+
 @pytest.mark.parametrize(("seconds", "width"), [(7200, 16), (4 * 7200, 30)])
 def test_networks_are_narrow_where_iterations_are_few(seconds: float, width: int) -> None:
     """A narrow network has more iterations in the same time."""
@@ -107,11 +138,14 @@ def test_it_fits_and_is_worth_it(
         return
     by_name = {pace.configuration: pace for pace in paces}
     each = allocation.share(seconds, found, found, by_name, setting)
-    waves = -(-len(found) // places)
     after = allocation.after(found, by_name, setting)
-    starts = sum(1 if t.fold == ALL else 2 for t in found) * START_SECONDS / places
-    validation = sum(FOLDS[t.fold] * image for t in found if t.fold != ALL) / places
-    assert waves * each + after + starts + validation == pytest.approx(seconds * (1 - allocation.KEPT))
+    firsts = [t for t in found if t.configuration != "3d_cascade_fullres"]
+    total = after
+    for stage in (firsts, found[len(firsts) :]):
+        for wave in (stage[start : start + places] for start in range(0, len(stage), places)):
+            besides = [START_SECONDS if t.fold == ALL else 2 * START_SECONDS + FOLDS[t.fold] * image for t in wave]
+            total += each + max(besides)
+    assert total == pytest.approx(seconds * (1 - allocation.KEPT))
     enough = allocation.LEAST if found[0].fold == ALL else allocation.WORTHWHILE
     assert allocation.iterations(each, by_name[found[0].configuration]) >= enough
     trained = list(dict.fromkeys(t.configuration for t in found))

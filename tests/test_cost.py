@@ -214,3 +214,18 @@ def test_time_is_divided_by_the_step_that_is_trained_where_it_is_short(monkeypat
     assert pace.step_seconds > 0
     assert pace.image_seconds > 0
     assert batches[-1] == batch
+
+
+def test_time_of_an_image(monkeypatch) -> None:
+    """Mirrored ones take as many passes as there are sets of axes; large ones take long to write."""
+    measured = footprint.measured_step(TINY_PLAN, TWO_D, device="cpu")
+    asked = []
+    monkeypatch.setattr(footprint, "measured_step", lambda *_, device, **__: asked.append(device) or measured)
+    (once,) = cost.paces(TINY_PLAN, FACTS, [TWO_D])
+    (mirrored,) = cost.paces(TINY_PLAN, FACTS, [TWO_D], "cuda", is_mirrored=True)
+    assert mirrored.image_seconds == pytest.approx(4 * once.image_seconds)
+    assert asked == ["cpu", "cpu", "cuda"]
+    large = replace(FACTS, cases=tuple(replace(case, shape=(512, 512, 600)) for case in FACTS.cases))
+    (slow,) = cost.paces(TINY_PLAN, large, [TWO_D])
+    assert slow.case_seconds == pytest.approx(0.1 + 512 * 512 * 600 * 0.5e-6)
+    assert slow.case_seconds > 100 * once.case_seconds

@@ -35,6 +35,14 @@ def test_a_kill_hides_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
 
 
+@pytest.mark.parametrize("seconds", ["NaN", "-7", "true", "1" + "0" * 400, "1e999"])
+def test_seconds_that_are_none(tmp_path: Path, seconds: str) -> None:
+    entry = f'{{"run": {{"budget_seconds": {seconds}, "seconds": {seconds}, "decisions": {{}}}}}}'
+    (tmp_path / ledger.NAME).write_text(entry)
+    assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 99
+    ledger.spent(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"run": 7}', '{"run": {"seconds": "x", "decisions": []}}', "{"])
 def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / ledger.NAME).write_text(text)
@@ -47,9 +55,11 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
 
 def test_what_each_command_has_used(tmp_path: Path) -> None:
     Ledger(tmp_path, "run, 2d, 7200 s", 7200, started=0, clock=lambda: 60).decide("spacing", [3, 3, 10])
-    divided = {"left_out": ["folds 3, 4"]}
-    Ledger(tmp_path, "train, 60 s", 60, started=0, clock=lambda: 58).decide("division", divided)
-    assert ledger.spent(tmp_path) == [Spent("run, 2d", 7200, 60), Spent("train", 60, 58, ("folds 3, 4",))]
+    second = Ledger(tmp_path, "train, 60 s", 60, started=0, clock=lambda: 58)
+    second.decide("division", {"left_out": ["folds 3, 4"]})
+    second.decide("trainings", {"2d fold 0": {"seconds": 50}, "2d fold 1": {"seconds": 0}})
+    left_out = ("folds 3, 4", "2d fold 1")
+    assert ledger.spent(tmp_path) == [Spent("run, 2d", 7200, 60), Spent("train", 60, 58, left_out)]
 
 
 def test_what_decides_nothing_leaves_nothing(tmp_path: Path) -> None:

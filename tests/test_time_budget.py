@@ -30,13 +30,14 @@ class Run:
     shape: dict[str, float] = field(default_factory=dict)
     max_epochs: int = 10**5
     now: float = 0.0
+    left: float | None = None
     rates: list[float] = field(default_factory=list)
     saved: dict[int, Any] = field(default_factory=dict)
 
     def start(self, state: dict[str, Any] | None = None, *, until: float = math.inf) -> "Run":
         """Train from a state on, to the end or until an iteration."""
         self.optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
-        self.budget = TimeBudget(self.optimizer, self.seconds, self.folder, **self.shape)
+        self.budget = TimeBudget(self.optimizer, self.seconds, self.folder, left=self.left, **self.shape)
         self.budget.clock = lambda: self.now
         self.budget.start = self.now
         self.engine = Engine(self._iterate)
@@ -156,6 +157,7 @@ MACHINES: dict[str, Pace] = {
     "5 times slower at the end": lambda t: 1.0 if t < 950 else 5.0,
     "2 times faster halfway": lambda t: 1.0 if t < 500 else 0.5,
     "5 times faster soon": lambda t: 1.0 if t < 100 else 0.2,
+    "20 times faster after the first steps": lambda t: 20.0 if t < 150 else 1.0,
     "up and down": lambda t: 1.0 + 0.5 * math.sin(t / 30),
     "a pause": lambda t: 60.0 if 400 < t < 450 else 1.0,
     "two pauses": lambda t: 80.0 if 400 < t < 450 or 800 < t < 850 else 1.0,
@@ -198,6 +200,27 @@ def test_dead_time_does_not_count_but_the_start_does(tmp_path: Path) -> None:
     assert len(again.rates) == 500
     slow = Run(tmp_path, 1000, lambda t: 101.0 if t == 5000 else 1.0, now=5000.0).start(state)
     assert len(slow.rates) == 400
+
+
+@pytest.mark.parametrize("left", [500, 300, 50, 3])
+@pytest.mark.parametrize("at", [10, 30, 500])
+def test_less_is_left_than_the_budget_says(left: float, at: int, tmp_path: Path) -> None:
+    """It is shorter at once, by a decision, and the rate falls to the end."""
+    saved = Run(tmp_path, 1000).start(until=503).saved
+    again = Run(tmp_path, 1000, now=5000.0, left=left).start(saved[at])
+    rest = min(left, 1000 - at)
+    assert 0.98 * rest - 1 <= again.now - 5000 <= 1.02 * rest + 1
+    if at == 10:
+        assert len(again.decisions) == 1, "its length was not fixed before"
+    elif rest < 1000 - at:
+        assert again.decisions[-1]["because"] == f"it has only {left - 1:.0f} s left"
+        assert again.rates[-1] <= max(0.15 * RATE, again.rates[0])
+    else:
+        assert len(again.decisions) == 1
+
+
+def test_less_is_left_at_the_start(tmp_path: Path) -> None:
+    assert len(Run(tmp_path, 1000, left=100).start().rates) == 100
 
 
 def test_another_budget_is_another_recipe(tmp_path: Path) -> None:

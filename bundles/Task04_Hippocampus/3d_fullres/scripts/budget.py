@@ -24,7 +24,8 @@ SKIPPED = 3
 MEASURED, FEWEST, MEASURED_PART = 20, 3, 0.03
 """The length is fixed after so many measured iterations; of slow ones after this part of the time, but the fewest."""
 LATE, EARLY = 0.03, 0.05
-"""Parts of the budget by which an expected end may miss it, after and before, until the length is changed."""
+"""Parts of the budget by which an expected end may miss it, after and before, until the length is changed; within an
+epoch twice as early."""
 SETTLED = 0.05
 """Part of the budget that passes before a decision is reviewed, unless time is lost: speeds go up and down."""
 ROUNDED = 0.02
@@ -79,7 +80,8 @@ class TimeBudget:
     """A schedule of the learning rate, for :class:`scripts.stopping.LossRules`, that ends when a time is over.
 
     After the first iterations it fixes how many there will be. When the end would miss the budget, because the machine
-    became slower or faster, it fixes another number, at the end of an epoch, or at once where too much time is lost.
+    became slower or faster, it fixes another number, at the end of an epoch, or at once where much time is lost or won,
+    or less is left than the budget says.
     Each decision is in the log, in the checkpoint and in budget.json, and all that follows from it is the same again
     when the training goes on after an interruption. The last epoch may be shorter than the others. The time is that of
     the processes that train: what lies between them does not count, nor what is lost with one that was killed. In
@@ -89,6 +91,7 @@ class TimeBudget:
         optimizer: its learning rate is set before every iteration.
         seconds: that the training may take, from the import of this module in its process to its last checkpoint.
         output_dir: folder of budget.json.
+        left: seconds that this process has at most, of those that the budget leaves; None: all of them.
         warm_up_fraction, warm_up_start, decay_fraction, decay_power: see :class:`Course`.
     """
 
@@ -100,12 +103,14 @@ class TimeBudget:
         seconds: float,
         output_dir: str | Path,
         *,
+        left: float | None = None,
         warm_up_fraction: float = 0.0,
         warm_up_start: float = 0.1,
         decay_fraction: float = 1.0,
         decay_power: float = 0.9,
     ) -> None:
         self.optimizer, self.seconds, self.output_dir = optimizer, float(seconds), Path(output_dir)
+        self.left = math.inf if left is None else float(left)
         self.rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.shape = (warm_up_fraction, warm_up_start, decay_fraction, decay_power)
         self.course = Course(*self.shape)
@@ -115,6 +120,7 @@ class TimeBudget:
         self.expected_from = (0, 0.0)
         self.num_measured, self.sum_measured = 0, 0.0
         self._last, self._ended = 0.0, math.nan
+        self._is_new = True
 
     def attach(self, engine: Engine) -> None:
         """Take the time, set the learning rate of every iteration, end the training."""
@@ -128,6 +134,11 @@ class TimeBudget:
     def length(self) -> int | None:
         """Iterations in all; None while that is open."""
         return self.decisions[-1]["iterations"] if self.decisions else None
+
+    @property
+    def limit(self) -> float:
+        """Seconds at which the training has to end."""
+        return min(self.seconds, self.before + self.left)
 
     def now(self) -> float:
         """Seconds that the training has taken."""
@@ -154,10 +165,17 @@ class TimeBudget:
             self.num_measured, self.sum_measured = self.num_measured + 1, self.sum_measured + now - self._last
         self._last = now
         if self.length is None:
-            if self.num_measured >= (MEASURED if now < MEASURED_PART * self.seconds else FEWEST):
+            if self.num_measured >= (MEASURED if now < MEASURED_PART * self.limit else FEWEST):
                 self._decide(iteration, now, f"the first iterations took {self._measured():.3g} s each")
-        elif iteration < self.length and now - self._expected(iteration) > LATE * self.seconds:
+        elif iteration >= self.length:
+            pass
+        elif self._is_new and self.limit < min(self.seconds, self._end(iteration, self.length, now)):
+            self._decide(iteration, now, f"it has only {max(0.0, self.limit - now):.0f} s left")
+        elif now - self._expected(iteration) > LATE * self.seconds:
             self._decide(iteration, now, "the machine has become slower")
+        elif self._expected(iteration) - now > 2 * EARLY * self.seconds and self.num_measured >= FEWEST:
+            self._decide(iteration, now, "the machine has become faster")
+        self._is_new = False
 
     def step(self) -> None:
         """Look at the time at the end of an epoch; of the last one, count what was left out as done."""
@@ -184,7 +202,7 @@ class TimeBudget:
         """Compare the expected end with the budget, and change the length where it is missed."""
         if now - self.expected_from[1] < SETTLED * self.seconds:
             return
-        late = self._end(iteration, self.decisions[-1]["iterations"], now) - self.seconds
+        late = self._end(iteration, self.decisions[-1]["iterations"], now) - self.limit
         if late > LATE * self.seconds or -late > EARLY * self.seconds:
             side = "after" if late > 0 else "before"
             self._decide(iteration, now, f"it would have ended {abs(late):.0f} s {side} its time")
@@ -198,13 +216,14 @@ class TimeBudget:
     def _decide(self, iteration: int, now: float, because: str) -> None:
         """Fix the length."""
         epoch_length, pace = self.engine.state.epoch_length, self._measured()
-        left, each = self.seconds - now, pace + self.overhead / epoch_length
+        left, each = self.limit - now, pace + self.overhead / epoch_length
         length = iteration + max(0, math.floor(left / each)) if each else self.most * epoch_length
         length = min(length, self.most * epoch_length)
         whole = round(length / epoch_length) * epoch_length
         if whole > iteration and abs(whole - length) <= ROUNDED * length:
             length = whole
-        while length > iteration and self._end(iteration, length, now) > (1 + ROUNDED) * self.seconds:
+        latest = self.limit + ROUNDED * min(self.seconds, self.left)
+        while length > iteration and self._end(iteration, length, now) > latest:
             length -= 1
         self.pace, self.expected_from = pace, (iteration, now)
         self.num_measured, self.sum_measured = 0, 0.0
