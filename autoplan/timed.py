@@ -160,8 +160,8 @@ class Timed:
             if undecided:
                 self._decide(undecided, [t for t in rest if self._is_open(t)], begun)
             part = self._part(begun)
-            given = {t: share for t, share in self.shares.items() if t in wave and share.seconds}
-            timed = {t: self.job(t, part if t in begun else 1.0) for t in given}
+            shares = self.shares
+            timed = {t: self.job(t, part if t in begun else 1.0) for t in wave if t in shares and shares[t].seconds}
             before = self.ledger.gone
             ended = run(list(timed.values()))
             outcomes |= ended
