@@ -81,10 +81,10 @@ class TimeBudget:
 
     After the first iterations it fixes how many there will be. When the end would miss the budget, because the machine
     became slower or faster, it fixes another number, at the end of an epoch, or at once where much time is lost or won,
-    or less is left than the budget says. Each decision is in the log, in the checkpoint and in budget.json, and all that
-    follows from it is the same again when the training goes on after an interruption. The last epoch may be shorter than
-    the others. The time is that of the processes that train: what lies between them does not count, nor what is lost
-    with one that was killed. In distributed training it is that of rank 0.
+    or less is left than the budget says. Each decision is in the log, in the checkpoint and in budget.json, and all
+    that follows from it is the same again when the training goes on after an interruption. The last epoch may be
+    shorter than the others. The time is that of the processes that train: what lies between them does not count, nor
+    what is lost with one that was killed. In distributed training it is that of rank 0.
 
     Args:
         optimizer: its learning rate is set before every iteration.
