@@ -12,6 +12,9 @@ from typing import Any
 
 from autoplan.errors import AutoplanError
 
+LARGEST = 1e12
+"""Counts, times and losses that are not below it come from a damaged file."""
+
 
 def check_writable(folder: Path, flag: str) -> None:
     """Refuses a folder that could not be made or written into, before any work is done for it.
@@ -81,6 +84,11 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def number(value: object) -> float | None:
+    """A number that a file had; None for anything else, also for one that is not below `LARGEST`."""
+    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]
 
 
 def file_digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from autoplan import lease, results, tables
 from autoplan.errors import TrainingError, shortened
 from autoplan.facts import ALL, CASCADE, LOWRES, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
-from autoplan.files import read_object
+from autoplan.files import LARGEST, read_object
 from autoplan.results import Recipe
 from autoplan.settings import evaluation_only, flags_of_training, refusal
 
@@ -410,7 +410,7 @@ def row(job: Job) -> Row:
     curve = results.curve(job.folder)
     last = curve[-1] if curve else {}
     held = lease.holder(job.folder)
-    is_told = held is not None and 0 <= held.max_epochs < results.LARGEST and job.recipe != "budget"
+    is_told = held is not None and 0 <= held.max_epochs < LARGEST and job.recipe != "budget"
     epochs = held.max_epochs if held is not None and is_told else max_epochs(job)
     name, reason = state(job, is_held=held is not None)
     seconds = [r["seconds"] for r in curve if "seconds" in r]

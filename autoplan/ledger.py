@@ -6,7 +6,6 @@ not that between an interruption and the same command again.
 
 import contextlib
 import json
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autoplan.files import read_object, write_text_atomically
+from autoplan.files import number, read_object, write_text_atomically
 
 NAME = "budget.json"
 BEAT_SECONDS = 5.0
@@ -41,12 +40,13 @@ def spent(folder: Path) -> list[Spent]:
     """The entries in a folder of a task's bundles; what is damaged is left out."""
     found = []
     for name, entry in read_object(folder / NAME).items():
-        with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
             decisions = entry["decisions"]
             left_out = [*map(str, decisions.get("division", {}).get("left_out", ()))]
             left_out += [t for t, share in decisions.get("trainings", {}).items() if not share["seconds"]]
-            times = float(entry["budget_seconds"]), float(entry["seconds"])
-            found.append(Spent(name.rpartition(", ")[0], *times, tuple(left_out)))
+            seconds, gone = number(entry["budget_seconds"]), number(entry["seconds"])
+            if seconds is not None and gone is not None:
+                found.append(Spent(name.rpartition(", ")[0], seconds, gone, tuple(left_out)))
     return found
 
 
@@ -74,8 +74,8 @@ class Ledger:
         self.started = clock() if started is None else started
         found = read_object(self.path).get(key)
         entry = found if isinstance(found, dict) else {}
-        before, decisions = entry.get("seconds"), entry.get("decisions")
-        self.before = _seconds(before)
+        decisions = entry.get("decisions")
+        self.before = max(0.0, number(entry.get("seconds")) or 0.0)
         self.decisions: dict[str, Any] = decisions if isinstance(decisions, dict) else {}
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -120,11 +120,3 @@ class Ledger:
         self._end.set()
         self._thread.join()
         self.write()
-
-
-def _seconds(value: Any) -> float:
-    """A number of seconds; 0 for what is none."""
-    try:
-        return float(value) if type(value) in (int, float) and math.isfinite(value) and value > 0 else 0.0
-    except OverflowError:
-        return 0.0

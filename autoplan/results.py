@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from autoplan.errors import TrainingError, one_line
 from autoplan.facts import ALL, Fold
-from autoplan.files import file_digest, read_json, read_object, regular
+from autoplan.files import LARGEST, file_digest, number, read_json, read_object, regular
 
 FINISHED, BUDGET = "finished.json", "budget.json"
 Recipe = Literal["paper", "quick", "budget"]
@@ -26,8 +26,6 @@ OF_NETWORKS = {"target_spacing", "patch_size", "strides", "features"}
 """Settings of a training that a prediction has, too."""
 PREDICTION_SETTINGS = {*OF_NETWORKS, "mirror", "overlap"}
 """What dice.json says of the prediction. One of an older bundle says less, and its fold has to be predicted again."""
-LARGEST = 1e12
-"""Counts, times and losses that are not below it come from a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Training:
     @property
     def budget_seconds(self) -> float | None:
         """The time that it was given; None where it was given none."""
-        return _number(self.settings.get("budget_seconds"))
+        return number(self.settings.get("budget_seconds"))
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -143,7 +141,7 @@ def budgeted_epochs(folder: Path) -> int:
 
 def trained_seconds(folder: Path) -> float | None:
     """What the training of the fold in `folder` took of the time that it was given; None where that is not told."""
-    return _number(read_object(folder / BUDGET).get("seconds"))
+    return number(read_object(folder / BUDGET).get("seconds"))
 
 
 def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
@@ -168,7 +166,7 @@ def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
     absent = [case for case in cases if not probabilities(folder, case).is_file()]
     if absent:
         return f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
-    return FoldResult(trained.model, settings, trained.settings, _number(scores.get("mean_foreground_dice")))
+    return FoldResult(trained.model, settings, trained.settings, number(scores.get("mean_foreground_dice")))
 
 
 def read_all(bundle: Path) -> FoldResult | str:
@@ -185,7 +183,7 @@ def read_all(bundle: Path) -> FoldResult | str:
         trained.settings.get("mirror_prob"),
     )
     known = {name: value for name, value in trained.settings.items() if name.removeprefix("lowres_") in OF_NETWORKS}
-    if not set(known) >= OF_NETWORKS or _number(overlap) is None or (mirrored := _number(prob)) is None:
+    if not set(known) >= OF_NETWORKS or number(overlap) is None or (mirrored := number(prob)) is None:
         return f"lacks settings of its training in {FINISHED}"
     return FoldResult(trained.model, {**known, "mirror": mirrored > 0, "overlap": overlap}, trained.settings, None)
 
@@ -206,7 +204,7 @@ def dice(folder: Path) -> dict[str, dict[str, float | None]]:
     what is no number."""
     cases = read_object(folder / "validation" / "dice.json").get("cases")
     found = cases.items() if isinstance(cases, dict) else ()
-    return {name: {c: _number(v) for c, v in scores.items()} for name, scores in found if isinstance(scores, dict)}
+    return {name: {c: number(v) for c, v in scores.items()} for name, scores in found if isinstance(scores, dict)}
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -215,7 +213,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
     damaged."""
     try:
         with regular(folder / "curve.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{name: _number(float(text)) for name, text in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: number(float(text)) for name, text in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error):
         return []
     found = [{name: value for name, value in row.items() if value is not None} for row in rows]
@@ -235,7 +233,3 @@ def _digest_of(path: Path, _size: int, _time: int) -> str:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < LARGEST
-
-
-def _number(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None  # type: ignore[arg-type]

@@ -207,7 +207,8 @@ class Timed:
         not done."""
         given = self._share(missing, begun)
         kept = dict(self.ledger.decisions.get(TRAININGS, {}))
-        lacks_lowres = any(t.configuration == LOWRES and t not in self.done for t in self.division.trainings)
+        done = self.done
+        lacks_lowres = any(t.configuration == LOWRES and t not in done for t in self.division.trainings)
         for t in wave:
             if t.configuration == CASCADE and lacks_lowres:
                 continue
@@ -231,14 +232,15 @@ class Timed:
     def _learn(self, done: Sequence[Training], seconds: float) -> None:
         """Compare what the trainings of a wave, which ran without a pause, took besides their own time with what was
         expected: that of the training that should have ended last."""
+        if not done:
+            return
         expected = {pace.configuration: pace for pace in self.division.paces}
         took = {t: results.trained_seconds(self.jobs[t].folder) or self.shares[t].seconds for t in done}
         usual = {t: allocation.besides(t, expected[t.configuration], self.setting) for t in done}
-        if done:
-            last = max(done, key=lambda t: took[t] + usual[t])
-            slower = dict(self.ledger.decisions.get(SLOWER, {}))
-            slower[last.configuration] = min(SLOWEST, max(0.0, seconds - took[last]) / usual[last])
-            self.ledger.decide(SLOWER, slower)
+        last = max(done, key=lambda t: took[t] + usual[t])
+        slower = dict(self.ledger.decisions.get(SLOWER, {}))
+        slower[last.configuration] = min(SLOWEST, max(0.0, seconds - took[last]) / usual[last])
+        self.ledger.decide(SLOWER, slower)
 
 
 def listed(trainings: Sequence[Training]) -> str:

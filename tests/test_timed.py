@@ -208,9 +208,7 @@ def takes(step: float) -> Callable[..., list[Pace]]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured, and a process starts at once."""
     monkeypatch.setattr(saved, "load_fingerprint", lambda _: None)
-    monkeypatch.setattr(
-        cost, "paces", lambda _, __, some, *___, **____: [Pace(c.name, 0.01, 0, c.features, 0.5) for c in some]
-    )
+    monkeypatch.setattr(cost, "paces", takes(0.01))
 
 
 @pytest.mark.usefixtures("measured")
@@ -378,9 +376,7 @@ def test_planning_again_was_interrupted(
 def test_a_time_that_is_too_short_decides_nothing(
     stub: Stub, planning: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        cost, "paces", lambda _, __, some, *___, **____: [Pace(c.name, 9, 0, c.features, 0.5) for c in some]
-    )
+    monkeypatch.setattr(cost, "paces", takes(9))
     assert main([*RUN, "30s"]) == 1
     assert planning == [("", False)]
     assert not read_object(stub.task / "budget.json")

@@ -11,7 +11,7 @@ from autoplan import jobs, results
 from autoplan.errors import TrainingError
 from autoplan.facts import ALL, NOT_VALIDATED, Plan
 from autoplan.failures import START
-from autoplan.files import regular
+from autoplan.files import LARGEST, regular
 from autoplan.report import charts
 from autoplan.report.blocks import Block, Cell, Figure, Grid, Note, Row, Section, Severity, Table, Text, cell, words
 
@@ -127,7 +127,7 @@ def _energy(path: Path) -> float | None:
             values = [float(line["energy_consumed"]) for line in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
-    return sum(values) if values and all(0 <= v < results.LARGEST for v in values) else None
+    return sum(values) if values and all(0 <= v < LARGEST for v in values) else None
 
 
 def flat_since(epochs: Epochs) -> int | None:

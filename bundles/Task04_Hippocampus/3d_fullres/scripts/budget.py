@@ -24,8 +24,8 @@ SKIPPED = 3
 MEASURED, FEWEST, MEASURED_PART = 20, 3, 0.03
 """The length is fixed after so many measured iterations; of slow ones after this part of the time, but the fewest."""
 LATE, EARLY = 0.03, 0.05
-"""Parts of the budget by which an expected end may miss it, after and before, until the length is changed; within an
-epoch twice as early."""
+"""Parts of the budget by which an expected end may miss it, after and before, until the length is changed. Within an
+epoch it may be before by twice as much."""
 SETTLED = 0.05
 """Part of the budget that passes before a decision is reviewed, unless time is lost: speeds go up and down."""
 ROUNDED = 0.02
@@ -119,7 +119,7 @@ class TimeBudget:
         self.expected_from = (0, 0.0)
         self.num_measured, self.sum_measured = 0, 0.0
         self._last, self._ended = 0.0, math.nan
-        self._is_new = True
+        self._is_new = True  # no iteration has ended in this process
 
     def attach(self, engine: Engine) -> None:
         """Take the time, set the learning rate of every iteration, end the training."""
@@ -166,15 +166,20 @@ class TimeBudget:
         if self.length is None:
             if self.num_measured >= (MEASURED if now < MEASURED_PART * self.limit else FEWEST):
                 self._decide(iteration, now, f"the first iterations took {self._measured():.3g} s each")
-        elif iteration >= self.length:
-            pass
-        elif self._is_new and self.limit < min(self.seconds, self._end(iteration, self.length, now)):
-            self._decide(iteration, now, f"it has only {max(0.0, self.limit - now):.0f} s left")
-        elif now - self._expected(iteration) > LATE * self.seconds:
-            self._decide(iteration, now, "the machine has become slower")
-        elif self._expected(iteration) - now > 2 * EARLY * self.seconds and self.num_measured >= FEWEST:
-            self._decide(iteration, now, "the machine has become faster")
+        elif iteration < self.length and (because := self._surprise(iteration, self.length, now)):
+            self._decide(iteration, now, because)
         self._is_new = False
+
+    def _surprise(self, iteration: int, length: int, now: float) -> str:
+        """Why the length cannot wait for the end of an epoch; empty where it can."""
+        late = now - self._expected(iteration)
+        if self._is_new and self.limit < min(self.seconds, self._end(iteration, length, now)):
+            return f"it has only {max(0.0, self.limit - now):.0f} s left"
+        if late > LATE * self.seconds:
+            return "the machine has become slower"
+        if -late > 2 * EARLY * self.seconds and self.num_measured >= FEWEST:
+            return "the machine has become faster"
+        return ""
 
     def step(self) -> None:
         """Look at the time at the end of an epoch; of the last one, count what was left out as done."""
