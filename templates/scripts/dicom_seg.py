@@ -9,8 +9,9 @@ import numpy as np
 from monai import __version__ as monai_version
 from numpy.typing import NDArray
 
+from scripts.dicom import series_files
 from scripts.files import write_atomically
-from scripts.formats import open_image, series_files
+from scripts.formats import open_image
 
 MAX_LABEL = 64
 """Characters of a segment's name that DICOM allows."""
