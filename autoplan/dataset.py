@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoplan import images
+from autoplan import formats, images
 from autoplan.errors import DatasetError, one_line, shortened
 from autoplan.facts import Case, Dataset
 from autoplan.files import read_json
@@ -407,7 +407,7 @@ def _image_faults(image: Volume, dataset: Dataset) -> Iterator[str]:
             f"({shortened(', '.join(dataset.modalities))}). Correct either."
         )
     if image.grid.colours:
-        yield "the image holds the numbers of a palette, not colours. Convert it to grey or RGB."
+        yield formats.PALETTE
     largest = images.largest_magnitude(image.array)
     if not np.isfinite(largest):
         yield "the image has values that are NaN or infinite. Replace them, by 0 where there is no tissue."
@@ -428,12 +428,10 @@ def _geometry_faults(image: Volume, label: Volume, what: str = "label") -> Itera
             "leave the case out of the dataset."
         )
         return
-    distance = images.corner_distance_mm(image.shape, image.affine, label.affine)
-    if distance > images.AFFINE_TOLERANCE_MM:
+    if distance := images.apart(image.grid, label.grid):
         yield (
-            f"the affines of {what} and image put a corner of the volume {distance:.3g} mm apart (at most "
-            f"{images.AFFINE_TOLERANCE_MM} mm). Resample the {what} to the image, or copy the image's affine if they "
-            "overlay."
+            f"the affines of {what} and image put a corner of the volume {distance}. Resample the {what} to the image, "
+            "or copy the image's affine if they overlay."
         )
 
 

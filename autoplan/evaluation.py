@@ -256,11 +256,10 @@ def _grid_faults(pair: Pair) -> list[str]:
             f"{pair.prediction}: shape {prediction.shape} differs from the label's, {label.shape}. Resample the "
             "prediction to the label's grid, by nearest neighbour."
         ]
-    distance = images.corner_distance_mm(label.shape, label.affine, prediction.affine)
-    if not distance <= images.AFFINE_TOLERANCE_MM:
+    if distance := images.apart(label, prediction):
         return [
-            f"{pair.prediction}: its affine and the label's put a corner of the volume {distance:.3g} mm apart (at "
-            f"most {images.AFFINE_TOLERANCE_MM} mm). Resample it, or copy the label's affine if they overlay."
+            f"{pair.prediction}: its affine and the label's put a corner of the volume {distance}. Resample it, or "
+            "copy the label's affine if they overlay."
         ]
     return []
 

@@ -28,18 +28,26 @@ from numpy.typing import NDArray
 from autoplan import formats
 from autoplan.axes import Shape, Spacing
 from autoplan.errors import DatasetError, one_line
-from autoplan.formats import Header, by_case, case_name, files_of, format_of, image_files, names_of, segmentation_name
+from autoplan.formats import (
+    Header,
+    by_case,
+    case_name,
+    corner_distance_mm,
+    files_of,
+    format_of,
+    image_files,
+    names_of,
+    place_tolerance_mm,
+    segmentation_name,
+)
 from autoplan.memory import memory_bytes
 
-__all__ = ["by_case", "case_name", "files_of", "image_files", "names_of", "segmentation_name"]
+__all__ = ["by_case", "case_name", "corner_distance_mm", "files_of", "image_files", "names_of", "segmentation_name"]
 
 KNOWN = ", ".join(formats.SUFFIXES)
 """Suffixes of images, for messages."""
 INSTALL = "python -m pip install 'autoplan[formats]'"
 """Command that installs what reads all formats."""
-AFFINE_TOLERANCE_MM = 0.1
-"""Distance in mm that a corner of a volume may have under two affines that count as equal. Our choice: far below a
-voxel, and far above what float32 headers lose."""
 LABEL_TOLERANCE = 1e-4
 """Distance from a whole number that a label stored as float may have. Our choice: what a scale factor loses."""
 SPACING_DIGITS = 6
@@ -48,7 +56,6 @@ PADDING_BYTES = 2**20
 """Bytes that may follow the last voxel. Our choice: some programs pad their files."""
 COPIES = 2
 """Times that the voxels of a file are in memory while it is read: as bytes and as an array."""
-_TINY = np.finfo(np.float32).tiny
 _SLAB_VOXELS = 2**18
 _BLOCK_BYTES = 2**12
 """Bytes at the start of a file that are sure to hold its header, compressed or not."""
@@ -70,7 +77,8 @@ class Grid:
     """Where the voxels of a file lie: `shape` along the three axes of the file, `affine` 4x4, voxel to world, mm.
 
     `forms_apart_mm` is the distance between the two places where the sform and the qform of the header put a corner of
-    the volume, 0 where only one of them is in use. `colours`: the voxels are the numbers of a palette.
+    the volume, 0 where only one of them is in use. `colours`: the voxels are the numbers of a palette. `measured`: the
+    file says how large its voxels are.
     """
 
     shape: Shape
@@ -78,6 +86,7 @@ class Grid:
     affine: NDArray[np.float64]
     forms_apart_mm: float = 0.0
     colours: bool = False
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,8 @@ def _explained() -> Iterator[None]:
         raise DatasetError("does not exist. Copy it there, or leave the case out.") from None
     except ImportError as error:
         raise DatasetError(f"cannot be read ({one_line(error)}). All formats: {INSTALL}") from error
+    except formats.UnsuitableError as error:
+        raise DatasetError(f"cannot be used: {one_line(error)}") from error
     except _UNREADABLE as error:
         raise DatasetError(f"cannot be read ({one_line(error)}). Copy it again, or leave the case out.") from error
 
@@ -183,13 +194,6 @@ def _header(path: Path) -> Any:
         head = zlib.decompressobj(wbits=31).decompress(head, nibabel.Nifti2Header.sizeof_hdr)
     kind = nibabel.Nifti2Header if _is_nifti2(head) else nibabel.Nifti1Header
     header: Any = kind(head[: kind.sizeof_hdr])  # type: ignore[no-untyped-call]
-    shape = header.get_data_shape()
-    if len(shape) not in (3, 4):
-        raise ValueError(f"it has {len(shape)} axes, not 3 or 4")
-    if min(shape) < 1:
-        raise ValueError(f"its shape is {shape}")
-    if header.get_data_dtype().kind not in "biuf":
-        raise ValueError(f"its values are of type {header.get_data_dtype()}, not numbers")
     return header
 
 
@@ -250,68 +254,30 @@ def _decompressed(data: bytes, *, at_most: int) -> bytes:
 
 def _grid_of(header: Header) -> Grid:
     """Grid of a file that is not NIfTI."""
-    return Grid(header.shape, header.channels, header.affine, colours=header.colours)
+    return Grid(header.shape, header.channels, header.affine, colours=header.colours, measured=header.measured)
 
 
 def _grid(header: Any) -> Grid:
-    """Grid of a NIfTI file: that of MONAI's NibabelReader, which training and prediction go by.
-
-    Where the lengths of the affine's columns are not the voxel sizes of the header (pixdim), MONAI 1.6.1 takes the
-    other one of sform and qform if that agrees with them, even one that is not in use. nibabel, as most programs, goes
-    by the form in use whatever the voxel sizes say. Where the two put the volume at different places, the header
-    contradicts itself and a segmentation would not lie on its image.
-
-    Raises:
-        DatasetError: the header contradicts itself.
-        ValueError: the affine is singular or not finite.
-    """
-    shape = tuple(map(int, header.get_data_shape()))
-    usual, affine = header.get_best_affine(), _monai_affine(header)
-    if any(not np.isfinite(a).all() or abs(np.linalg.det(a[:3, :3])) < _TINY for a in (usual, affine)):
-        raise ValueError("its affine is singular or not finite")
-    distance = corner_distance_mm(shape[:3], usual, affine)
-    if not distance <= AFFINE_TOLERANCE_MM:
-        raise DatasetError(
-            f"has a header that contradicts itself: its sform, qform and voxel sizes (pixdim) put a corner of the "
-            f"volume up to {distance:.3g} mm apart. Write the header anew with one geometry."
-        )
+    """Grid of a NIfTI file, that training and prediction go by, too: see `formats.nifti_affine`."""
+    affine, shape = formats.nifti_affine(header), tuple(map(int, header.get_data_shape()))
     return Grid(shape[:3], (*shape, 1)[3], affine, _forms_apart_mm(header, shape[:3]))
-
-
-def _monai_affine(header: Any) -> NDArray[np.float64]:
-    """The affine that MONAI's NibabelReader gives a file with this header; see `_grid`."""
-    rank = len(header.get_data_shape())
-    sizes = header.get_zooms()[:rank]
-
-    def agrees(affine: NDArray[np.float64]) -> bool:
-        # In a file with channels MONAI compares the column of the offset with the fourth voxel size.
-        lengths = np.linalg.norm(affine[:rank, :rank], axis=0)
-        return np.allclose(sizes, np.where(lengths == 0, 1, lengths))
-
-    if not agrees(header.get_best_affine()):
-        sform, qform, chosen = header.get_sform(), header.get_qform(), header.copy()
-        if header["sform_code"] and agrees(qform):
-            chosen.set_sform(qform)
-        elif not header["sform_code"] and header["qform_code"] and agrees(sform):
-            chosen.set_qform(sform)
-        header = chosen
-    return np.asarray(header.get_best_affine(), dtype=np.float64)
 
 
 def _forms_apart_mm(header: Any, shape: Shape) -> float:
     """Distance in mm between a corner of the volume by sform and by qform, 0 where only one of them is in use."""
     if not header["sform_code"] or not header["qform_code"]:
         return 0.0
-    return corner_distance_mm(shape, header.get_sform(), header.get_qform())
+    mm = formats.nifti_mm(header)
+    return corner_distance_mm(shape, mm @ header.get_sform(), mm @ header.get_qform())
 
 
-def corner_distance_mm(shape: Shape, first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Largest distance in mm between the world coordinates of a corner of the volume under two affines."""
-    if np.array_equal(first, second):
-        return 0.0
-    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij")).reshape(3, -1)
-    difference = (first - second)[:3]
-    return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
+def apart(first: Grid, second: Grid) -> str:
+    """How far apart two grids of one shape put a corner of the volume, in words; "" where they are the same. A file
+    that does not say how large its voxels are lies on the other one."""
+    if not (first.measured and second.measured):
+        return ""
+    distance, allowed = corner_distance_mm(first.shape, first.affine, second.affine), place_tolerance_mm(first.affine)
+    return "" if distance <= allowed else f"{distance:.3g} mm apart (at most {allowed:.3g} mm)"
 
 
 def spacing(affine: NDArray[np.float64]) -> Spacing:

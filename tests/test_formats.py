@@ -1,10 +1,17 @@
-"""Images of every format: the array and the place in space that were written."""
+"""Images of every format: the array and the place in space that were written, with SimpleITK as witness."""
 
+import json
+import re
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -72,6 +79,351 @@ def test_tiff(shape, tmp_path) -> None:
 def test_segmentations_of_planes_come_back(suffix, tmp_path) -> None:
     formats.write_image(tmp_path / f"case{suffix}", VOLUME[:, :, :1], np.eye(4))
     np.testing.assert_array_equal(read(tmp_path / f"case{suffix}")[1][..., 0], VOLUME[:, :, :1])
+
+
+# A segmentation lies where its image lies, for nibabel and for ITK.
+
+TURNED = np.array([[0, 2.0, 0, -7], [1.5, 0, 0, 3], [0, 0, -3.0, 11], [0, 0, 0, 1]])
+MOVED = TURNED + np.array([[0, 0, 0, 40.0], [0, 0, 0, -25], [0, 0, 0, 5], [0, 0, 0, 0]])
+SHEARED = TURNED @ (np.eye(4) + 0.4 * np.outer([0, 1, 0, 0], [0, 0, 1, 0]))
+
+
+def nifti(path, sform=None, qform=None, sizes=(1.5, 2, 3), units=2, shape=(5, 4, 3), version=1):
+    """Writes an image whose header has these forms, with their codes, and no others."""
+    header = {1: nibabel.Nifti1Header, 2: nibabel.Nifti2Header}[version]()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header["pixdim"][1:4], header["xyzt_units"] = sizes, units
+    for name, form in (("qform", qform), ("sform", sform)):
+        if form is not None:
+            getattr(header, f"set_{name}")(form[0], form[1])
+    kind = {1: nibabel.Nifti1Image, 2: nibabel.Nifti2Image}[version]
+    nibabel.save(kind(np.arange(np.prod(shape), dtype=np.int16).reshape(shape), None, header), path)
+    return path
+
+
+def segmented(image, suffix):
+    """Writes a segmentation of an image, as a bundle does, and returns its path."""
+    affine = formats.nifti_affine(nibabel.load(image).header) if suffix.startswith(".nii") else read(image)[0].affine
+    shape = nibabel.load(image).shape if suffix.startswith(".nii") else read(image)[0].shape
+    target = Path(image).with_name(f"segmentation{suffix}")
+    formats.write_image(target, np.ones(shape[:3], np.uint8), affine, image)
+    return target
+
+
+def itk_place(path):
+    """Spacing, origin and direction of the first three axes by ITK; None where it does not read the file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    rank, n = reader.GetDimension(), min(reader.GetDimension(), 3)
+    direction = np.reshape(reader.GetDirection(), (rank, rank))[:n, :n]
+    return np.concatenate([reader.GetSpacing()[:n], reader.GetOrigin()[:n], direction.ravel()])
+
+
+def assert_same_place(image, segmentation):
+    expected, found = itk_place(image), itk_place(segmentation)
+    assert (expected is None) == (found is None)  # NIfTI-2, shears
+    if expected is not None:
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize(
+    "forms",
+    [
+        pytest.param({"sform": (TURNED, 1), "qform": (TURNED, 1)}, id="both"),
+        pytest.param({"sform": (TURNED, 2), "qform": (MOVED, 1)}, id="both, at two places"),
+        pytest.param({"sform": (TURNED, 4), "qform": (MOVED, 2)}, id="both, of two spaces"),
+        pytest.param({"qform": (TURNED, 1)}, id="qform alone"),
+        pytest.param({"sform": (TURNED, 1)}, id="sform alone"),
+        pytest.param({}, id="none"),
+        pytest.param({"sform": (TURNED, 1), "shape": (5, 4, 3, 2)}, id="channels"),
+        pytest.param({"sform": (TURNED, 1), "version": 2}, id="NIfTI-2"),
+    ],
+)
+def test_a_nifti_segmentation_lies_on_its_image_in_all_programs(forms, units, tmp_path) -> None:
+    image = nifti(tmp_path / "image.nii.gz", units=units, **forms)
+    segmentation = segmented(image, ".nii.gz")
+    assert_same_place(image, segmentation)
+    first, second = nibabel.load(image), nibabel.load(segmentation)
+    assert type(first) is type(second)
+    np.testing.assert_array_equal(first.affine, second.affine)
+    assert first.header.get_xyzt_units()[0] == second.header.get_xyzt_units()[0]
+    np.testing.assert_array_equal(np.asarray(second.dataobj), np.ones((5, 4, 3)))
+    # What planning and bundles take for mm is what ITK takes for mm, where ITK goes by the form that nibabel goes by.
+    if itk_place(image) is not None and ("qform" not in forms or np.array_equal(forms["qform"][0], TURNED)):
+        spacing = np.linalg.norm(formats.nifti_affine(first.header)[:3, :3], axis=0)
+        np.testing.assert_allclose(itk_place(image)[:3], spacing, rtol=1e-5)
+
+
+FIELDS = {
+    **dict.fromkeys(("sform_code", "qform_code"), st.integers(0, 4)),
+    **dict.fromkeys(("quatern_b", "quatern_c", "quatern_d"), st.floats(-0.5, 0.5, width=32)),
+    **dict.fromkeys(("qoffset_x", "qoffset_y", "qoffset_z"), st.floats(-90, 90, width=32)),
+    "xyzt_units": st.integers(0, 26),
+    "qfac": st.sampled_from([-1, 0, 1]),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([{}, {"sform": (TURNED, 1)}, {"sform": (TURNED, 1), "qform": (MOVED, 1)}, {"sform": (SHEARED, 1)}]),
+    st.fixed_dictionaries({}, optional=FIELDS),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_nifti_header_is_taken_over(tmp_path, forms, fields) -> None:
+    path = nifti(tmp_path / "image.nii", **forms)
+    header = nibabel.Nifti1Header(path.read_bytes()[:348])
+    header["pixdim"][0] = fields.pop("qfac", 1)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    try:
+        segmentation = segmented(path, ".nii")
+    except formats.UnsuitableError:
+        return
+    assert_same_place(path, segmentation)
+    np.testing.assert_array_equal(nibabel.load(segmentation).affine, nibabel.load(path).affine)
+
+
+def test_a_shear_is_written_as_sform_alone(tmp_path, caplog) -> None:
+    """No quaternion can say it: other programs would put the file elsewhere."""
+    formats.write_image(tmp_path / "tilted.nii.gz", np.ones((5, 4, 3), np.uint8), SHEARED)
+    header = nibabel.load(tmp_path / "tilted.nii.gz").header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (0, 1)
+    np.testing.assert_allclose(header.get_best_affine(), SHEARED, atol=1e-6)
+    assert "tilted: its slices are sheared against each other" in caplog.text
+    caplog.clear()
+    formats.write_image(tmp_path / "straight.nii.gz", np.ones((5, 4, 3), np.uint8), TURNED)
+    assert not caplog.text
+    np.testing.assert_allclose(nibabel.load(tmp_path / "straight.nii.gz").get_qform(), TURNED, atol=1e-6)
+
+
+def itk_file(path, *, rank=3, lines=(), direction=None):
+    """Writes an NRRD or a MetaImage, with more lines in its header."""
+    image = sitk.GetImageFromArray(np.arange(4**rank, dtype=np.int16).reshape((4,) * rank))
+    image.SetSpacing([0.5, 0.75, 3.0][:rank])
+    image.SetOrigin([5.0, -6.0, 7.0][:rank])
+    if direction is not None:
+        image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    end = b"ElementDataFile" if path.suffix == ".mha" else b"\n\n"
+    head, _, data = path.read_bytes().partition(end)
+    before, after = (head, end) if path.suffix == ".mha" else (head + b"\n", b"\n")
+    path.write_bytes(before + "".join(f"{line}\n" for line in lines).encode() + after + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "mm"),
+    [
+        pytest.param(".nrrd", {}, 1, id="NRRD"),
+        pytest.param(".nrrd", {"direction": [0, 1, 0, 1, 0, 0, 0, 0, -1]}, 1, id="NRRD, turned"),
+        pytest.param(".nrrd", {"rank": 2}, 1, id="NRRD, a plane"),
+        pytest.param(".nrrd", {"lines": ['space units: "um" "um" "um"']}, 1e-3, id="NRRD, micrometres"),
+        pytest.param(".nrrd", {"lines": ['space units: "microns" "microns" "microns"']}, 1e-3, id="NRRD, microns"),
+        pytest.param(".mha", {}, 1, id="MetaImage"),
+        pytest.param(".mha", {"direction": [0, 1, 0, 1, 0, 0, 0, 0, -1]}, 1, id="MetaImage, turned"),
+        pytest.param(".mha", {"rank": 2}, 1, id="MetaImage, a plane"),
+        pytest.param(".mha", {"lines": ["DistanceUnits = um"]}, 1e-3, id="MetaImage, micrometres"),
+    ],
+)
+def test_a_segmentation_by_itk_lies_on_its_image(suffix, options, mm, tmp_path) -> None:
+    image = itk_file(tmp_path / f"image{suffix}", **options)
+    header = read(image)[0]
+    rank = options.get("rank", 3)
+    np.testing.assert_allclose(np.linalg.norm(header.affine[:3, :rank], axis=0), mm * np.array([0.5, 0.75, 3])[:rank])
+    segmentation = segmented(image, suffix)
+    assert_same_place(image, segmentation)
+    found, array = read(segmentation)
+    np.testing.assert_allclose(found.affine, header.affine, atol=1e-9)
+    assert found.shape == header.shape
+    np.testing.assert_array_equal(array, np.ones_like(array))
+
+
+def test_units_of_the_axes_of_an_nrrd(tmp_path) -> None:
+    """Where it has no directions; a channel has no unit of length."""
+    lines = "NRRD0004\ntype: uchar\ndimension: 4\nsizes: 4 3 2 2\nspacings: 0.5 0.75 3 nan\nencoding: raw"
+    (tmp_path / "a.nrrd").write_bytes(f'{lines}\nunits: "cm" "cm" "cm" "s"\n\n'.encode() + bytes(48))
+    header, _ = read(tmp_path / "a.nrrd")
+    np.testing.assert_allclose(np.linalg.norm(header.affine[:3, :3], axis=0), [5, 7.5, 30])
+    assert header.channels == 2
+
+
+def test_units_that_are_no_length_are_refused(tmp_path) -> None:
+    image = itk_file(tmp_path / "image.nrrd", lines=['space units: "furlong" "furlong" "furlong"'])
+    with pytest.raises(formats.UnsuitableError, match="its unit of length is 'furlong'"):
+        formats.open_image(image)
+
+
+# TIFF says in many ways how large its voxels are.
+
+PLANES = RNG.integers(0, 9, (3, 4, 5)).astype(np.uint8)
+OME = {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "beside", "mm"),
+    [
+        pytest.param({}, None, None, id="nothing"),
+        pytest.param({"resolution": (72, 72), "resolutionunit": 2}, None, None, id="72 dpi, which nobody measured"),
+        pytest.param({"resolution": (20000, 40000), "resolutionunit": 3}, None, (5e-4, 2.5e-4, None), id="a cm"),
+        pytest.param({"resolution": (25.4, 50.8), "resolutionunit": 2}, None, (1, 0.5, None), id="an inch"),
+        pytest.param(
+            {"imagej": True, "resolution": (2, 4), "metadata": {"unit": "um", "spacing": 3, "axes": "ZYX"}},
+            None,
+            (5e-4, 2.5e-4, 3e-3),
+            id="ImageJ",
+        ),
+        pytest.param(
+            {"imagej": True, "resolution": (2, 4), "metadata": {"unit": "\\u00B5m", "spacing": 3, "axes": "ZYX"}},
+            None,
+            (5e-4, 2.5e-4, 3e-3),
+            id="ImageJ, with an escaped letter",
+        ),
+        pytest.param({"ome": True, "metadata": OME}, None, (5e-4, 2.5e-4, 2e-3), id="OME, in micrometres"),
+        pytest.param(
+            {"ome": True, "metadata": {**OME, "PhysicalSizeXUnit": "nm", "PhysicalSizeZUnit": "mm"}},
+            None,
+            (5e-7, 2.5e-4, 2),
+            id="OME, a unit for each axis",
+        ),
+        pytest.param({"ome": True, "metadata": OME}, {"spacing": [6, 0.09, 0.1]}, (0.1, 0.09, 6), id="nnU-Net"),
+        pytest.param({}, {"shapes": []}, None, id="a JSON file of another program"),
+    ],
+)
+@pytest.mark.parametrize("number", ["", "_0000"])
+def test_the_spacing_of_a_tiff(options, beside, mm, number, tmp_path) -> None:
+    image = tmp_path / f"case{number}.tif"
+    tifffile.imwrite(image, PLANES, photometric="minisblack", **options)
+    if beside is not None:
+        (tmp_path / "case.json").write_text(json.dumps(beside))
+        assert formats.files_of(image) == [image, tmp_path / "case.json"]
+    header, array = read(image)
+    x, y, z = mm or (1, 1, 1)
+    expected = [x, y, (x * y) ** 0.5 if z is None else z]
+    np.testing.assert_allclose(np.diag(header.affine)[:3], expected, rtol=1e-6)
+    assert header.measured == (mm is not None)
+    np.testing.assert_array_equal(array[..., 0], PLANES.transpose(2, 1, 0))
+    segmentation = segmented(image, ".tif")
+    found, _ = read(segmentation)
+    np.testing.assert_allclose(found.affine, header.affine, rtol=1e-6)
+    assert found.measured == header.measured
+    assert_same_place(image, segmentation)
+
+
+@pytest.mark.parametrize("content", ['{"spacing": [0, 1, 1]}', '{"spacing": "wide"}', "[[", '{"spacing": [1, 1, NaN]}'])
+def test_a_spacing_that_is_none_is_refused(content, tmp_path) -> None:
+    tifffile.imwrite(tmp_path / "case.tif", PLANES, photometric="minisblack")
+    (tmp_path / "case.json").write_text(content)
+    with pytest.raises(formats.UnsuitableError, match=re.escape("case.json beside it has no spacing")):
+        formats.open_image(tmp_path / "case.tif")
+
+
+# Pictures as they are shown.
+
+
+def exif(orientation):
+    made = Image.Exif()
+    made[274] = orientation
+    return made
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_pictures_are_turned_as_programs_show_them(orientation, suffix, tmp_path) -> None:
+    from PIL import ImageOps
+
+    pixels, path = np.kron(RNG.integers(0, 2, (3, 2)) * 200, np.ones((8, 8))).astype(np.uint8), tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path if suffix != ".tif" else tmp_path / "a.png", exif=exif(orientation))
+    if suffix == ".tif":  # Pillow 13.0 confuses the axes of such a file
+        tifffile.imwrite(path, pixels, extratags=[(274, 3, 1, orientation, True)], photometric="minisblack")
+    with Image.open(path if suffix != ".tif" else tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    header, array = read(path)
+    assert header.shape == (*expected.shape[::-1], 1)
+    np.testing.assert_array_equal(array[..., 0, 0], expected.T)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16], ids=str)
+def test_tiff_whose_least_value_is_white(dtype, tmp_path) -> None:
+    shown = RNG.integers(0, 2, (6, 9)).astype(dtype)
+    stored = ~shown if dtype is bool else np.iinfo(dtype).max - shown
+    tifffile.imwrite(tmp_path / "case.tif", stored, photometric="miniswhite")
+    np.testing.assert_array_equal(read(tmp_path / "case.tif")[1][..., 0, 0], shown.T)
+    if dtype is not np.uint16:  # which Pillow gives as they are stored
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "case.tif")), shown)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize(("kind", "channels"), [("unspecified", 4), ("unassalpha", 3)])
+def test_extra_samples_of_tiff(kind, channels, constant, tmp_path) -> None:
+    pixels = RNG.integers(0, 255, (6, 9, 4)).astype(np.uint8)
+    pixels[..., 3] = 9 if constant else pixels[..., 3]
+    tifffile.imwrite(tmp_path / "case.tif", pixels, photometric="rgb", extrasamples=[kind])
+    if kind == "unassalpha" and not constant:
+        with pytest.raises(formats.UnsuitableError, match="parts of it are transparent"):
+            read(tmp_path / "case.tif")
+        return
+    np.testing.assert_array_equal(read(tmp_path / "case.tif")[1][:, :, 0], pixels[..., :channels].swapaxes(0, 1))
+
+
+# Names and files.
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "segmentation"),
+    [
+        ("A.NII.GZ", "A", "A.nii.gz"),
+        ("a.b.nii", "a.b", "a.b.nii.gz"),
+        ("a.seg.nrrd", "a", "a.nrrd"),
+        ("a.ome.tif", "a", "a.tif"),
+        ("a.OME.TIFF", "a", "a.tif"),
+    ],
+)
+def test_names(name, case, segmentation) -> None:
+    assert (formats.case_name(name), formats.segmentation_name(name)) == (case, segmentation)
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "files"),
+    [
+        pytest.param("a.mhd", "NDims = 3\nElementDataFile = b.bin", ["b.bin"], id="MetaImage"),
+        pytest.param("a.mhd", "ElementDataFile = x%02d.raw 1 3 2", ["x01.raw", "x03.raw"], id="MetaImage, a pattern"),
+        pytest.param("a.mhd", "ElementDataFile = LIST\nb\nc d", ["b", "c d"], id="MetaImage, a list"),
+        pytest.param("a.mha", "ElementDataFile = LOCAL\nb.bin", [], id="MetaImage, in one file"),
+        pytest.param("a.nhdr", "NRRD0004\n# b\ndata file: ./b.gz", ["b.gz"], id="NRRD"),
+        pytest.param("a.nhdr", "NRRD0004\ndatafile: x%d.raw 9 10 1", ["x9.raw", "x10.raw"], id="NRRD, a pattern"),
+        pytest.param("a.nhdr", "NRRD0004\ndata file: LIST 2\nb\nc", ["b", "c"], id="NRRD, a list"),
+        pytest.param("a.nrrd", "NRRD0004\ntype: int\n\ndata file: b", [], id="NRRD, in one file"),
+        pytest.param("a.nhdr", "NRRD0004\ndata file: missing", [], id="a file that is not there"),
+        pytest.param("a.nhdr", "NRRD0004\ndata file: a.nhdr", [], id="itself"),
+        pytest.param("a.nhdr", "NRRD0004\ndata file: x%d 1 999999999 0", ["x1"], id="far too many"),
+        pytest.param("a.nhdr", "data file: \0", [], id="no name"),
+    ],
+)
+def test_the_files_of_an_image(header, line, files, tmp_path) -> None:
+    (tmp_path / header).write_text(line + "\n")
+    for name in {*files, "b", "b.bin", "x1"}:
+        (tmp_path / name).touch()
+    assert formats.files_of(tmp_path / header) == [tmp_path / name for name in (header, *files)]
+
+
+@pytest.mark.parametrize("name", ["A.NII.GZ", "A.Nii"])
+def test_suffixes_of_any_case_are_read(name, tmp_path) -> None:
+    from scripts.readers import FormatReader
+
+    from autoplan import images
+
+    nifti(tmp_path / name.lower(), sform=(TURNED, 1), qform=(TURNED, 1)).rename(tmp_path / name)
+    [path] = formats.image_files(tmp_path)
+    volume, (array, meta) = images.read_volume(path), FormatReader().get_data([str(path)])
+    np.testing.assert_array_equal(volume.array[..., 0], array)
+    np.testing.assert_array_equal(volume.affine, meta["affine"])
 
 
 def series(folder, *, number=4, orientation=(1, 0, 0, 0, 1, 0), leave_out=(), **fields):

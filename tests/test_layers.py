@@ -162,7 +162,7 @@ SCRIPTS_MAY_IMPORT = {
     "normalization": set(),
     "patches": {"augmentation", "cache", "cascade"},
     "precision": {"cpu"},
-    "prediction": {"beside", "dicom_seg", "familiarity", "files", "formats"},
+    "prediction": {"beside", "dicom_seg", "familiarity", "files", "formats", "readers"},
     "record": {"familiarity", "files", "formats", "memory"},
     "probabilities": {"blocks", "files", "formats"},
     "progress": {"datalists", "evaluation", "files", "formats"},

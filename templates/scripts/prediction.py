@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine
@@ -21,12 +20,11 @@ from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
 from scripts.files import FULL, write_atomically
-from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
+from scripts.formats import PALETTE, case_name, segmentation_name, suffix_of, write_image
+from scripts.readers import COLOURS
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
-AFFINE_TOLERANCE_MM = 0.1
-"""Distance in mm that a corner of an image may have under two affines that count as equal; as in planning."""
 
 
 class SegmentationWriter(NibabelWriter):
@@ -67,22 +65,20 @@ class SegmentationWriter(NibabelWriter):
         classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
         self.classes, self.data_obj = classes, self.label_values.astype(self.output_dtype)[classes]
 
-    def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
+    def write(self, filename: str | Path, verbose: bool = False, **_: Any) -> None:
         """Write the image that was set, with the suffix of its image's format in place of `filename`'s."""
-        work = partial(self._write, self._target(Path(filename)), partial(super().write, verbose=verbose, **kwargs))
+        work = partial(self._write, self._target(Path(filename)))
         if self.writing is None:
             work()
         else:
             self.writing.do(self.subject, work)
 
-    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
+    def _write(self, path: Path) -> None:
         if self.dicom_seg:  # first: where the other file is, the image is done
             target = path.with_name(f"{case_name(path)}.dcm")
             write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
-        if format_of(path) is NIFTI:
-            write_atomically(path, write)
-        else:
-            write_atomically(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
+        values, affine = self._values(), np.asarray(self.affine, dtype=np.float64)
+        write_atomically(path, lambda temporary: write_image(temporary, values, affine, self.file))
 
     def _target(self, path: Path) -> Path:
         """The path of the segmentation. MONAI takes the last part of a folder's name for a suffix."""
@@ -120,32 +116,11 @@ class ImageDataset(Dataset):
         start = time.monotonic()
         try:
             item = super().__getitem__(index)
-            if isinstance(item["image"], MetaTensor):
-                check_geometry(item["image"].meta)
+            if isinstance(item["image"], MetaTensor) and item["image"].meta.get(COLOURS):
+                raise ValueError(PALETTE)
             return {**item, "reading_seconds": time.monotonic() - start}
         except Exception as error:
             return {FAULT: _cause(error), "image": ensure_tuple(self.data[index]["image"])[0]}
-
-
-def check_geometry(meta: Mapping[str, Any]) -> None:
-    """Check that a segmentation of an image will lie on it in other programs: MONAI 1.6.1 replaces the affine of a
-    header whose voxel sizes do not fit it, other programs do not.
-
-    Raises:
-        ValueError: they put a corner of the image at different places.
-    """
-    path = meta.get("file", meta["filename_or_obj"])
-    if format_of(path) is not NIFTI:
-        return
-    image: Any = nibabel.load(path)
-    difference = (image.affine - np.asarray(meta["original_affine"]))[:3]
-    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*(np.array(image.shape[:3]) - 1), 1)
-    distance = np.linalg.norm(difference @ corners.T, axis=0).max()
-    if not distance <= AFFINE_TOLERANCE_MM:
-        raise ValueError(
-            f"its header contradicts itself: sform, qform and voxel sizes (pixdim) put a corner up to {distance:.3g} "
-            "mm apart; write the header anew with one geometry"
-        )
 
 
 class ImageEvaluator(SupervisedEvaluator):
