@@ -556,8 +556,10 @@ def _mean_cells(mean: Mean) -> list[str]:
 
 
 def _cell(value: float | None, *, digits: int = 4) -> str:
-    """A number, or a dash for none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """A number, or a dash for none. One that would be shown as 0 and is not has two significant digits."""
+    if value is None:
+        return "-"
+    return f"{value:.2g}" if 0 < value < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 
 def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:

@@ -6,7 +6,7 @@ so do the decisions of the plan.
 
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from autoplan import rules, topology
 from autoplan.axes import Shape, Spacing, without_axis
@@ -314,6 +314,7 @@ def _warnings(
         (cascade == "never" and necessary, "no cascade", "section 2.2",
          "The images are large enough for a cascade; --cascade never leaves it out."),
         *_case_warnings(fingerprint.cases),
+        *_constant_channels(fingerprint),
         *((not any(c.class_voxels[i] for c in fingerprint.cases), name, "the paper is silent",
            f"The class {name} (label {value}) occurs in no training label, so it cannot be learned.")
           for i, (value, name) in enumerate(fingerprint.labels[1:])),
@@ -328,7 +329,7 @@ def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str
     """What is odd about some cases."""
     cases = sorted(cases, key=lambda c: c.name)
     outliers = rules.outliers(cases)
-    sizes = [f"{c.name} ({_times(round(n * s) for n, s in zip(c.shape, c.spacing, strict=True))} mm)" for c in outliers]
+    sizes = [f"{c.name} ({_size_mm(c)})" for c in outliers]
     unclear = [f"{c.name} ({c.forms_apart_mm:g} mm)" for c in cases if c.forms_apart_mm > 0]
     return [
         (bool(outliers), "outliers", "the paper is silent",
@@ -338,6 +339,24 @@ def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str
          f"The sform and qform in the header of {_some(unclear)} put the image at different places. The sform counts; "
          "a program that reads the qform shows the segmentation elsewhere."),
     ]  # fmt: skip
+
+
+def _size_mm(case: CaseFacts) -> str:
+    """Size of an image: whole mm, three digits where it is small."""
+    size = [n * s for n, s in zip(case.shape, case.spacing, strict=True)]
+    return _times(round(mm) if mm >= 100 else float(f"{mm:.3g}") for mm in size) + " mm"
+
+
+def _constant_channels(fingerprint: Fingerprint) -> Iterator[tuple[bool, str, str, str]]:
+    """Channels that are z-scored and have one value in some cases: their profile is 0."""
+    for channel, modality in enumerate(fingerprint.modalities):
+        known = [c for c in fingerprint.cases if c.intensities and fingerprint.intensities[channel] is None]
+        names = sorted(c.name for c in known if not any(c.intensities[channel]))
+        yield (
+            bool(names), "constant channels", "the paper is silent",
+            f"Channel {modality} has one value in all its nonzero voxels in {_some(names)}. It tells a network nothing "
+            "there: check whether it is missing.",
+        )  # fmt: skip
 
 
 def _some(texts: Sequence[str]) -> str:

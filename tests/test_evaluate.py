@@ -129,6 +129,14 @@ def test_absent_classes(label, prediction, expected) -> None:
     assert evaluation.class_scores(mask & label, mask & prediction, (1.0, 1.0, 1.0), tolerance=1.0) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.0, "0.00"), (0.002, "0.002"), (0.0049, "0.0049"), (0.005, "0.01"), (12.3, "12.30")],
+)
+def test_a_short_distance_is_not_shown_as_none(value, shown) -> None:
+    assert evaluation._cell(value, digits=2) == shown
+
+
 # Lesions.
 
 

@@ -159,7 +159,7 @@ SCRIPTS_MAY_IMPORT = {
     "losses": set(),
     "memory": set(),
     "networks": {"resampling"},
-    "normalization": set(),
+    "normalization": {"intensities"},
     "patches": {"augmentation", "cache", "cascade"},
     "precision": {"cpu"},
     "prediction": {"beside", "dicom_seg", "familiarity", "files", "formats", "readers"},

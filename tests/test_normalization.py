@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scripts import nonzero
+from scripts.intensities import profile
 from scripts.normalization import KnownValuesd, NormalizeChannelsd
 from scripts.resampling import resample
 
@@ -77,6 +78,21 @@ def test_a_constant_channel_becomes_zero(value, masked) -> None:
     if masked:
         data["mask"] = torch.ones(1, 40, 30, 20)
     assert not NormalizeChannelsd("image", [None])(data)["image"].any()
+
+
+@pytest.mark.parametrize("value", [7.0, 0.1, 1000.3, -77.7, 1e6])
+@pytest.mark.parametrize("shape", [(30, 30, 24), (64, 20, 3)], ids=str)
+def test_a_constant_channel_stays_zero_when_it_is_resampled(value, shape) -> None:
+    """The spline leaves rounding, which is not to be scaled up to noise."""
+    resampled = resample(torch.full((1, 36, 36, 12), value), shape)
+    assert not NormalizeChannelsd("image", [None])({"image": resampled})["image"].any()
+    assert profile(np.asarray(resampled[0]), absolute=False) == (0, 0, 0)
+
+
+def test_a_faint_signal_on_a_large_offset_is_none_that_is_constant() -> None:
+    image = 1000 + 0.02 * image_of() / 150
+    out = NormalizeChannelsd("image", [None])({"image": image})["image"]
+    assert float(out.std(correction=0)) == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize("image", [image_of(2), image_of(2).as_tensor(), image_of(2).double()], ids=type)

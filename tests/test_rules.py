@@ -222,6 +222,27 @@ def test_a_case_far_off_the_median_is_a_warning(change, is_outlier) -> None:
     assert all("odd (" in w.because and "\n" not in w.because for w in warnings(planned))
 
 
+def test_a_small_size_is_not_shown_as_0_mm() -> None:
+    micrometres = [case(name=n, spacing=(0.001,) * 3) for n in "abcde"]
+    [warning] = warnings(plan(fingerprint([*micrometres, case(name="odd", spacing=(0.0317,) * 3)])))
+    assert "odd (1.27 x 1.27 x 1.27 mm)" in warning.because
+
+
+@pytest.mark.parametrize(
+    ("profiles", "intensities", "warned"),
+    [
+        pytest.param([(0.0, 0.0, 0.0), (-2.0, 0.1, 3.0)], (None, None), "Channel T1 has one value", id="T1"),
+        pytest.param([(-2.0, 0.1, 3.0)] * 2, (None, None), "", id="none"),
+        pytest.param([(0.0, 0.0, 0.0)] * 2, (Intensities(1, 1.0, 1.0, 0.0, 2.0),) * 2, "", id="CT, which is absolute"),
+    ],
+)
+def test_a_channel_of_one_value_is_a_warning(profiles, intensities, warned) -> None:
+    odd = case(name="odd", intensities=tuple(profiles))
+    found = warnings(plan(fingerprint([*five(), odd], ("T1", "T2"), intensities)))
+    assert [w.value for w in found] == (["constant channels"] if warned else [])
+    assert all(f"{warned} in all its nonzero voxels in odd." in w.because for w in found)
+
+
 def test_many_odd_cases_are_one_warning() -> None:
     odd = [case(name=f"odd_{i}", spacing=(30.0, 30.0, 30.0), forms_apart_mm=7.5) for i in range(7)]
     many = [case(name=f"case_{i}") for i in range(20)]

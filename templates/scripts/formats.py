@@ -664,7 +664,8 @@ def write_image(
     path, found = Path(path), format_of(path)
     if missing := missing_packages([path]):
         raise ImportError(f"{path.name} needs packages that are not installed: pip install {' '.join(missing)}")
-    like = None if like is None or format_of(like) is not found else Path(like)
+    there = like is not None and format_of(like) is found and Path(like).is_file()
+    like = Path(like) if there and like is not None else None
     if found is PICTURE:
         from PIL import Image
 
