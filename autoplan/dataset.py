@@ -447,6 +447,8 @@ def _value_faults(label: NDArray[Any], dataset: Dataset) -> list[str]:
             'the label has the values 0 and 255, and dataset.json declares 0 and 1. Write "255" in place of "1" there: '
             "networks then see class 1, and segmentations have 255 as the labels do."
         ]
+    if fault := images.blend_fault(label):
+        return [fault]
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     plural = "values" if len(unknown) > 1 else "value"
     return [f"the label has the undeclared {plural} {listed}. {dataset.undeclared}"]

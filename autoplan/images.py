@@ -7,6 +7,7 @@ hostile file is refused before it fills the machine.
 
 import gzip
 import io
+import itertools
 import math
 import stat
 import zlib
@@ -50,6 +51,10 @@ INSTALL = "python -m pip install 'autoplan[formats]'"
 """Command that installs what reads all formats."""
 LABEL_TOLERANCE = 1e-4
 """Distance from a whole number that a label stored as float may have. Our choice: what a scale factor loses."""
+MIN_BLENDS = 5
+"""Values that must be blends of others for a label to be no label, see `blended_values`."""
+MAX_LOOKED_AT = 200_000
+"""Voxels that are looked at for that, where there are more."""
 SPACING_DIGITS = 6
 """Significant digits of a spacing: what float32 headers hold, so that 0.9999999 and 1 are one spacing."""
 PADDING_BYTES = 2**20
@@ -347,6 +352,56 @@ def whole_numbers(array: NDArray[Any], *, what: str = "label") -> tuple[NDArray[
     if np.abs(rounded).max(initial=0) >= 2**31:
         return array, [f"the {what} has values of 2^31 or more. Number the classes from 0."]
     return rounded.astype(np.int32), []
+
+
+def blend_fault(label: NDArray[Any]) -> str:
+    """What is wrong with a label of whole numbers that holds blends of its classes; "" where it holds none."""
+    if not (blends := blended_values(label)):
+        return ""
+    return (
+        f"the label is no mask of classes: {blends} of its values occur only between others, at their borders, as "
+        "interpolation and JPEG make them. Threshold it, and resize masks by nearest neighbour."
+    )
+
+
+def blended_values(label: NDArray[Any]) -> int:
+    """How many values of a label are no classes but blends of others, as interpolation and JPEG make them at borders; 0
+    where they are few, or not most of its values.
+
+    Nearly all voxels of a class, even of a thin one, have two neighbours or more of their own class. Those of a blend
+    have not, and lie among several other values.
+
+    Args:
+        label: whole numbers, (X, Y, Z).
+
+    Source: our choice; tests/test_images.py has what it takes for blends and what not.
+    """
+    counts = count_values(label)
+    if len(counts) < MIN_BLENDS + 2:
+        return 0
+    by_frequency = sorted(counts, key=lambda pair: pair[1], reverse=True)
+    values = np.array(sorted(value for value, _ in by_frequency[2:]))  # others are blends of at least two
+    places = np.flatnonzero(np.isin(label, values))
+    at = np.unravel_index(places[:: -(-len(places) // MAX_LOOKED_AT)], label.shape)
+    own = label[at]
+    equal, least, most = (
+        np.zeros(len(own), dtype=np.int8),
+        np.full_like(own, label.max()),
+        np.full_like(own, label.min()),
+    )
+    for steps in itertools.product(*((-1, 0, 1) if n > 1 else (0,) for n in label.shape)):
+        moved = [np.clip(i + step, 0, n - 1) for i, step, n in zip(at, steps, label.shape, strict=True)]
+        other = label[tuple(moved)]
+        differs = other != own
+        equal += ~differs
+        least, most = (
+            np.where(differs, np.minimum(least, other), least),
+            np.where(differs, np.maximum(most, other), most),
+        )
+    index = np.searchsorted(values, own)
+    blends = np.bincount(index, weights=(equal < 3) & (least < most))  # a voxel is its own neighbour here
+    found = int(np.count_nonzero(blends > np.bincount(index) / 2))
+    return found if found >= MIN_BLENDS and found > len(counts) / 2 else 0
 
 
 def count_values(label: NDArray[Any]) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """Image files: one geometry with MONAI, and files that promise one thing and hold another."""
 
 import gzip
+import io
 import os
 import struct
 import time
@@ -9,7 +10,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFilter
 import pytest
+import scipy.ndimage
+import scipy.spatial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -169,6 +175,105 @@ def test_prediction_refuses_the_headers_that_planning_refuses(tmp_path, head, fa
     load = LoadImaged("image", FormatReader, ensure_channel_first=True)
     item = prediction.ImageDataset([{"image": str(path)}], load)[0]
     assert (fault in item[prediction.FAULT]) if fault else (prediction.FAULT not in item)
+
+
+# Masks that are none.
+
+
+def drawn(values=(255,), size=256, seed=0) -> PIL.Image.Image:
+    """A picture of some ellipses and a star, each of one value."""
+    rng, picture = np.random.default_rng(seed), PIL.Image.new("L", (size, size))
+    draw = PIL.ImageDraw.Draw(picture)
+    for k in range(6):
+        (x, y), (a, b) = rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0.05, 0.2, 2) * size
+        draw.ellipse((x - a, y - b, x + a, y + b), fill=values[k % len(values)])
+    angles = np.linspace(0, 2 * np.pi, 11)[:-1]
+    draw.polygon([(size / 2 + (9 + 50 * (k % 2)) * np.cos(t), size / 2 + (9 + 50 * (k % 2)) * np.sin(t))
+                  for k, t in enumerate(angles)], fill=values[0])  # fmt: skip
+    return picture
+
+
+def stored_as_jpeg(picture, quality) -> PIL.Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return PIL.Image.open(file)
+
+
+def as_label(picture) -> np.ndarray:
+    return np.asarray(picture).T[:, :, None]
+
+
+def regions(shape, values) -> np.ndarray:
+    """Each voxel has the value of the nearest of some random points."""
+    points = np.random.default_rng(0).uniform(0, 1, (len(values), len(shape))) * shape
+    grid = np.stack(np.indices(shape), -1)
+    return np.asarray(values)[scipy.spatial.cKDTree(points).query(grid)[1]]
+
+
+def layers(thickness) -> np.ndarray:
+    """Nine layers that follow a curve, in the order of their numbers."""
+    x, y = np.indices((200, 100))
+    return np.clip((y - 20 - 10 * np.sin(x / 15)) // thickness, 0, 10).astype(int)[:, :, None] % 10
+
+
+def points(number) -> np.ndarray:
+    """Single voxels of a class each."""
+    label = np.zeros((60, 60, 20), int)
+    for k in range(1, number + 1):
+        label[tuple(np.random.default_rng(k).integers(0, label.shape))] = k
+    return label
+
+
+FILTERS = {f.name: f for f in PIL.Image.Resampling if f.name in ("BILINEAR", "BICUBIC", "LANCZOS", "HAMMING")}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *(pytest.param(as_label(drawn().resize((s, s), f)), id=f"{name} to {s}")
+          for name, f in FILTERS.items() for s in (37, 100, 200, 400)),
+        *(pytest.param(as_label(drawn((80, 160, 240)).resize((190, 190), f)), id=f"{name}, three classes")
+          for name, f in FILTERS.items()),
+        pytest.param(as_label(drawn((1,)).point(lambda v: 200 * v).resize((99, 99))), id="scaled, then resized"),
+        pytest.param(as_label(drawn().filter(PIL.ImageFilter.GaussianBlur(2))), id="blurred"),
+        *(pytest.param(as_label(stored_as_jpeg(drawn(), q)), id=f"JPEG of quality {q}") for q in (40, 75, 95)),
+        pytest.param(as_label(stored_as_jpeg(drawn((80, 160, 240)), 90)), id="JPEG, three classes"),
+        pytest.param(scipy.ndimage.zoom(np.pad(np.full((20, 18, 9), 255, np.uint8), 9)[::-1] *
+                     (np.indices((38, 36, 27)).sum(0) > 40), (0.7, 0.8, 1.3), order=1), id="a volume"),
+    ],
+)  # fmt: skip
+def test_blends_are_no_classes(label) -> None:
+    assert images.blended_values(label) > 0.5 * len(images.count_values(label))
+    assert "Threshold it" in images.blend_fault(label)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(regions((40, 40, 40), range(118)), id="117 classes"),
+        pytest.param(regions((16, 16, 16), range(118)), id="117 classes, coarse"),
+        pytest.param(regions((90, 80, 1), range(50)), id="50 classes of a plane"),
+        pytest.param(regions((40, 40, 30), [*range(0, 900, 17), 4000]), id="values with gaps"),
+        pytest.param(regions((40, 40, 30), range(118))[::3, ::3, ::3], id="resized by nearest neighbour"),
+        pytest.param(layers(3), id="layers"),
+        pytest.param(layers(1), id="layers of one voxel"),
+        pytest.param(points(29), id="points"),
+        pytest.param(as_label(drawn(range(1, 7))), id="six classes"),
+        pytest.param(as_label(drawn((40, 120, 254)).resize((91, 77), PIL.Image.NEAREST)), id="nearest neighbour"),
+        pytest.param(as_label(drawn((255,))), id="a mask"),
+        pytest.param(np.zeros((5, 4, 3), np.uint8), id="nothing"),
+    ],
+)
+def test_classes_are_no_blends(label) -> None:
+    assert images.blended_values(label) == 0
+    assert images.blend_fault(label) == ""
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 60), st.integers(2, 30), st.integers(0, 2**32 - 1), st.booleans())
+def test_regions_of_any_values_are_no_blends(size, num_classes, seed, flat) -> None:
+    values = np.random.default_rng(seed).choice(2**16, num_classes, replace=False)
+    assert images.blended_values(regions((size, size, 1) if flat else (size, size // 2, size // 4), values)) == 0
 
 
 # Files that are not what they promise.

@@ -517,3 +517,28 @@ def test_flags_in_a_folder_that_cannot_be(name, tmp_path) -> None:
     with pytest.raises(DatasetError, match=r"cannot be read \(File name too long\)") as refused:
         layouts.read(tmp_path / name)
     assert len(str(refused.value)) < 300
+
+
+def test_a_mask_that_was_resized_with_interpolation_is_none(tmp_path, capsys) -> None:
+    """Its blends would be planned as a hundred classes."""
+    from PIL import Image, ImageDraw
+
+    for part in ("images", "masks"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+    for k in range(3):
+        mask = Image.new("L", (200, 200))
+        ImageDraw.Draw(mask).ellipse((20 + k, 30, 150, 180), fill=255)
+        mask.resize((60, 60), Image.Resampling.BICUBIC).save(tmp_path / "photos" / "masks" / f"a{k}.png")
+        noise = np.random.default_rng(k).integers(1, 255, (60, 60)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / "images" / f"a{k}.png")
+    command = ["plan", str(tmp_path / "photos"), "--images", "images", "--labels", "masks"]
+    assert main([*command, "--bundles", str(tmp_path / "bundles")]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert all(
+        "a0: the label is no mask of classes: " in line.replace("a1", "a0").replace("a2", "a0") for line in lines
+    )
+    assert all(line.endswith("name them all with --labels_are.") for line in lines)
+    values = sorted({*np.unique([np.asarray(Image.open(p)) for p in (tmp_path / "photos" / "masks").iterdir()])})
+    names = ",".join(f"class {value}" for value in values)
+    assert main([*command, "--labels_are", names, "--bundles", str(tmp_path / "bundles")]) == 0

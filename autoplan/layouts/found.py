@@ -62,8 +62,11 @@ def found_classes(folder: Path, cases: Sequence[Case], layout: Layout) -> tuple[
             continue
         wrong = images.label_faults(path, volume)
         array, more = images.whole_numbers(volume.array[..., 0])
-        faults += [f"{case.name}: {fault}" for fault in wrong or more]
-        if not wrong and not more:
+        wrong = wrong or more
+        if not wrong and not layout.labels_are and (fault := images.blend_fault(array)):
+            wrong = [f"{fault} If each value is a class, name them all with --labels_are."]
+        faults += [f"{case.name}: {fault}" for fault in wrong]
+        if not wrong:
             values |= {value for value, _ in images.count_values(array)}
     check(folder.name, faults)
     numbers = sorted(values)

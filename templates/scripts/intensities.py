@@ -14,8 +14,8 @@ PROFILE = (0.5, 50.0, 99.5)
 AIR = -1024.0
 """Least value that a voxel of a CT counts with: what is below it is the padding of scanners."""
 CONSTANT = 2e-6
-"""Standard deviation of a channel of one value at most, as a part of its largest magnitude: resampling in float32 leaves
-4e-7 of it, measured. Our choice."""
+"""Standard deviation of a channel of one value at most, as a part of its largest magnitude: resampling in float32
+leaves 4e-7 of it, measured. Our choice."""
 SAMPLES = 2**18
 """Voxels that are looked at, roughly, where there are more."""
 
