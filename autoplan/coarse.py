@@ -42,7 +42,10 @@ def dice_kept(dataset: Dataset, spacing: Spacing, *, clock: Callable[[], float] 
     found: dict[int, list[float]] = defaultdict(list)
     start = clock()
     for case in cases[:: max(1, -(-len(cases) // NUM_CASES))]:
-        label, affine = evaluation.read_classes(dataset.root / str(case.label))
+        label, _ = evaluation.read_classes(dataset.root / str(case.label))
+        grid = images.read_grid(dataset.root / str(case.label))
+        # A mask may not say how large its voxels are.
+        affine = (grid if grid.measured else images.read_grid(dataset.root / case.images[0])).affine
         label = label.transpose(images.ras_order(range(label.ndim), affine))
         own = images.ras_order(images.spacing(affine), affine)
         for value, _ in dataset.labels[1:]:

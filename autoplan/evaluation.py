@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from autoplan import dataset as datasets
 from autoplan import images
+from autoplan.axes import Spacing
 from autoplan.errors import DatasetError, shortened
 from autoplan.facts import to_dict
 from autoplan.files import write_atomically, write_text_atomically
@@ -300,16 +301,16 @@ def _score(
 ) -> _Reading:
     """Scores of one case, or what is wrong with its files."""
     try:
-        label, affine = read_classes(pair.label)
+        label, _ = read_classes(pair.label)
         prediction, _ = read_classes(pair.prediction, what="prediction")
     except DatasetError as error:
         return _Reading((str(error),))
     if ignore is not None:
         label, prediction = (np.where(label == ignore, 0, array) for array in (label, prediction))
-    faults = [] if declared is None else _undeclared(pair, label, prediction, {value for value, _ in declared})
+    faults = _undeclared(pair, label, prediction, None if declared is None else {value for value, _ in declared})
     if faults:
         return _Reading(tuple(faults))
-    mm, foreground = spacing(affine), (label != 0) | (prediction != 0)
+    mm, foreground = _spacing(pair), (label != 0) | (prediction != 0)
     allowed = tolerance_mm(mm, at_least=tolerance)
     if not foreground.any():
         return _Reading((), pair.name, allowed)
@@ -323,9 +324,23 @@ def _score(
     return _Reading((), pair.name, allowed, tuple(scores))
 
 
-def _undeclared(pair: Pair, label: NDArray[Any], prediction: NDArray[Any], declared: set[int]) -> list[str]:
-    """Values that dataset.json does not declare."""
+def _spacing(pair: Pair) -> Spacing:
+    """mm a voxel of a case, by its label or, where that does not say it, by its prediction."""
+    grids = [images.read_grid(path) for path in (pair.label, pair.prediction)]
+    return spacing(next((grid for grid in grids if grid.measured), grids[0]).affine)
+
+
+def _undeclared(pair: Pair, label: NDArray[Any], prediction: NDArray[Any], declared: set[int] | None) -> list[str]:
+    """Values that dataset.json does not declare, and where there is none those below 0, which no class has."""
     arrays = (("label", pair.label, label), ("prediction", pair.prediction, prediction))
+    if declared is None:
+        return [
+            f"{path}: the {what} has the value {int(array.min())}, and classes have 0 or more. Replace it; a value to "
+            'leave out can be declared in a dataset.json beside the folder: "labels": {"background": 0, ..., '
+            '"ignore": 9}.'
+            for what, path, array in arrays
+            if array.min(initial=0) < 0
+        ]
     unknown = [(what, path, {v for v, _ in images.count_values(array)} - declared) for what, path, array in arrays]
     return [
         f"{path}: the {what} has values that dataset.json does not declare: {sorted(values)[:10]}. Declare them."

@@ -259,6 +259,45 @@ def test_without_dataset_json_the_classes_are_the_values(folders) -> None:
     assert found.means[2] == evaluation.Mean(0.0, 0.0, None, 1, 1)
 
 
+@pytest.mark.parametrize("part", ["labelsTr", "predictions"])
+def test_a_value_below_0_is_no_class(folders, capsys, part) -> None:
+    (folders.root / "dataset.json").unlink()
+    folders.write(part, "case_c", np.full(SHAPE, -1, np.int16))
+    assert folders.run() == 1
+    what = "label" if part == "labelsTr" else "prediction"
+    assert f"case_c.nii.gz: the {what} has the value -1, and classes have 0 or more." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("units", "mm"), [(1, 1000), (2, 1), (3, 0.001)], ids=["metres", "millimetres", "micrometres"])
+def test_distances_are_in_mm_whatever_the_unit_of_the_files(folders, units, mm) -> None:
+    for path in [p for part in ("labelsTr", "predictions") for p in (folders.root / part).iterdir()]:
+        image = nibabel.load(path)
+        nibabel.save(_with_units(image, units), path)
+    found = evaluation.evaluate(folders.root / "labelsTr", folders.root / "predictions", num_processes=1)
+    assert found.means[0].hausdorff_95_mm == pytest.approx(0.8 * mm)
+
+
+def _with_units(image: nibabel.Nifti1Image, units: int) -> nibabel.Nifti1Image:
+    made = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
+    made.header["xyzt_units"] = units
+    return made
+
+
+@pytest.mark.parametrize("measured", ["labelsTr", "predictions"])
+def test_one_of_two_tiffs_says_how_large_the_pixels_are(tmp_path, measured) -> None:
+    """Masks that were drawn by hand seldom do."""
+    import tifffile
+
+    for part, column in (("labelsTr", 3), ("predictions", 5)):
+        (tmp_path / part).mkdir()
+        mask = np.zeros((20, 20), np.uint8)
+        mask[5:15, column : column + 9] = 1
+        size = {"resolution": (20, 20), "resolutionunit": 3} if part == measured else {}
+        tifffile.imwrite(tmp_path / part / "a.tif", mask, photometric="minisblack", **size)
+    found = evaluation.evaluate(tmp_path / "labelsTr", tmp_path / "predictions", num_processes=1)
+    assert found.means[0].hausdorff_95_mm == pytest.approx(2 * 0.5)
+
+
 def test_labels_without_a_prediction_are_named(folders, capsys) -> None:
     folders.path("predictions", "case_b").unlink()
     assert folders.run() == 0

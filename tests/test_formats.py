@@ -372,6 +372,141 @@ def test_extra_samples_of_tiff(kind, channels, constant, tmp_path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "case.tif")[1][:, :, 0], pixels[..., :channels].swapaxes(0, 1))
 
 
+# The segmentation of an image is a label of it, in planning and in training.
+
+
+def a_nifti(path):
+    return nifti(path, sform=(TURNED, 1), qform=(MOVED, 1), units=3)
+
+
+def a_plain_nifti(path):
+    return nifti(path)
+
+
+def an_nrrd(path):
+    return itk_file(path, lines=['space units: "um" "um" "um"'])
+
+
+def a_detached_file(path):
+    sitk.WriteImage(sitk.ReadImage(str(itk_file(path.with_suffix(".mha")))), str(path))
+    return path
+
+
+def a_tiff(path):
+    return tifffile.imwrite(path, PLANES + 1, metadata={**OME, "axes": "ZYX"}, ome=True, photometric="minisblack")
+
+
+def a_tiff_beside_json(path):
+    tifffile.imwrite(path, PLANES + 1, photometric="minisblack")
+    path.with_suffix(".json").write_text('{"spacing": [6, 0.09, 0.1]}')
+
+
+def a_plane(path):
+    tifffile.imwrite(path, PLANES[0] + 1, photometric="minisblack", resolution=(40, 20), resolutionunit=3)
+
+
+def a_photo(path):
+    Image.fromarray(RNG.integers(0, 255, (6, 9, 3)).astype(np.uint8)).save(path, exif=exif(6))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        pytest.param(".nii.gz", a_nifti, id="NIfTI whose forms differ, in micrometres"),
+        pytest.param(".NII.GZ", a_plain_nifti, id="NIfTI without forms"),
+        pytest.param(".nrrd", an_nrrd, id="NRRD in micrometres"),
+        pytest.param(".nhdr", a_detached_file, id="NRRD with a file beside"),
+        pytest.param(".mha", itk_file, id="MetaImage"),
+        pytest.param(".mhd", a_detached_file, id="MetaImage with a file beside"),
+        pytest.param(".ome.tif", a_tiff, id="OME-TIFF"),
+        pytest.param(".tif", a_tiff_beside_json, id="TIFF with nnU-Net's file beside"),
+        pytest.param(".tif", a_plane, id="a plane"),
+        pytest.param(".jpg", a_photo, id="a photo, turned"),
+        pytest.param("", lambda path: series(path), id="DICOM"),
+    ],
+)
+def test_a_segmentation_is_a_label_of_its_image(suffix, write, tmp_path) -> None:
+    from functools import partial
+
+    from monai.transforms import Compose, LoadImaged, SaveImaged
+    from scripts.prediction import SegmentationWriter
+    from scripts.readers import FormatReader, LoadImageCased
+
+    from autoplan.dataset import read_case
+    from autoplan.facts import Case, Dataset
+
+    image = tmp_path / f"case{suffix}"
+    write(image)
+    (tmp_path / "labels").mkdir()
+    writer = partial(SegmentationWriter, label_values=[0, 7])
+    options = {"output_dir": tmp_path / "labels", "output_postfix": "", "separate_folder": False, "resample": False}
+    steps = [
+        LoadImaged("image", FormatReader, ensure_channel_first=True),
+        lambda data: {"image": (data["image"][:1] > data["image"][:1].mean()).long()},
+        SaveImaged("image", writer=writer, output_dtype=np.uint8, **options),
+    ]
+    Compose(steps)({"image": str(image)})
+    label = tmp_path / "labels" / formats.segmentation_name(image)
+    modalities = ("red", "green", "blue") if suffix == ".jpg" else ("MRI",)
+    dataset = Dataset(tmp_path, "Task01_Made", modalities, ((0, "rest"), (7, "organ")), (), ())
+    volumes, faults = read_case(dataset, Case("case", (image.name,), f"labels/{label.name}"))
+    assert faults == []
+    assert set(np.unique(volumes.label)) == {0, 7}
+    data = LoadImageCased(["image", "label"], FormatReader, ensure_channel_first=True)(
+        {"image": str(image), "label": str(label), "name": "case"}
+    )
+    assert data["image"].shape[1:] == data["label"].shape[1:]
+    np.testing.assert_allclose(data["image"].affine, data["label"].affine, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(data["image"].affine, volumes.image.affine)
+    np.testing.assert_array_equal(data["label"][0], volumes.label)
+
+
+def test_a_label_without_a_size_lies_on_its_image(tmp_path) -> None:
+    from scripts.readers import FormatReader, LoadImageCased
+
+    a_plane(tmp_path / "image.tif")
+    Image.fromarray(PLANES[0]).save(tmp_path / "label.png")
+    load = LoadImageCased(["image", "label"], FormatReader, ensure_channel_first=True)
+    data = load({key: str(next(tmp_path.glob(f"{key}.*"))) for key in ("image", "label")})
+    np.testing.assert_array_equal(data["image"].affine, data["label"].affine)
+    assert data["label"].pixdim.tolist() == pytest.approx([0.25, 0.5, 1])
+
+
+def test_numbers_of_a_palette_are_refused_in_planning_and_prediction(tmp_path) -> None:
+    from monai.transforms import LoadImaged
+    from scripts.prediction import FAULT, ImageDataset
+    from scripts.readers import FormatReader
+
+    from autoplan.dataset import read_case
+    from autoplan.facts import Case, Dataset
+
+    Image.fromarray(PLANES[0] + 1).convert("P").save(tmp_path / "a.png")
+    dataset = Dataset(tmp_path, "Task01_Made", ("image",), ((0, "rest"), (1, "a")), (), ())
+    _, [fault] = read_case(dataset, Case("a", ("a.png",), None))
+    load = LoadImaged("image", FormatReader, ensure_channel_first=True)
+    item = ImageDataset([{"image": str(tmp_path / "a.png")}], load)[0]
+    assert fault == f"Task01_Made, a: {formats.PALETTE}"
+    assert item[FAULT] == formats.PALETTE
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((5, 4), "Store a plane as a volume of one slice."), ((5, 4, 3, 1, 2), "along the fourth axis.")],
+)
+def test_nifti_of_other_axes(shape, remedy, tmp_path) -> None:
+    from scripts.readers import FormatReader
+
+    from autoplan import images
+    from autoplan.errors import DatasetError
+
+    path = nifti(tmp_path / "a.nii.gz", sform=(np.eye(4), 1), shape=shape, sizes=(1, 1, 1))
+    said = f"it has {len(shape)} axes, not 3 or 4. "
+    with pytest.raises(DatasetError, match=f"cannot be used: {said}.*{remedy}"):
+        images.read_volume(path)
+    with pytest.raises(formats.UnsuitableError, match=said):
+        FormatReader().get_data([str(path)])
+
+
 # Names and files.
 
 

@@ -521,7 +521,7 @@ def test_flags_in_a_folder_that_cannot_be(name, tmp_path) -> None:
 
 def test_a_mask_that_was_resized_with_interpolation_is_none(tmp_path, capsys) -> None:
     """Its blends would be planned as a hundred classes."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     for part in ("images", "masks"):
         (tmp_path / "photos" / part).mkdir(parents=True)
@@ -542,3 +542,41 @@ def test_a_mask_that_was_resized_with_interpolation_is_none(tmp_path, capsys) ->
     values = sorted({*np.unique([np.asarray(Image.open(p)) for p in (tmp_path / "photos" / "masks").iterdir()])})
     names = ",".join(f"class {value}" for value in values)
     assert main([*command, "--labels_are", names, "--bundles", str(tmp_path / "bundles")]) == 0
+
+
+def test_pictures_of_nnunet_have_their_channels_in_one_file(tmp_path) -> None:
+    folder = tmp_path / "Dataset120_Roads"
+    for part, end in (("imagesTr", "_0000"), ("labelsTr", ""), ("imagesTs", "_0000")):
+        (folder / part).mkdir(parents=True)
+        for k in range(3):
+            pixels = np.random.default_rng(k).integers(1, 255, (20, 30, 3)).astype(np.uint8)
+            pixels = (pixels[..., 0] > 99).astype(np.uint8) if part == "labelsTr" else pixels
+            name = f"{'new' if part == 'imagesTs' else 'img'}_{k}{end}.png"
+            Image.fromarray(pixels).save(folder / part / name)
+    description = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "road": 1}}
+    (folder / "dataset.json").write_text(json.dumps({**description, "numTraining": 3, "file_ending": ".png"}))
+    dataset = layouts.load(folder, Layout())
+    assert [(c.name, c.images, c.label) for c in dataset.training[:1]] == [
+        ("img_0", ("imagesTr/img_0_0000.png",), "labelsTr/img_0.png")
+    ]
+    assert [c.name for c in dataset.test] == ["new_0", "new_1", "new_2"]
+    volumes, faults = datasets.read_case(dataset, dataset.training[0])
+    assert (faults, volumes.image.grid.channels) == ([], 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("a.nrrd", "a.seg.nrrd"), ("a.ome.tif", "a.png"), ("a.NII.GZ", "a.nii"), ("a.tif", "a.ome.tif")],
+)
+def test_names_that_programs_give_match(image, label, tmp_path) -> None:
+    for part, name in (("images", image), ("masks", label)):
+        (tmp_path / part).mkdir()
+        for k in "ab":
+            (tmp_path / part / name.replace("a.", f"{k}.", 1)).touch()
+    found = layouts.load(
+        tmp_path,
+        Layout(
+            images="images", labels="masks", labels_are="rest,organ", channels="x", found=((0, "rest"), (1, "organ"))
+        ),
+    )
+    assert [(c.name, Path(c.label).name) for c in found.training] == [("a", label), ("b", label.replace("a.", "b.", 1))]

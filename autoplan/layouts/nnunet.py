@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,8 @@ def _numbered_files(folder: Path, count: int, content: Mapping[str, Any]) -> tup
             f"{folder.name} has no file that ends in {content.get('file_ending')}, which dataset.json gives as "
             f'"file_ending", but {len(every)} in {", ".join(endings)}. Correct "file_ending".'
         ]
+    if count > 1 and _are_pictures(there):
+        return {formats.case_name(path)[:-5]: [path] for path in there}, []
     faults = []
     for path in there:
         name = formats.case_name(path)
@@ -139,6 +141,15 @@ def _numbered_files(folder: Path, count: int, content: Mapping[str, Any]) -> tup
                 f"{name}_0000 to {name}_{count - 1:04}. Add what is missing, or correct channel_names."
             )
     return dict(found), faults
+
+
+def _are_pictures(files: Sequence[Path]) -> bool:
+    """Whether each case has one picture, CASE_0000.png, which holds its channels, the colours: nnU-Net's natural
+    images."""
+    return bool(files) and all(
+        formats.format_of(path) in (formats.PICTURE, formats.TIFF) and formats.case_name(path).endswith("_0000")
+        for path in files
+    )
 
 
 def _split(dataset: Dataset) -> Dataset:

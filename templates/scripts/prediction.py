@@ -20,7 +20,7 @@ from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
 from scripts.files import FULL, write_atomically
-from scripts.formats import PALETTE, case_name, segmentation_name, suffix_of, write_image
+from scripts.formats import PALETTE, case_name, segmentation_name, write_image
 from scripts.readers import COLOURS
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,11 @@ class SegmentationWriter(NibabelWriter):
         write_atomically(path, lambda temporary: write_image(temporary, values, affine, self.file))
 
     def _target(self, path: Path) -> Path:
-        """The path of the segmentation. MONAI takes the last part of a folder's name for a suffix."""
-        whole = segmentation_name(self.subject)
-        if not suffix_of(self.subject):
-            return path.with_name(whole)
-        return path.with_name(case_name(path) + whole.removeprefix(case_name(self.subject)))
+        """The path of the segmentation. MONAI takes the last part of any name for its suffix, and no other but ".gz"
+        behind it."""
+        name, whole = case_name(self.subject), segmentation_name(self.subject)
+        without = Path(Path(self.subject).name.removesuffix(".gz")).stem
+        return path.with_name(name + case_name(path).removeprefix(without) + whole.removeprefix(name))
 
     def _values(self) -> np.ndarray:
         """The segmentation as numbers of the file's type."""
