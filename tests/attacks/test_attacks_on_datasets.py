@@ -227,19 +227,20 @@ def set_bytes(path: Path, at: int, content: bytes) -> None:
 @pytest.mark.parametrize(("field", "content"), BAD_HEADERS)
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_headers(small, tmp_path, capsys, field, content) -> None:
-    """Refused by name, or taken as MONAI takes it."""
+    """Refused by name, or taken as bundles take it."""
     path = small.image("case_1")
     set_bytes(path, OFFSETS[field], content)
     if command([str(small.folder), *PLAN, "--bundles", "first"], capsys).status:
         refuse([str(small.folder), *PLAN], capsys, names="case_1", folder=tmp_path)
         assert {p.name for p in (tmp_path / "first").rglob("*") if p.is_file()} <= {"readings.jsonl"}
     else:
-        check_as_monai(path)
+        check_as_bundles(path)
 
 
-def check_as_monai(path: Path) -> bool:
+def check_as_bundles(path: Path) -> bool:
     """Whether a file is read; if so, its voxels and its geometry must be those that training and prediction see."""
     from monai.transforms import LoadImage
+    from scripts.readers import FormatReader
 
     try:
         volume = images.read_volume(path)
@@ -247,7 +248,7 @@ def check_as_monai(path: Path) -> bool:
         return False
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        loaded = LoadImage(image_only=True)(path)
+        loaded = LoadImage(FormatReader, image_only=True)(path)
     assert volume.array.shape == (*loaded.shape, 1)[:4]
     np.testing.assert_allclose(volume.affine, loaded.affine.numpy(), atol=1e-3)
     np.testing.assert_allclose(volume.array.reshape(loaded.shape), loaded.numpy(), rtol=1e-5)
@@ -268,7 +269,7 @@ def image(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.filterwarnings("ignore")
 def test_bytes_at_random(image, tmp_path, suffix) -> None:
-    """1 to 4 bytes of the header are replaced, 100 times each: the file is read as MONAI reads it, or refused."""
+    """1 to 4 bytes of the header are replaced, 100 times each: the file is read as bundles read it, or refused."""
     rng, content, path = random.Random(0), image.read_bytes(), tmp_path / f"image{suffix}"
     read = 0
     for i in range(400):
@@ -276,7 +277,7 @@ def test_bytes_at_random(image, tmp_path, suffix) -> None:
         for _ in range(1 + i % 4):
             data[rng.randrange(352)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
         path.write_bytes(gzip.compress(bytes(data), 1) if suffix == ".nii.gz" else bytes(data))
-        read += check_as_monai(path)
+        read += check_as_bundles(path)
     assert 0 < read < 400
 
 
@@ -288,4 +289,4 @@ def test_bytes_of_a_compressed_file_at_random(image, tmp_path) -> None:
         data = bytearray(content)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(data[: rng.choice((len(data), rng.randrange(len(data))))]))
-        check_as_monai(path)
+        check_as_bundles(path)
