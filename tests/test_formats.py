@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.testing import data_path
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -188,6 +190,16 @@ def test_any_nifti_header_is_taken_over(tmp_path, forms, fields) -> None:
         return
     assert_same_place(path, segmentation)
     np.testing.assert_array_equal(nibabel.load(segmentation).affine, nibabel.load(path).affine)
+
+
+@pytest.mark.parametrize(
+    "name", ["anatomical.nii", "functional.nii", "example4d.nii.gz", "standard.nii.gz", "reoriented_anat_moved.nii"]
+)
+def test_files_that_come_with_nibabel(name, tmp_path) -> None:
+    image = Path(shutil.copy(Path(data_path, name), tmp_path))
+    assert_same_place(image, segmented(image, "".join(image.suffixes)))
+    spacing = np.linalg.norm(formats.nifti_affine(nibabel.load(image).header)[:3, :3], axis=0)
+    np.testing.assert_allclose(itk_place(image)[:3], spacing, rtol=1e-5)
 
 
 def test_a_shear_is_written_as_sform_alone(tmp_path, caplog) -> None:
