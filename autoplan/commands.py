@@ -216,7 +216,7 @@ def select(
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
     _check_name(folder, name)
-    key = fingerprints.key(loaded)
+    key = fingerprints.key(loaded, folder)
     planned = saved.load_plan(folder, fingerprint_key=key)
     names = [bundle.name for bundle in find_bundles(folder, _names(configurations))] if configurations else []
     chosen = None
@@ -867,7 +867,8 @@ def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, s
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None, scheduler: str) -> Fingerprint:
     """The saved fingerprint while the dataset is unchanged, else a new one."""
-    keys = fingerprints.keys_of(dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = fingerprints.keys_of(dataset, path.parent)
     known = fingerprints.reusable(path, dataset, keys)
     if known is not None:
         print(f"{dataset.name}: fingerprint of {len(known.cases)} cases reused from {path}")
@@ -997,7 +998,7 @@ def _planned(dataset: str, root: str, bundles: str) -> tuple[Path, Plan, Fingerp
     """The folder of a task's bundles, its plan, and the facts that it was planned from."""
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
-    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded))
+    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded, folder))
     return folder, planned, saved.load_fingerprint(folder / saved.FINGERPRINT)
 
 
