@@ -294,6 +294,8 @@ def making_command(bundle: Path, folds: Sequence[Fold]) -> str:
     """The command that does what some folds lack, their training or the prediction of their validation cases, by the
     recipe of the first of them, or else of the configuration's finished folds."""
     flags = f"{where_flag(bundle)}{flags_of_recipe(bundle, folds[0])}"
+    cases: dict[Fold, list[str]] = dict(enumerate(results.folds(bundle)))
+    flags += " --anew" if any(results.unfit(fold_folder(bundle, k), cases.get(k, ())) for k in folds) else ""
     listed = ",".join(map(str, folds))
     return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {listed}{flags}"
 

@@ -326,7 +326,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     for name in ("plan", "train", "select", "predict"):
         monkeypatch.setattr(commands, name, lambda dataset, n=name, **given: called.update({n: given}))
     words = ["--root", "r", "--bundles", "b", "--cascade", "never", "--force", "--configurations", "2d", "--folds", "0"]
-    words += ["--quick", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
+    words += ["--quick", "--anew", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
     layout = {
         "images": "i",
         "labels": "l",

@@ -59,9 +59,10 @@ MAY_IMPORT = {
     "weights": {"files", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
     "lease": {"files"},
-    "results": {"errors", "facts", "files"},
+    "results": {"errors", "facts", "files", "saved"},
     "failures": {"files", "errors"},
     "jobs": {"settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
+    "standing": {"errors", "results", "jobs"},
     "supervisor": {"facts", "lease", "processes", "failures", "jobs"},
     "ledger": {"files"},
     "within": {
@@ -142,7 +143,7 @@ SCRIPTS_MAY_IMPORT = {
     "budget": {"files"},
     "cache": {"contents", "files", "formats"},
     "cascade": {"cache", "datalists", "formats", "inversion", "networks", "probabilities", "resampling"},
-    "checkpoint": {"datalists", "files", "stopping"},
+    "checkpoint": {"datalists", "files", "seen", "stopping"},
     "components": set(),
     "contents": set(),
     "cpu": set(),
@@ -169,6 +170,7 @@ SCRIPTS_MAY_IMPORT = {
     "progress": {"datalists", "evaluation", "files", "formats"},
     "readers": {"formats"},
     "resampling": {"memory"},
+    "seen": {"cache", "stopping"},
     "stopping": {"budget"},
 }
 """What each module of a bundle's scripts may import of them."""
