@@ -343,7 +343,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     assert called["plan"] == {**planning, **layout}
     assert called["train"] == {
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
-        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "root": "r",
+        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "anew": True, "root": "r",
     }  # fmt: skip
     assert called["select"] == {"root": "r", "bundles": "b", "folds": "", "configurations": ""}
     assert called["predict"] == {"root": "r", "bundles": "b", "device": "cpu"}
