@@ -941,7 +941,7 @@ def _earlier(task: Path) -> Plan | None:
 
 def _spacing(text: str) -> Spacing:
     """Lengths along x, y and z, mm."""
-    number = r" *(\d{1,4}(?:\.\d{1,12})?(?:e-\d\d?)?) *"
+    number = r" *(\d{1,4}(?:\.\d{1,17})?(?:e-\d\d?)?) *"
     found = re.fullmatch(",".join([number] * 3), text)
     lengths = tuple(map(float, found.groups())) if found else (0.0,)
     _check("spacing", text, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autoplan import lease, results, tables
+from autoplan.axes import as_flag
 from autoplan.errors import TrainingError, shortened
 from autoplan.facts import ALL, CASCADE, LOWRES, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
-from autoplan.files import LARGEST, read_object
+from autoplan.files import LARGEST, number, read_object
 from autoplan.results import Recipe
 from autoplan.settings import evaluation_only, flags_of_training, refusal
 
@@ -343,11 +344,21 @@ def check_fit(asked: Sequence[Job]) -> None:
     names = ",".join(dict.fromkeys(job.configuration for job in found))
     folds = ",".join(dict.fromkeys(str(job.fold) for job in found))
     where = "" if os.path.relpath(task.parent) == "bundles" else f" --bundles {task.parent}"
-    raise TrainingError(
-        "\n".join(["these trainings do not fit the plan and the folds as they are now:", *named])
-        + f"\nTrain them anew: python -m autoplan train {task.name} --configurations {names} --folds {folds} --anew"
-        f"{where} (what is there moves to models/{BEFORE})"
-    )
+    lines = ["these trainings do not fit the plan and the folds as they are now:", *named]
+    lines += [
+        f"Train them anew: python -m autoplan train {task.name} --configurations {names} --folds {folds} --anew{where} "
+        f"(what is there moves to models/{BEFORE})."
+    ]
+    if spacings := {_own_spacing(job, reason) for job, reason in found.items()} - {""}:
+        lines += [f"Or plan with their spacing, and they stay: --spacing {' or '.join(sorted(spacings))} --force."]
+    raise TrainingError("\n".join(lines))
+
+
+def _own_spacing(job: Job, reason: str) -> str:
+    """The spacing that a fold was trained with, as a flag of planning, where that is why it fits no more."""
+    trained = results.training(job.folder)
+    found = None if trained is None or " target_spacing " not in reason else trained.settings.get("target_spacing")
+    return as_flag(found) if isinstance(found, list) and all(map(number, found)) else ""
 
 
 def set_aside(asked: Sequence[Job]) -> list[Path]:
@@ -363,8 +374,8 @@ def set_aside(asked: Sequence[Job]) -> list[Path]:
                 raise TrainingError(f"{job.name}: a process is training it. Stop it first.")
             kept = job.folder.parent / BEFORE
             kept.mkdir(exist_ok=True)
-            number = next(n for n in itertools.count(1) if not (kept / f"{job.folder.name}_{n}").exists())
-            moved.append(job.folder.rename(kept / f"{job.folder.name}_{number}"))
+            places = (kept / f"{job.folder.name}_{n}" for n in itertools.count(1))
+            moved.append(job.folder.rename(next(place for place in places if not place.exists())))
     return moved
 
 
@@ -429,7 +440,10 @@ def flags_of_recipe(bundle: Path, fold: Fold) -> str:
             told = dict(job.settings)
             known = {name: _setting(job, name) for name in trained.settings}
             known = {name: value for name, value in known.items() if value is not None}  # else no flag of this bundle
-            told |= {name: _typed(trained.settings[name]) for name in known if trained.settings[name] != known[name]}
+            other = {name for name in known if trained.settings[name] != known[name]}
+            if other & set(results.OF_THE_DATA):  # it is to be trained anew
+                other = other - set(results.OF_THE_DATA) - SHAPE
+            told |= {name: _typed(trained.settings[name]) for name in known if name in other}
             told |= _said_of_mirroring(folder, {"mirror_prob": _setting(job, "mirror_prob"), **trained.settings})
             if trained.budget_seconds is not None:
                 told = {name: value for name, value in told.items() if name not in ("budget_seconds", "epoch_length")}

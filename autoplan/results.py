@@ -198,14 +198,20 @@ def _told(value: Any) -> str:
     return shortened(json.dumps(value))
 
 
-def unseen(folder: Path, cases: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of the training cases of the fold in `folder`: those that were added since it was trained, and those whose image
-    or label has changed since. Nothing where it is not trained, or an older version has not recorded its cases."""
+def unseen(folder: Path, folds: Sequence[Sequence[str]], fold: Fold) -> tuple[list[str], list[str]]:
+    """Of the cases that a fold is to be trained on: those that were added since it was, and those whose image or label
+    has changed since. Nothing where it is not trained, or an older version has not recorded its cases.
+
+    Args:
+        folder: models/fold_K of a bundle.
+        folds: validation cases of each fold.
+        fold: which one it is.
+    """
     trained, now = training(folder), contents(folder.parents[2])
-    if trained is None or not trained.cases:
-        return [], []
-    changed = [name for name in cases if name in trained.cases and trained.cases[name] != now.get(name)]
-    return [name for name in cases if name not in trained.cases], changed if now else []
+    known = {} if trained is None else trained.cases
+    cases = [case for number, others in enumerate(folds) if number != fold for case in others] if known else []
+    changed = [case for case in cases if case in known and case in now and known[case] != now[case]]
+    return [case for case in cases if case not in known], changed
 
 
 def budgeted_epochs(folder: Path) -> int:

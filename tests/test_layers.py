@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "lease": {"files"},
     "results": {"errors", "facts", "files", "saved"},
     "failures": {"files", "errors"},
-    "jobs": {"settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
+    "jobs": {"axes", "settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
     "standing": {"errors", "results", "jobs"},
     "supervisor": {"facts", "lease", "processes", "failures", "jobs"},
     "ledger": {"files"},
