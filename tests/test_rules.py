@@ -321,7 +321,7 @@ FIVE = (("a", "b"), ("c", "d"), ("e",), ("f",), ("g",))
         pytest.param(FIVE, "vwxyz", None, (), id="no case stays"),
         pytest.param((("a",), ("b",), ("c",)), "abcde", None, None, id="three folds become five"),
         pytest.param(FIVE, "abcdefgx", dict(zip("abcdefgx", "11223457", strict=True)), None, id="a new patient"),
-        pytest.param(FIVE, "abcdefgx", dict(zip("abcdefgx", "11223455", strict=True)), None, id="a patient comes again"),
+        pytest.param(FIVE, "abcdefgx", dict(zip("abcdefgx", "11223455", strict=True)), None, id="one comes again"),
         pytest.param(FIVE, "abcdefg", dict(zip("abcdefg", "1212345", strict=True)), (), id="a patient in two folds"),
         pytest.param((), "abcdefg", None, (), id="not planned before"),
     ],

@@ -10,6 +10,8 @@ from scripts.stopping import OtherRecipeError
 
 SETTINGS = {"target_spacing": [1.0, 1.0, 2.5], "normalization": [None], "patch_size": [8, 8, 8]}
 
+SPACING, INTENSITIES = {**SETTINGS, "target_spacing": [2, 2, 5]}, {**SETTINGS, "normalization": [[0, 1]]}
+
 
 def cases(folder: Path, names: str, **contents: str) -> list[dict[str, Any]]:
     """Cases a, b, ... whose files hold their names, or other contents."""
@@ -39,14 +41,10 @@ def make(folder: Path, training: str, validation: str, settings: dict[str, Any] 
         pytest.param("abd", "c", {}, "has seen 1 of the 1 cases that it is to be validated on: c", id="other folds"),
         pytest.param("bc", "ade", {}, "has seen 1 of the 3 cases", id="a training case is now held out"),
         pytest.param("bc", "x", {"x": "image of a"}, "validated on: x", id="under another name"),
-        pytest.param(
-            "abc", "d", {"settings": {**SETTINGS, "target_spacing": [2, 2, 5]}}, "begun with target_spacing", id="spacing"
-        ),
-        pytest.param(
-            "abc", "d", {"settings": {**SETTINGS, "normalization": [[0, 1]]}}, "begun with normalization", id="intensities"
-        ),
+        pytest.param("abc", "d", {"settings": SPACING}, "begun with target_spacing", id="another spacing"),
+        pytest.param("abc", "d", {"settings": INTENSITIES}, "begun with normalization", id="another normalization"),
     ],
-)  # fmt: skip
+)
 def test_which_trainings_go_on(tmp_path, training, validation, more, message) -> None:
     before = make(tmp_path, "abc", "d").state_dict()
     now = make(tmp_path, training, validation, **more)
