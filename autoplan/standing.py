@@ -46,9 +46,7 @@ def _of_folds(folds: Folds, before: Folds) -> str:
 
 def _of_cases(job: Job, folds: Folds) -> str:
     """What a network that holds was not trained on, though it is in the dataset now; nothing where there is none."""
-    added, changed = results.unseen(
-        job.folder, [name for k, fold in enumerate(folds) if k != job.fold for name in fold]
-    )
+    added, changed = results.unseen(job.folder, folds, job.fold or 0)
     parts = [f"it was trained without {len(added)} of the cases" if added else ""]
     parts += [f"on earlier files of {len(changed)} cases" if changed else ""]
     return " and ".join(filter(None, parts))
