@@ -90,6 +90,7 @@ class World:
 
     def trained(self, job: Job) -> None:
         parser = self.parse(Path(job.bundle), "train", fold=job.fold, max_epochs=1)
+        torch.manual_seed(self.random.randrange(2**30))  # a checkpoint brings back the random state of another
         network, seen = torch.nn.Linear(1, 1), parser.get_parsed_content("train#checkpoint#seen")
         training = parser.get_parsed_content("cases")[0]
         before = results.training(job.folder)
