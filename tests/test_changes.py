@@ -201,7 +201,11 @@ def configs_edited(world: World) -> None:
 
 
 def fold_deleted(world: World) -> None:
-    shutil.rmtree(world.fold())
+    """With what the user has put there."""
+    fold = world.fold()
+    gone = {path.read_bytes() for path in fold.rglob("*") if path.is_file()}
+    world.of_the_user = [content for content in world.of_the_user if content not in gone]
+    shutil.rmtree(fold)
 
 
 def network_replaced(world: World) -> None:
