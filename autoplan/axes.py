@@ -24,7 +24,7 @@ def from_table_order(values: Sequence[T]) -> tuple[T, ...]:
 
 def as_flag(values: Sequence[float]) -> str:
     """Values as the flag of a command has them, 3,3,10; the same numbers when they are read again."""
-    return ",".join(f"{v:.10g}" for v in values)
+    return ",".join(short if float(short := f"{v:.10g}") == v else repr(float(v)) for v in values)
 
 
 def without_axis(values: Sequence[T], axis: int) -> tuple[T, ...]:

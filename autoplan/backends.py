@@ -28,6 +28,7 @@ from autoplan.jobs import (
     other_recipe,
     ready,
     row,
+    unfit_reason,
 )
 from autoplan.processes import num_processors
 from autoplan.tables import duration
@@ -90,7 +91,7 @@ def run_job(job: Job, environment: Mapping[str, str], stopped: Callable[[], bool
     """
     attempts, held_since, killed = 0, time.monotonic(), _memory_kills()
     while not (job.fold is not None and is_done(job)):
-        if reason := other_recipe(job):
+        if reason := unfit_reason(job) or other_recipe(job):
             return Outcome("failed", Failure(reason, OTHER_RECIPE, retry=False))
         status, said = _run_supervisor(job, environment, stopped)
         if stopped():

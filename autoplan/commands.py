@@ -15,7 +15,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from autoplan import allocation, backends, budget, layouts, readings, saved, topology
+from autoplan import allocation, backends, budget, layouts, readings, saved, standing, topology
 from autoplan import choice as choices
 from autoplan import dataset as datasets
 from autoplan import evaluation as evaluations
@@ -43,10 +43,12 @@ from autoplan.jobs import (
     Job,
     as_last_started,
     check_all_done,
+    check_fit,
     check_settings,
     find_bundles,
     jobs_of,
     row,
+    set_aside,
 )
 from autoplan.jobs import table as jobs_table
 from autoplan.ledger import Ledger, key_of
@@ -114,7 +116,7 @@ def plan(
     for line in layouts.notes(loaded, layout):
         print(line)
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, num_processes, scheduler)
-    planned = _planned_by(loaded, facts, cascade, limit, own_spacing)
+    planned = _planned_by(divided := _divided(loaded, task), facts, cascade, limit, own_spacing)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     written = _render(planned, loaded, Path(bundles), force=force)
     saved.save_plan(planned, task, fingerprint_key=facts.key)
@@ -124,6 +126,8 @@ def plan(
     print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
     for decision in (d for d in planned.decisions if d.name == "gpu_memory"):
         print(f"GPU memory: {decision.because}")
+    for line in standing.told(task, planned.folds, divided["before"]):
+        print(line)
     suspicions = (layouts.suspicion(loaded), budget.suspicion(planned))
     for text in filter(None, (*(w.because for w in plans.warnings(planned)), *suspicions)):
         print(f"Warning: {text}")
@@ -216,7 +220,7 @@ def select(
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
     _check_name(folder, name)
-    key = fingerprints.key(loaded)
+    key = fingerprints.key(loaded, folder)
     planned = saved.load_plan(folder, fingerprint_key=key)
     names = [bundle.name for bundle in find_bundles(folder, _names(configurations))] if configurations else []
     chosen = None
@@ -313,6 +317,7 @@ def train(
     slurm: str = "",
     mirror: str = "",
     from_: str = "",
+    anew: bool = False,
     root: str = "data",
     **settings: str,
 ) -> None:
@@ -332,8 +337,11 @@ def train(
         slurm: YAML file with the Slurm job of a worker; workers then train.
         mirror: True or False: average the predictions of the validation cases over mirrored images.
         from: a bundle to go on from: trainings start from its weights, with its topology, spacing and normalization.
+        anew: train anew what was trained by another plan, or on cases that it would now be validated on. What is there
+            moves to models/before.
         root: folder of the datasets, for --from.
     """
+    _check("anew", anew, holds=isinstance(anew, bool), takes="no value")
     _check_training(folds, quick=quick, jobs=jobs, device=settings.get("device", ""), mirror=mirror)
     _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_:
@@ -341,13 +349,23 @@ def train(
     given = settings | ({"mirror": mirror} if mirror else {})
     if budget:
         with _ledger(dataset, bundles, "train", configurations, folds, budget) as held:
-            _, failed = _train_within(_within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0))
+            within = _within(held, dataset, bundles, configurations, folds, jobs, given, num_images=0)
+            _fitting(within.asked, anew=anew)
+            _, failed = _train_within(within)
         if failed:
             raise failed
         return
     asked = _jobs(dataset, bundles, configurations, folds, _recipe(quick), given)
+    _fitting(asked, anew=anew)
     backend = _backend(jobs, scheduler, slurm, settings)
     _tell_end(asked, backends.run_all(asked, backend, backends.Display()))
+
+
+def _fitting(asked: Sequence[Job], *, anew: bool) -> None:
+    """Refuses trainings that do not fit the plan any more, or makes room for new ones."""
+    for path in set_aside(asked) if anew else ():
+        print(f"What was trained before is in {path}")
+    check_fit(asked)
 
 
 def _recipe(quick: bool) -> Recipe:
@@ -407,6 +425,7 @@ def run(
     slurm: str = "",
     mirror: str = "",
     from_: str = "",
+    anew: bool = False,
     images: str = "",
     labels: str = "",
     labels_are: str = "",
@@ -437,6 +456,7 @@ def run(
         slurm: YAML file with the Slurm job of a worker; workers then train.
         mirror: True or False: average the predictions of the validation cases over mirrored images.
         from: a bundle to go on from, as for train; its topology takes the place of the plan.
+        anew: train anew what does not fit the plan any more, as for train.
         images: folder of the images inside the dataset's, as for plan.
         labels: folder of the labels inside the dataset's.
         labels_are: names of the classes, in the order of their values.
@@ -447,6 +467,7 @@ def run(
         spacing: that the networks see, as for plan.
     """
     started = time.monotonic()
+    _check("anew", anew, holds=isinstance(anew, bool), takes="no value")
     _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_ and gpu_memory:
         raise AutoplanError("--gpu_memory and --from exclude each other: a bundle's networks are as large as they are.")
@@ -482,13 +503,14 @@ def run(
             if held is None:
                 train(
                     dataset, bundles=bundles, configurations=configurations, folds=folds, quick=quick, jobs=jobs,
-                    scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, root=root, **settings,
+                    scheduler=scheduler, slurm=slurm, mirror=mirror, from_=from_, anew=anew, root=root, **settings,
                 )  # fmt: skip
             else:
                 given = settings | ({"mirror": mirror} if mirror else {})
                 asked = partial(_within, held, dataset, bundles, configurations, folds, jobs, given, len(loaded.test))
                 again = partial(plan, dataset, root=root, bundles=bundles, cascade=cascade, force=True)
                 within, paces = (asked(), None) if spacing else _coarser_if_short(asked, loaded, cascade, again)
+                _fitting(within.asked, anew=anew)
                 done, failed = _train_within(within, paces)
                 configurations = ",".join(_trained_on_all(done))
                 on_all = bool(configurations)
@@ -547,8 +569,9 @@ def _coarser_if_short(
     """What is `asked` for, by a plan for coarser images where time is short; and what the networks take, if it was
     measured. `again` plans the task."""
     within = asked()
+    divided = _divided(dataset, within.held.path.parent)
     look = coarser_if_short(
-        within, dataset, partial(_planned_by, dataset, within.facts, cascade, within.planned.gpu_memory)
+        within, dataset, partial(_planned_by, divided, within.facts, cascade, within.planned.gpu_memory)
     )
     if look.said:
         print(look.said)
@@ -782,11 +805,12 @@ def _load(dataset: str, root: str, bundles: str, given: layouts.Layout | None = 
     return loaded, layouts.complete(loaded, layout)
 
 
-def _divided(dataset: Dataset) -> dict[str, Any]:
-    """What a dataset says of its folds, for planning."""
+def _divided(dataset: Dataset, task: Path) -> dict[str, Any]:
+    """What a dataset, and the plan that is there, say of its folds, for planning."""
     groups = {case.name: case.group for case in dataset.training if case.group is not None}
     folds = {case.name: case.fold for case in dataset.training if case.fold is not None}
-    return {"groups": groups or None, "own_folds": folds or None}
+    earlier = _earlier(task)
+    return {"groups": groups or None, "own_folds": folds or None, "before": earlier.folds if earlier else ()}
 
 
 def _names(configurations: str) -> list[str]:
@@ -867,7 +891,8 @@ def _backend(jobs: int | None, scheduler: str, slurm: str, settings: dict[str, s
 
 def _fingerprint(dataset: Dataset, path: Path, num_processes: int | None, scheduler: str) -> Fingerprint:
     """The saved fingerprint while the dataset is unchanged, else a new one."""
-    keys = fingerprints.keys_of(dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = fingerprints.keys_of(dataset, path.parent)
     known = fingerprints.reusable(path, dataset, keys)
     if known is not None:
         print(f"{dataset.name}: fingerprint of {len(known.cases)} cases reused from {path}")
@@ -902,15 +927,21 @@ def _kept(given: str, task: Path, parsed: Callable[[str], T], of: Callable[[Plan
     """What a flag of planning gives, none being nothing, or else what the plan that is there keeps."""
     if given:
         return None if given == "none" else parsed(given)
+    earlier = _earlier(task)
+    return of(earlier) if earlier else None
+
+
+def _earlier(task: Path) -> Plan | None:
+    """The plan that is there; None where there is none that can be read."""
     try:
-        return of(saved.load_plan(task))
+        return saved.load_plan(task)
     except AutoplanError:
         return None
 
 
 def _spacing(text: str) -> Spacing:
     """Lengths along x, y and z, mm."""
-    number = r" *(\d{1,4}(?:\.\d{1,12})?(?:e-\d\d?)?) *"
+    number = r" *(\d{1,4}(?:\.\d{1,17})?(?:e-\d\d?)?) *"
     found = re.fullmatch(",".join([number] * 3), text)
     lengths = tuple(map(float, found.groups())) if found else (0.0,)
     _check("spacing", text, holds=min(lengths) > 0, takes="three lengths in mm along x, y and z, such as 3,3,10")
@@ -934,10 +965,14 @@ def _measuring(dataset: Dataset, task: Path, num_cases: int) -> Callable[[str, F
 
 
 def _planned_by(
-    dataset: Dataset, facts: Fingerprint, cascade: Cascade, gpu_memory: int | None, own_spacing: Spacing | None
+    divided: Mapping[str, Any],
+    facts: Fingerprint,
+    cascade: Cascade,
+    gpu_memory: int | None,
+    own_spacing: Spacing | None,
 ) -> Plan:
     """The plan, or the one whose trainings fit a GPU."""
-    planned = plans.plan(facts, cascade=cascade, own_spacing=own_spacing, **_divided(dataset))
+    planned = plans.plan(facts, cascade=cascade, own_spacing=own_spacing, **divided)
     if gpu_memory is None:
         return planned
     from autoplan import footprint
@@ -974,7 +1009,7 @@ def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations
     loaded, _ = _load(dataset, str(root), str(bundles))
     task = bundles / loaded.name
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, None, scheduler)
-    own = plans.plan(facts, **_divided(loaded))
+    own = plans.plan(facts, **_divided(loaded, task))
     adapted = finetuning.adapted(own, found)
     pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
@@ -997,7 +1032,7 @@ def _planned(dataset: str, root: str, bundles: str) -> tuple[Path, Plan, Fingerp
     """The folder of a task's bundles, its plan, and the facts that it was planned from."""
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
-    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded))
+    planned = saved.load_plan(folder, fingerprint_key=fingerprints.key(loaded, folder))
     return folder, planned, saved.load_fingerprint(folder / saved.FINGERPRINT)
 
 

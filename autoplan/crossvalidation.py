@@ -217,7 +217,7 @@ def select(
         num_folds=len(planned.folds),
         num_cases=planned.num_training,
         missing=tuple(missing),
-        notes=(*_notes(comparison, folds), *_origin(planned)),
+        notes=(*_notes(comparison, folds), *_grown(comparison, planned, folder), *_origin(planned)),
     )
     choice = choose(setting, scores)
     _write(folder / RESULT, {**_result(choice), **_state(comparison, scores)})
@@ -294,6 +294,8 @@ def making_command(bundle: Path, folds: Sequence[Fold]) -> str:
     """The command that does what some folds lack, their training or the prediction of their validation cases, by the
     recipe of the first of them, or else of the configuration's finished folds."""
     flags = f"{where_flag(bundle)}{flags_of_recipe(bundle, folds[0])}"
+    cases: dict[Fold, list[str]] = dict(enumerate(results.folds(bundle)))
+    flags += " --anew" if any(results.unfit(fold_folder(bundle, k), cases.get(k, ())) for k in folds) else ""
     listed = ",".join(map(str, folds))
     return f"python -m autoplan train {bundle.parent.name} --configurations {bundle.name} --folds {listed}{flags}"
 
@@ -358,6 +360,17 @@ def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
             notes.append(f"Warning: the predictions differ in {setting}, so they are not quite comparable: {listed}.")
     mixed = (_mixed_recipe(name, comparison.found[name]) for name in comparison.configurations)
     return (*notes, *filter(None, mixed))
+
+
+def _grown(comparison: Comparison, planned: Plan, folder: Path) -> list[str]:
+    """Networks that were trained before cases were added or changed."""
+    notes = []
+    for name in comparison.configurations:
+        there = comparison.found[name]
+        counts = {k: len(results.unseen(fold_folder(folder / name, k), planned.folds, k)[0]) for k in there}
+        listed = ", ".join(f"fold {k} without {count}" for k, count in counts.items() if count)
+        notes += [f"Networks of {name} were trained without cases that are there now: {listed}."] if listed else []
+    return notes
 
 
 def _origin(planned: Plan) -> tuple[str, ...]:

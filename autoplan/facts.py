@@ -100,7 +100,7 @@ class Fingerprint:
 
     `key` tells whether the dataset is still the one that was read. `intensities` has an entry for each channel: pooled
     statistics where the modality is CT, None elsewhere. `formats` names those of the files. Voxels of the label value
-    `ignore` are not known.
+    `ignore` are not known. `contents` has, for each case, digests of the files of its image and of its label.
     """
 
     key: str
@@ -111,6 +111,7 @@ class Fingerprint:
     intensities: tuple[Intensities | None, ...]
     formats: tuple[str, ...] = ("NIfTI",)
     ignore: int | None = None
+    contents: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

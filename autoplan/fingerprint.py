@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from autoplan import contents
 from autoplan.axes import Shape
 from autoplan.dataset import read_case
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities, to_dict
+from autoplan.files import write_text_atomically
 from autoplan.images import (
     Volume,
     bounding_box,
@@ -34,7 +36,7 @@ from autoplan.processes import MAX_PROCESSES, mapper, num_processors
 from autoplan.readings import Histogram, Reading, Readings
 from autoplan.saved import load_fingerprint
 
-FORMAT = 5
+FORMAT = 6
 """Version of the saved fingerprint, part of its key. To be raised whenever the meaning of a fact changes."""
 CONNECTIVITY = 3
 """Voxels that share a corner are connected (26 neighbours in 3D): the default of MONAI's KeepLargestConnectedComponent,
@@ -61,13 +63,18 @@ def is_ct(modality: str) -> bool:
     return "ct" in modality.lower()
 
 
+_known: contents.Known = {}
+"""Digests of files that this process has needed. Each is checked against the state of its file."""
+
+
 @dataclass(frozen=True)
 class Keys:
-    """Digests: of everything that a fingerprint depends on, and of everything that the reading of each case does, in
-    the order of the training cases and the test images."""
+    """Digests: of everything that a fingerprint depends on; of everything that the reading of each case does, in the
+    order of the training cases and the test images; and of the content of each case's image and label."""
 
     dataset: str
     cases: tuple[str, ...]
+    contents: tuple[tuple[str, ...], ...]
 
 
 def fingerprint(
@@ -125,6 +132,7 @@ def fingerprint(
         intensities=tuple(None if histogram is None else intensities(histogram) for histogram in histograms),
         formats=names_of(dataset.root / path for path in _paths(dataset)),
         ignore=dataset.ignore,
+        contents=keys.contents[: len(dataset.training)],
     )
 
 
@@ -286,29 +294,55 @@ def percentile(histogram: Histogram, q: float) -> float:
 # The file.
 
 
-def keys_of(dataset: Dataset) -> Keys:
-    """What tells a dataset from another: what it is, `FORMAT`, and of each file the path in the dataset, the size and,
-    where it is compressed, the checksum at its end, else the time of its last change. A copy of the same compressed
-    files has the same keys on every machine."""
+def keys_of(dataset: Dataset, folder: Path | None = None) -> Keys:
+    """What tells a dataset from another: what it is, `FORMAT`, and of each case the paths in the dataset and the
+    content of the files. A copy of the same files has the same keys on every machine.
+
+    Args:
+        dataset: what its folder says.
+        folder: of the task's bundles; where there is one, digests of files are kept there.
+    """
+    found = _contents(dataset, folder)
     digest = hashlib.sha256(f"autoplan fingerprint {FORMAT}\n".encode())
     digest.update(json.dumps(to_dict((dataset.name, dataset.modalities, dataset.labels, dataset.ignore))).encode())
     read_by = json.dumps(to_dict((FORMAT, dataset.modalities, dataset.labels, dataset.ignore)))
     cases = []
-    for case in _cases(dataset):
-        state = case_key(dataset, case)
+    for case, content in zip(_cases(dataset), found, strict=True):
+        state = _key(case, content)
         digest.update(state.encode())
         cases.append(hashlib.sha256(f"{read_by}{case.label is None}{state}".encode()).hexdigest()[:32])
-    return Keys(digest.hexdigest(), tuple(cases))
+    return Keys(digest.hexdigest(), tuple(cases), found)
 
 
-def key(dataset: Dataset) -> str:
-    """The key of a fingerprint of the dataset as it is now."""
-    return keys_of(dataset).dataset
+def key(dataset: Dataset, folder: Path | None = None) -> str:
+    """The key of a fingerprint of the dataset as it is now; see `keys_of`."""
+    return keys_of(dataset, folder).dataset
 
 
 def case_key(dataset: Dataset, case: Case) -> str:
     """What `keys_of` says of the files of one case."""
-    return f"\n{case.name}" + "".join(f"\n{path} {_state(dataset.root / path)}" for path in _case_paths(case))
+    return _key(case, _contents(replace(dataset, training=(case,), test=()), None)[0])
+
+
+def _key(case: Case, content: Sequence[str]) -> str:
+    return f"\n{case.name}" + "".join(f"\n{path}" for path in _case_paths(case)) + "".join(f" {c}" for c in content)
+
+
+def _contents(dataset: Dataset, folder: Path | None) -> tuple[tuple[str, ...], ...]:
+    """Digests of the content of each case: of its image, all channels together, and of its label, if it has one."""
+    kept = None if folder is None or not folder.is_dir() else folder / "cache" / contents.NAME
+    before = {} if kept is None else contents.read_known(kept)
+    for name, entry in before.items():
+        _known.setdefault(name, entry)
+    parts = [part for case in _cases(dataset) for part in (case.images, *([(case.label,)] if case.label else []))]
+    groups = [[file for path in part for file in files_of(dataset.root / path)] for part in parts]
+    digests = iter(contents.digests(groups, _known))
+    found = tuple(tuple(next(digests) for _ in range(1 + bool(case.label))) for case in _cases(dataset))
+    now = {name: _known[name] for name in contents.names(groups) if name in _known}
+    if kept is not None and {**before, **now} != before:
+        kept.parent.mkdir(exist_ok=True)
+        write_text_atomically(kept, json.dumps({**before, **now}))
+    return found
 
 
 def _cases(dataset: Dataset) -> tuple[Case, ...]:
@@ -324,21 +358,6 @@ def _paths(dataset: Dataset) -> list[str]:
 def _case_paths(case: Case) -> list[str]:
     """The files of a case."""
     return [path for path in (*case.images, case.label) if path]
-
-
-def _state(path: Path) -> str:
-    """What changes when the content of a file does. A file that cannot be read has no state that was saved before."""
-    try:
-        if files_of(path) != [path]:
-            return " ".join(f"{file.name} {_state(file)}" for file in files_of(path))
-        status = path.stat()
-        if path.suffix != ".gz" or not path.is_file():  # reading a pipe would wait for ever
-            return f"{status.st_size} {status.st_mtime_ns}"
-        with path.open("rb") as file:
-            file.seek(max(0, status.st_size - 8))
-            return f"{status.st_size} {file.read().hex()}"
-    except OSError:
-        return "missing"
 
 
 def reusable(path: Path, dataset: Dataset, keys: Keys | None = None) -> Fingerprint | None:

@@ -5,8 +5,10 @@ is trained on all cases and has none to validate. How it stands is read from the
 last.pt (the training can go on), lease.json (a process works on it) and train.log. This module starts nothing.
 """
 
+import itertools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autoplan import lease, results, tables
+from autoplan.axes import as_flag
 from autoplan.errors import TrainingError, shortened
 from autoplan.facts import ALL, CASCADE, LOWRES, NOT_VALIDATED, ConfigurationName, Fold
 from autoplan.failures import STOPS, explain, last_start, last_status, log_tail
-from autoplan.files import LARGEST, read_object
+from autoplan.files import LARGEST, number, read_object
 from autoplan.results import Recipe
 from autoplan.settings import evaluation_only, flags_of_training, refusal
 
@@ -28,7 +31,11 @@ SHARED_BY_A_CACHE = (
     "preprocessing", "cache",
 )  # fmt: skip
 """Configurations that agree in these keys of train.json have the same preprocessed cases."""
+SHAPE = {"patch_size", "strides", "features"}
+"""Settings that a network has for itself, whatever the configs say now."""
 RETRIES = 2
+BEFORE = "before"
+"""Folder in models/ of what was trained before by another plan, or on other folds."""
 
 
 @dataclass(frozen=True)
@@ -255,9 +262,18 @@ def command(job: Job, step: str) -> list[str]:
     files = [f"{Path(job.bundle) / 'configs' / name}.json" for name in names]
     config = files[0] if len(files) == 1 else str(files)
     given = {name: value for name, value in job.settings if step == "evaluating" or name not in evaluation_only()}
-    settings = given | ({} if job.fold is None else {"fold": str(job.fold)})
+    settings = given | (_of_its_network(job) if step == "evaluating" else {})
+    settings |= {} if job.fold is None else {"fold": str(job.fold)}
     words = [text for name, value in settings.items() for text in (f"--{name}", value)]
     return [sys.executable, "-m", "monai.bundle", "run", step, "--config_file", config, *words]
+
+
+def _of_its_network(job: Job) -> dict[str, str]:
+    """Settings of the network that was trained for a job, where they are not those of the configs: its plan may have
+    been another one."""
+    trained = results.training(job.folder)
+    known = {} if trained is None else {n: v for n, v in trained.settings.items() if n.removeprefix("lowres_") in SHAPE}
+    return {name: _typed(value) for name, value in known.items() if _parsed(_setting(job, name)) != value}
 
 
 def missing_steps(job: Job) -> list[str]:
@@ -290,6 +306,82 @@ def _setting(job: Job, name: str) -> Any:
     if job.recipe != "paper":
         value = read_object(configs / f"{job.recipe}.json").get(name, value)
     return dict(job.settings).get(name, value)
+
+
+def unfit(job: Job) -> str:
+    """Why what is trained for a job can be used no more, as its dataset, its plan or its flags are now: the end of a
+    sentence that starts with "the fold"; nothing where it can."""
+    if job.fold is None:
+        return ""
+    bundle = Path(job.bundle)
+    return results.unfit(job.folder, () if job.fold == ALL else results.folds(bundle)[job.fold], _asked(job))
+
+
+def unfit_reason(job: Job) -> str:
+    """What to say of a job where `unfit` finds a reason; nothing where it finds none."""
+    reason = unfit(job)
+    return f"this fold {reason}. Train it anew, with --anew." if reason else ""
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """The settings that a job is to be trained with, of those that decide what its network sees of a case."""
+    config = read_object(Path(job.bundle) / "configs" / "train.json")
+    given = {name: _parsed(value) for name, value in job.settings}
+    return {name: given.get(name, config[name]) for name in results.OF_THE_DATA if name in config}
+
+
+def check_fit(asked: Sequence[Job]) -> None:
+    """Refuses jobs whose folds were trained by another plan or on other folds than there are now.
+
+    Raises:
+        TrainingError: there are some; with the command that trains them anew.
+    """
+    found = {job: reason for job in with_needs(asked) if (reason := unfit(job))}
+    if not found:
+        return
+    task = Path(asked[0].bundle).parent
+    named = [f"  {job.name} {reason}." for job, reason in found.items()]
+    names = ",".join(dict.fromkeys(job.configuration for job in found))
+    folds = ",".join(dict.fromkeys(str(job.fold) for job in found))
+    where = "" if os.path.relpath(task.parent) == "bundles" else f" --bundles {task.parent}"
+    lines = ["these trainings do not fit the plan and the folds as they are now:", *named]
+    lines += [
+        f"Train them anew: python -m autoplan train {task.name} --configurations {names} --folds {folds} --anew{where} "
+        f"(what is there moves to models/{BEFORE})."
+    ]
+    if spacings := {_own_spacing(job, reason) for job, reason in found.items()} - {""}:
+        lines += [f"Or plan with their spacing, and they stay: --spacing {' or '.join(sorted(spacings))} --force."]
+    raise TrainingError("\n".join(lines))
+
+
+def _own_spacing(job: Job, reason: str) -> str:
+    """The spacing that a fold was trained with, as a flag of planning, where that is why it fits no more."""
+    trained = results.training(job.folder)
+    found = None if trained is None or " target_spacing " not in reason else trained.settings.get("target_spacing")
+    return as_flag(found) if isinstance(found, list) and all(map(number, found)) else ""
+
+
+def set_aside(asked: Sequence[Job]) -> list[Path]:
+    """Moves the folders of folds that fit no more to models/before/, and gives their new places.
+
+    Raises:
+        TrainingError: a process works on one of them.
+    """
+    moved = []
+    for job in with_needs(asked):
+        if unfit(job):
+            if lease.holder(job.folder) is not None:
+                raise TrainingError(f"{job.name}: a process is training it. Stop it first.")
+            kept = job.folder.parent / BEFORE
+            kept.mkdir(exist_ok=True)
+            places = (kept / f"{job.folder.name}_{n}" for n in itertools.count(1))
+            moved.append(job.folder.rename(next(place for place in places if not place.exists())))
+    return moved
+
+
+def with_needs(asked: Sequence[Job]) -> list[Job]:
+    """These jobs, and before them those whose results they need."""
+    return list(dict.fromkeys([*(other for job in asked for other in needs(job)), *asked]))
 
 
 def other_recipe(job: Job) -> str:
@@ -348,7 +440,10 @@ def flags_of_recipe(bundle: Path, fold: Fold) -> str:
             told = dict(job.settings)
             known = {name: _setting(job, name) for name in trained.settings}
             known = {name: value for name, value in known.items() if value is not None}  # else no flag of this bundle
-            told |= {name: _typed(trained.settings[name]) for name in known if trained.settings[name] != known[name]}
+            other = {name for name in known if trained.settings[name] != known[name]}
+            if other & set(results.OF_THE_DATA):  # it is to be trained anew
+                other = other - set(results.OF_THE_DATA) - SHAPE
+            told |= {name: _typed(trained.settings[name]) for name in known if name in other}
             told |= _said_of_mirroring(folder, {"mirror_prob": _setting(job, "mirror_prob"), **trained.settings})
             if trained.budget_seconds is not None:
                 told = {name: value for name, value in told.items() if name not in ("budget_seconds", "epoch_length")}
@@ -372,7 +467,7 @@ def _typed(value: Any) -> str:
 def is_trained(job: Job) -> bool:
     """Whether the training has ended, by the job's recipe, and would not go on if it were started again."""
     trained = results.training(job.folder)
-    if trained is None or other_recipe(job) or not results.has_network(job.folder, trained):
+    if trained is None or other_recipe(job) or unfit(job) or not results.has_network(job.folder, trained):
         return False  # of a finished training that lacks its network, the next start writes it again
     return trained.stopped or job.recipe == "budget" or trained.epochs >= max_epochs(job)
 
@@ -399,7 +494,10 @@ def result(job: Job) -> results.FoldResult | None:
     if job.fold is None:
         return None
     bundle = Path(job.bundle)
-    found = results.read_all(bundle) if job.fold == ALL else results.read(job.folder, results.folds(bundle)[job.fold])
+    if job.fold == ALL:
+        found = results.read_all(bundle, _asked(job))
+    else:
+        found = results.read(job.folder, results.folds(bundle)[job.fold], _asked(job))
     return None if isinstance(found, str) else found
 
 
@@ -429,7 +527,7 @@ def state(job: Job, *, is_held: bool) -> tuple[str, str]:
         return "done", ""
     if is_held:
         return ("predicting" if is_trained(job) else "training"), ""
-    if reason := other_recipe(job):
+    if reason := unfit_reason(job) or other_recipe(job):
         return "failed", reason
     tail = log_tail(job.log)
     status = last_status(tail)

@@ -36,6 +36,7 @@ def plan(
     own_spacing: Spacing | None = None,
     groups: Mapping[str, str] | None = None,
     own_folds: Mapping[str, int] | None = None,
+    before: Sequence[Sequence[str]] = (),
 ) -> Plan:
     """Every decision about the dataset of `fingerprint`.
 
@@ -46,6 +47,7 @@ def plan(
         own_spacing: that every case is resampled to, mm; None, as in the paper, means the median.
         groups: patient, site or scanner of each case, whose cases stay in one fold; None: none are known.
         own_folds: fold of each case, where the user divides; None: they are drawn.
+        before: folds that the dataset was divided into when it was planned before, whose cases stay in them.
 
     Raises:
         PlanError: fewer than two cases, an unknown value of `cascade`, a constant CT foreground, or an `own_spacing`
@@ -53,7 +55,7 @@ def plan(
     """
     if cascade not in typing.get_args(Cascade):
         raise PlanError(f"cascade is one of {', '.join(typing.get_args(Cascade))}, not {cascade!r}.")
-    folds = _folds(fingerprint.cases, groups, own_folds)
+    folds = _folds(fingerprint.cases, groups, own_folds, before)
     median = rules.target_spacing([c.spacing for c in fingerprint.cases])
     spacing = own_spacing or median
     shape = rules.median_shape(fingerprint.cases, spacing)
@@ -93,15 +95,23 @@ def plan(
 
 
 def _folds(
-    cases: Sequence[CaseFacts], groups: Mapping[str, str] | None, own_folds: Mapping[str, int] | None
+    cases: Sequence[CaseFacts],
+    groups: Mapping[str, str] | None,
+    own_folds: Mapping[str, int] | None,
+    before: Sequence[Sequence[str]],
 ) -> tuple[tuple[str, ...], ...]:
-    """Validation cases of each fold: those of the user, or groups, or drawn case by case."""
+    """Validation cases of each fold: those of the user, those of before, groups, or drawn case by case. Where a class
+    would be missing in a fold though there are cases enough, they are not drawn but spread."""
     names = [c.name for c in cases]
     if own_folds:
         return tuple(tuple(sorted(n for n in names if own_folds[n] == k)) for k in range(1 + max(own_folds.values())))
+    classes = {c.name: [n > 0 for n in c.class_voxels] for c in cases}
+    if grown := rules.grown_folds(before, names, groups, classes):
+        return grown
     if groups:
-        return rules.grouped_folds(groups, {c.name: [n > 0 for n in c.class_voxels] for c in cases})
-    return rules.folds(names)
+        return rules.grouped_folds(groups, classes)
+    drawn = rules.folds(names)
+    return drawn if rules.are_spread(drawn, classes) else rules.grouped_folds({name: name for name in names}, classes)
 
 
 def configurations(
@@ -315,14 +325,30 @@ def _warnings(
          "The images are large enough for a cascade; --cascade never leaves it out."),
         *_case_warnings(fingerprint.cases),
         *_constant_channels(fingerprint),
-        *((not any(c.class_voxels[i] for c in fingerprint.cases), name, "the paper is silent",
-           f"The class {name} (label {value}) occurs in no training label, so it cannot be learned.")
-          for i, (value, name) in enumerate(fingerprint.labels[1:])),
+        *_class_warnings(fingerprint, folds),
         *((_is_padded(c), f"patch of {c.name}", "the paper is silent",
            "The network must halve at least one axis twice, and the images are too small for that: the patch of "
            f"{c.name} is enlarged to {_times(c.patch_size)} and images are padded to it.") for c in planned),
     ]  # fmt: skip
     return tuple(Decision("", WARNING, value, source, because) for holds, value, source, because in messages if holds)
+
+
+def _class_warnings(fingerprint: Fingerprint, folds: Sequence[Sequence[str]]) -> list[tuple[bool, str, str, str]]:
+    """Classes that are nowhere, or in so few cases that some folds have none to score."""
+    found = []
+    for i, (value, name) in enumerate(fingerprint.labels[1:]):
+        those = [c.name for c in fingerprint.cases if c.class_voxels[i]]
+        has, lacking = f"The class {name} (label {value}) occurs in", sum(not {*those} & {*fold} for fold in folds)
+        of = f"of {len(fingerprint.cases)} training cases"
+        found += [
+            (not those, name, "the paper is silent", f"{has} no training label, so it cannot be learned."),
+            (len(those) == 1, name, "the paper is silent",
+             f"{has} one {of}, {''.join(those[:1])}: the network of its fold never sees it, and its score comes from "
+             "that case alone."),
+            (len(those) > 1 and lacking > 0, name, "the paper is silent",
+             f"{has} {len(those)} {of}: {lacking} of {len(folds)} folds have none of them to score."),
+        ]  # fmt: skip
+    return found
 
 
 def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str]]:

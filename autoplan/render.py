@@ -273,7 +273,9 @@ def _markdown(text: str) -> str:
 def _explained(*configs: Mapping[str, Any]) -> str:
     """Lines of a table that explains the keys of configs."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return "\n".join(f"| `{s.name}` | {'yes' if s.kind == 'planned' else ''} | {s.meaning} |" for s in explained(keys))
+    return "\n".join(
+        f"| `{s.name}` | {'yes' if s.kind in ('planned', 'dataset') else ''} | {s.meaning} |" for s in explained(keys)
+    )
 
 
 def _readme(templates: Path, plan: Plan, configuration: Configuration, configs: Sequence[Mapping[str, Any]]) -> str:

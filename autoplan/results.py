@@ -1,6 +1,7 @@
 """A fold on disk: bundles/TASK/CONFIGURATION/models/fold_K, what is there and whether it belongs together.
 
-finished.json says that the training has ended, with which network and by which settings; model.pt is that network;
+finished.json says that the training has ended, with which network, by which settings, and which cases it has seen;
+model.pt is that network, and model.json beside it says the same of a training that goes on;
 budget.json tells how one used the time that it was given;
 curve.csv has a line for each epoch; validation/dice.json has the scores of the validation cases and names the network
 that predicted them; validation/probabilities/CASE.npz holds the probabilities of a case. Nothing else keeps a record.
@@ -9,21 +10,27 @@ What is there may have been damaged: a value of a wrong type counts as absent.
 """
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from autoplan.errors import TrainingError, one_line
+from autoplan.errors import TrainingError, one_line, shortened
 from autoplan.facts import ALL, Fold
 from autoplan.files import LARGEST, file_digest, number, read_json, read_object, regular
+from autoplan.saved import FINGERPRINT
 
-FINISHED, BUDGET = "finished.json", "budget.json"
+FINISHED, BUDGET, RECORD = "finished.json", "budget.json", "model.json"
 Recipe = Literal["paper", "quick", "budget"]
 """How a training goes: the paper's, or by a config of that name that is laid over train.json."""
 OF_NETWORKS = {"target_spacing", "patch_size", "strides", "features"}
 """Settings of a training that a prediction has, too."""
+OF_THE_DATA = (
+    "target_spacing", "lowres_spacing", "slice_axis", "normalization", "nonzero_only", "label_values", "ignore_value",
+)  # fmt: skip
+"""Settings that decide what a network has seen of a case: of another network nothing is scored, predicted or shared."""
 PREDICTION_SETTINGS = {*OF_NETWORKS, "mirror", "overlap"}
 """What dice.json says of the prediction. One of an older bundle says less, and its fold has to be predicted again."""
 
@@ -39,6 +46,7 @@ class Training:
         max_epochs: how many were allowed; None where an older version has not recorded the recipe.
         schedule: whether the learning rate followed a schedule that ends with the last epoch; None likewise.
         settings: keys of train.json with the values that it ran with; empty likewise.
+        cases: digests of the image and the label of each case that it has seen, by name; empty likewise.
     """
 
     model: str
@@ -47,6 +55,7 @@ class Training:
     max_epochs: int | None
     schedule: bool | None
     settings: Mapping[str, Any]
+    cases: Mapping[str, Sequence[str]]
 
     @property
     def budget_seconds(self) -> float | None:
@@ -127,7 +136,82 @@ def training(folder: Path) -> Training | None:
         max_epochs=found["max_epochs"] if recorded else None,
         schedule=found["schedule"] if recorded else None,
         settings=settings if isinstance(settings, dict) else {},
+        cases=_cases(found.get("cases")),
     )
+
+
+def _cases(found: object) -> dict[str, list[str]]:
+    """Digests of an image and a label for each name, as they were recorded."""
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: e for name, e in entries if isinstance(e, list) and len(e) == 2 and all(map(_is_text, e))}
+
+
+def contents(task: Path) -> dict[str, list[str]]:
+    """Digests of the image and the label of each case of a task, as it was last planned; empty where they are not
+    known."""
+    path = task / FINGERPRINT
+    try:
+        stat = path.stat()
+    except OSError:
+        return {}
+    return _contents_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=8)
+def _contents_of(path: Path, *_state: int) -> dict[str, list[str]]:
+    found = read_object(path)
+    cases, entries = found.get("cases"), found.get("contents")
+    if not isinstance(cases, list) or not isinstance(entries, list) or len(cases) != len(entries):
+        return {}
+    names = [case.get("name") if isinstance(case, dict) else None for case in cases]
+    return _cases(dict(zip(map(str, names), entries, strict=True)))
+
+
+def unfit(folder: Path, cases: Sequence[str], asked: Mapping[str, Any] | None = None) -> str:
+    """Why what was trained in `folder`, to its end or not, cannot be used for a fold: the end of a sentence that starts
+    with "the fold"; nothing where it can.
+
+    Args:
+        folder: models/fold_K of a bundle.
+        cases: names of the cases that the fold is validated on; none of fold "all".
+        asked: settings of the training; those of the bundle's train.json if not given.
+    """
+    found = read_object(folder / FINISHED) or read_object(folder / RECORD)
+    settings, trained = found.get("settings"), _cases(found.get("cases"))
+    recorded = settings if isinstance(settings, dict) else {}
+    wanted = read_object(folder.parents[1] / "configs" / "train.json") if asked is None else asked
+    for name in OF_THE_DATA:
+        if name in recorded and name in wanted and recorded[name] != wanted[name]:
+            return f"was trained with {name} {_told(recorded[name])}, and now it is {_told(wanted[name])}"
+    if known := _seen(trained, cases, contents(folder.parents[2])):
+        return f"was trained on {len(known)} of its {len(cases)} validation cases, such as {known[0]}"
+    return ""
+
+
+def _seen(trained: Mapping[str, Sequence[str]], cases: Sequence[str], now: Mapping[str, Sequence[str]]) -> list[str]:
+    """Those of the cases that a network was trained on, by their name or by the content of their image."""
+    images = {entry[0] for entry in trained.values()}
+    return [name for name in cases if name in trained or (name in now and now[name][0] in images)]
+
+
+def _told(value: Any) -> str:
+    return shortened(json.dumps(value))
+
+
+def unseen(folder: Path, folds: Sequence[Sequence[str]], fold: Fold) -> tuple[list[str], list[str]]:
+    """Of the cases that a fold is to be trained on: those that were added since it was, and those whose image or label
+    has changed since. Nothing where it is not trained, or an older version has not recorded its cases.
+
+    Args:
+        folder: models/fold_K of a bundle.
+        folds: validation cases of each fold.
+        fold: which one it is.
+    """
+    trained, now = training(folder), contents(folder.parents[2])
+    known = {} if trained is None else trained.cases
+    cases = [case for number, others in enumerate(folds) if number != fold for case in others] if known else []
+    changed = [case for case in cases if case in known and case in now and known[case] != now[case]]
+    return [case for case in cases if case not in known], changed
 
 
 def budgeted_epochs(folder: Path) -> int:
@@ -144,18 +228,21 @@ def trained_seconds(folder: Path) -> float | None:
     return number(read_object(folder / BUDGET).get("seconds"))
 
 
-def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
+def read(folder: Path, cases: Sequence[str], asked: Mapping[str, Any] | None = None) -> FoldResult | str:
     """The result of the fold in `folder`, or what it lacks: the end of a sentence that starts with "the fold".
 
     Args:
         folder: models/fold_K of a bundle.
         cases: names of its validation cases.
+        asked: settings of the training; those of the bundle's train.json if not given.
     """
     trained, scores = training(folder), read_object(folder / "validation" / "dice.json")
     if trained is None:
         return "is not trained to its end"
     if not has_network(folder, trained):
         return f"has another network in model.pt than the one that {FINISHED} names"
+    if reason := unfit(folder, cases, asked):
+        return reason
     settings, scored = prediction_settings(folder), scores.get("cases")
     if not set(settings) >= PREDICTION_SETTINGS or not isinstance(scored, dict):
         return "is trained, but its cases are not predicted"
@@ -163,13 +250,16 @@ def read(folder: Path, cases: Sequence[str]) -> FoldResult | str:
         return "has predictions of another network than its own"
     if set(scored) != set(cases):
         return "has predictions of other cases than its own"
+    then, now = _cases(scores.get("contents")), contents(folder.parents[2])
+    if changed := [case for case in cases if case in then and case in now and then[case] != now[case]]:
+        return f"has predictions of {len(changed)} of {len(cases)} cases that have changed since, such as {changed[0]}"
     absent = [case for case in cases if not probabilities(folder, case).is_file()]
     if absent:
         return f"lacks the probabilities of {len(absent)} of {len(cases)} cases, such as {absent[0]}"
     return FoldResult(trained.model, settings, trained.settings, number(scores.get("mean_foreground_dice")))
 
 
-def read_all(bundle: Path) -> FoldResult | str:
+def read_all(bundle: Path, asked: Mapping[str, Any] | None = None) -> FoldResult | str:
     """The result of fold "all" of a bundle, or what it lacks, as `read` says it. Its predictions are averaged over
     mirrorings where it was trained on mirrored patches, and their windows overlap as those of an evaluation."""
     folder = fold_folder(bundle, ALL)
@@ -178,6 +268,8 @@ def read_all(bundle: Path) -> FoldResult | str:
         return "is not trained to its end"
     if not has_network(folder, trained):
         return f"has another network in model.pt than the one that {FINISHED} names"
+    if reason := unfit(folder, (), asked):
+        return reason
     overlap, prob = (
         read_object(bundle / "configs" / "evaluate.json").get("overlap"),
         trained.settings.get("mirror_prob"),
@@ -229,6 +321,10 @@ def _digest(path: Path) -> str:
 @lru_cache(maxsize=1024)
 def _digest_of(path: Path, _size: int, _time: int) -> str:
     return file_digest(path)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_count(value: object) -> bool:

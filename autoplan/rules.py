@@ -288,6 +288,7 @@ def grouped_folds(
     *,
     num_folds: int = NUM_FOLDS,
     seed: int = FOLD_SEED,
+    before: Sequence[Sequence[str]] = (),
 ) -> tuple[tuple[str, ...], ...]:
     """Validation cases of each fold, sorted, where the cases of a group stay in one fold. Large groups and those with
     rare classes go first, each where the numbers of cases and of cases with each class stay most even. Fewer groups
@@ -298,6 +299,7 @@ def grouped_folds(
         classes: for each case, which foreground classes it has.
         num_folds: at most.
         seed: of the order of groups of one size.
+        before: folds that the dataset had; what is left of their groups stays in them, and no fold goes away.
 
     Raises:
         PlanError: fewer than two groups.
@@ -313,19 +315,62 @@ def grouped_folds(
     drawn = {group: generator.random() for group in sorted(members)}
     counted = {group: _counts(names, classes) for group, names in members.items()}
     total = [max(1, sum(column)) for column in zip(*counted.values(), strict=True)]
-    found: list[list[str]] = [[] for _ in range(min(num_folds, len(members)))]
+    stay = {groups[name]: k for k, fold in enumerate(before) for name in fold if name in groups}
+    found: list[list[str]] = [[] for _ in range(max(len(before), min(num_folds, len(members))))]
+    for group, k in stay.items():
+        found[k].extend(members[group])
 
     def rank(group: str) -> tuple[float, float]:
         return -math.fsum(count / all_ for count, all_ in zip(counted[group], total, strict=True)), drawn[group]
 
-    for group in sorted(members, key=rank):
+    for group in sorted(members.keys() - stay.keys(), key=rank):
 
         def unevenness(fold: Sequence[str], group: str = group) -> float:
-            before, more = _counts(fold, classes), counted[group]
-            return math.fsum((2 * b + m) * m / t**2 for b, m, t in zip(before, more, total, strict=True))
+            there, more = _counts(fold, classes), counted[group]
+            return math.fsum((2 * b + m) * m / t**2 for b, m, t in zip(there, more, total, strict=True))
 
         min(found, key=lambda fold: (bool(fold) and not all(found), unevenness(fold))).extend(members[group])
     return tuple(tuple(sorted(fold)) for fold in found)
+
+
+def grown_folds(
+    before: Sequence[Sequence[str]],
+    case_names: Sequence[str],
+    groups: Mapping[str, str] | None,
+    classes: Mapping[str, Sequence[bool]],
+) -> tuple[tuple[str, ...], ...] | None:
+    """The folds of a dataset that has changed since it was divided: cases that were there stay in their fold, so that
+    networks stay valid for the cases that they have not seen; new ones fill the folds up, beside their groups.
+
+    Args:
+        before: validation cases of each fold, as they were.
+        case_names: of the dataset now.
+        groups: group of each case; None: no case belongs to others.
+        classes: for each case, which foreground classes it has.
+
+    Returns:
+        The folds; None where that cannot be: no case stays, a group lies in several folds, or a fold would be empty.
+
+    Source: our choice; the paper is silent.
+    """
+    groups = groups or {name: name for name in case_names}
+    lie_in: dict[str, set[int]] = {}
+    for k, fold in enumerate(before):
+        for name in (name for name in fold if name in groups):
+            lie_in.setdefault(groups[name], set()).add(k)
+    if not lie_in or max(map(len, lie_in.values())) > 1 or len(set(groups.values())) < len(before):
+        return None
+    found = grouped_folds(groups, classes, before=before)
+    return found if all(found) else None
+
+
+def are_spread(folds: Sequence[Sequence[str]], classes: Mapping[str, Sequence[bool]]) -> bool:
+    """Whether each class occurs in as many folds as it can: in all, or in as many as it has cases.
+
+    Source: our choice; the paper is silent.
+    """
+    per_fold = [[sum(column) for column in zip(*(classes[name] for name in fold), strict=True)] for fold in folds]
+    return all(sum(n > 0 for n in counts) == min(sum(counts), len(folds)) for counts in zip(*per_fold, strict=True))
 
 
 def _counts(names: Sequence[str], classes: Mapping[str, Sequence[bool]]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from autoplan.overlays import templates_folder
 
-Kind = Literal["path", "job", "planned", "training", "evaluation", "prediction", "machine"]
+Kind = Literal["path", "job", "dataset", "planned", "training", "evaluation", "prediction", "machine"]
 
 
 def _number(value: Any) -> bool:
@@ -40,7 +40,8 @@ TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 class Setting:
     """A top-level key of a config.
 
-    `kind` is "planned" for what the plan decides; "path" for a folder that a training reads or writes; "job" for what
+    `kind` is "planned" for what the plan decides, and "dataset" where that holds for all networks of a dataset, so that
+    no training may have another; "path" for a folder that a training reads or writes; "job" for what
     every job has for itself; "training", "evaluation" and "prediction" by what it is about; "machine" for what changes
     no result. `meaning` is the end of a sentence. `takes` is a key of TAKES; empty where any value will do.
     """
@@ -60,7 +61,7 @@ def load() -> tuple[Setting, ...]:
 
 def flags_of_training(keys: Collection[str]) -> list[str]:
     """The keys of a train.json that are flags of `train`, and the settings of the evaluation that follows."""
-    known = {s.name for s in load() if s.kind not in ("job", "evaluation")}
+    known = {s.name for s in load() if s.kind not in ("job", "dataset", "evaluation")}
     return [*(key for key in keys if key in known or _bare(key) in known), *evaluation_only()]
 
 

@@ -326,7 +326,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     for name in ("plan", "train", "select", "predict"):
         monkeypatch.setattr(commands, name, lambda dataset, n=name, **given: called.update({n: given}))
     words = ["--root", "r", "--bundles", "b", "--cascade", "never", "--force", "--configurations", "2d", "--folds", "0"]
-    words += ["--quick", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
+    words += ["--quick", "--anew", "--jobs", "2", "--scheduler", "tcp://x", "--slurm", "s", "--mirror", "False"]
     layout = {
         "images": "i",
         "labels": "l",
@@ -343,7 +343,7 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
     assert called["plan"] == {**planning, **layout}
     assert called["train"] == {
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
-        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "root": "r",
+        "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "anew": True, "root": "r",
     }  # fmt: skip
     assert called["select"] == {"root": "r", "bundles": "b", "folds": "", "configurations": ""}
     assert called["predict"] == {"root": "r", "bundles": "b", "device": "cpu"}

@@ -135,7 +135,7 @@ def test_scores_and_winner(experiment) -> None:
     case = experiment.plan.folds[0][0]
     assert written["cases"]["2d"][case]["postprocessed"] == [pytest.approx(2 / 3), 0.5]
     there = {p.name for p in experiment.folder.iterdir()}
-    assert there == {"2d", "3d_fullres", "choice.json", "fingerprint.json", "plan.json", "readings.jsonl"}
+    assert there == {"2d", "3d_fullres", "cache", "choice.json", "fingerprint.json", "plan.json", "readings.jsonl"}
 
 
 def test_a_second_call_makes_nothing_again(experiment) -> None:

@@ -187,6 +187,17 @@ def test_a_changed_file_makes_a_new_key(tiny, part) -> None:
     assert fp.key(datasets.load(tiny.folder)) != before
 
 
+def test_a_file_of_the_same_size_and_time_makes_a_new_key(tiny, tmp_path) -> None:
+    """As archives and rsync restore it; digests are kept beside the bundles."""
+    label, dataset = tiny.image("case_2", "labelsTr"), datasets.load(tiny.folder)
+    before, state = fp.key(dataset, tmp_path), label.stat()
+    assert (tmp_path / "cache" / "contents.json").is_file()
+    label.write_bytes(label.read_bytes()[::-1])
+    os.utime(label, ns=(state.st_atime_ns, state.st_mtime_ns))
+    fp._known.clear()
+    assert fp.key(dataset, tmp_path) != before
+
+
 def test_a_changed_description_makes_a_new_key(tiny) -> None:
     before = fp.key(datasets.load(tiny.folder))
     tiny.describe(labels={"0": "background", "1": "a", "2": "renamed"})

@@ -590,3 +590,84 @@ def test_a_damaged_config_is_named(task: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TrainingError, match=re.escape(f"{path} is damaged")):
         jobs.jobs_of([task / "2d"], [0], settings={"max_epochs": "3"})
+
+
+# Trainings that fit no more.
+
+
+def seen(job: Job, *cases: str, **settings: object) -> None:
+    """The training of a job has seen these cases, with other settings than planned."""
+    config = read_object(Path(job.bundle) / "configs" / "train.json")
+    recorded = {name: config[name] for name in (*results.OF_THE_DATA, *jobs.SHAPE) if name in config}
+    finish(job, schedule=False, settings={**recorded, **settings}, cases={name: [name, name] for name in cases})
+
+
+@pytest.fixture
+def unfit(task: Path) -> list[Job]:
+    """Fold 0 has seen its own case, fold 1 another spacing, fold 2 fits, fold 3 is not trained."""
+    found = jobs.jobs_of([task / "2d"], [0, 1, 2, 3])
+    seen(found[0], "case_0", "case_2")
+    seen(found[1], "case_0", target_spacing=[2.0, 2.0, 5.0])
+    seen(found[2], "case_0", "case_1")
+    return found
+
+
+def test_trainings_that_fit_no_more_are_refused(task: Path, unfit: list[Job], capsys: pytest.CaptureFixture) -> None:
+    assert [jobs.is_trained(job) for job in unfit] == [False, False, True, False]
+    assert [jobs.row(job).state for job in unfit] == ["failed", "failed", "trained", "waiting"]
+    assert main(["train", TASK, "--bundles", str(task.parent), "--configurations", "2d"]) == 1
+    err = capsys.readouterr().err
+    assert "2d fold 0 was trained on 1 of its 1 validation cases, such as case_0." in err
+    assert "2d fold 1 was trained with target_spacing [2.0, 2.0, 5.0], and now it is" in err
+    assert f"train {TASK} --configurations 2d --folds 0,1 --anew --bundles {task.parent} (what is there moves" in err
+    assert "--spacing 2,2,5 --force" in err
+
+
+def test_a_flag_that_was_given_again_fits(task: Path, unfit: list[Job]) -> None:
+    again = job_of(task, 1, target_spacing="[2,2,5]")
+    assert jobs.unfit(again) == ""
+    assert jobs.is_trained(again)
+
+
+def test_what_fits_no_more_is_set_aside(unfit: list[Job]) -> None:
+    """Each time under a name of its own; what fits stays."""
+    for number in (1, 2):
+        before = [job.folder.parent / "before" / f"{job.folder.name}_{number}" for job in unfit[:2]]
+        assert jobs.set_aside(unfit) == before
+        assert all((path / "model.pt").is_file() for path in before)
+        assert [job.folder.exists() for job in unfit] == [False, False, True, False]
+        jobs.check_fit(unfit)
+        seen(unfit[0], "case_0")
+        seen(unfit[1], target_spacing=[2.0, 2.0, 5.0])
+
+
+def test_what_is_being_trained_is_not_set_aside(unfit: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "holder", lambda folder: object())
+    with pytest.raises(TrainingError, match="2d fold 0: a process is training it"):
+        jobs.set_aside(unfit)
+    assert all(job.folder.exists() for job in unfit[:3])
+
+
+def test_the_second_stage_needs_a_first_one_that_fits(task: Path) -> None:
+    [second] = jobs.jobs_of([task / jobs.CASCADE], [0])
+    seen(jobs.needs(second)[3], "case_3")
+    with pytest.raises(TrainingError, match="3d_lowres fold 3 was trained on 1 of its 1 validation cases"):
+        jobs.check_fit([second])
+
+
+def test_cases_are_predicted_by_the_network_as_it_was_trained(task: Path) -> None:
+    """Another plan may have other patches and features; a training goes by the plan."""
+    job = job_of(task)
+    seen(job, features=[4, 8], patch_size=[32, 32])
+    words = jobs.command(job, "evaluating")
+    assert [words[words.index(f"--{name}") + 1] for name in ("features", "patch_size")] == ["[4,8]", "[32,32]"]
+    assert "--strides" not in words
+    assert "--features" not in jobs.command(job, "training")
+
+
+@pytest.mark.parametrize(
+    "name", ["normalization", "nonzero_only", "class_names", "label_values", "single_component", "slice_axis"]
+)
+def test_what_a_plan_decides_for_all_networks_is_no_flag(task: Path, name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", TASK, f"--{name}", "[]", "--bundles", str(task.parent)]) == 1
+    assert f"--{name} cannot be set here" in capsys.readouterr().err

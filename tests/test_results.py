@@ -78,6 +78,58 @@ LACKS = [
 ]
 
 
+PLANNED = {"target_spacing": [1.0, 1.0, 2.5], "normalization": [None], "patch_size": [8, 8, 8]}
+CONTENT = ["image", "label"]
+UNFIT = [
+    pytest.param({}, {}, {}, "", id="an older version has recorded nothing"),
+    pytest.param(PLANNED, {"case_1": CONTENT}, {}, "", id="it fits"),
+    pytest.param({**PLANNED, "patch_size": [4, 4, 4]}, {}, {}, "", id="another patch"),
+    pytest.param({**PLANNED, "target_spacing": [1, 1, 2.5]}, {}, {}, "", id="the same numbers"),
+    pytest.param({**PLANNED, "target_spacing": [2, 2, 5]}, {}, {}, r"\[2, 2, 5\], and now", id="spacing"),
+    pytest.param({**PLANNED, "normalization": [[0]]}, {}, {}, "with normalization", id="intensities"),
+    pytest.param(PLANNED, {"case_0": CONTENT}, {}, "on 1 of its 1 validation cases, such as case_0", id="a seen case"),
+    pytest.param(PLANNED, {"x": CONTENT}, {"case_0": CONTENT}, "such as case_0", id="under another name"),
+    pytest.param(PLANNED, {"x": CONTENT}, {"case_0": ["other", "label"]}, "", id="another image, the same label"),
+    pytest.param(PLANNED, {"x": "damaged", "case_0": 7}, {}, "", id="a damaged record"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", ["finished.json", "model.json"])
+@pytest.mark.parametrize(("settings", "cases", "now", "reason"), UNFIT)
+def test_what_fits_no_more(fold: Path, record: str, settings: dict, cases: dict, now: dict, reason: str) -> None:
+    """Of a training that has ended, and of one that goes on."""
+    bundle = fold.parents[1]
+    (bundle / "configs").mkdir()
+    (bundle / "configs" / "train.json").write_text(json.dumps(PLANNED))
+    facts = {"cases": [{"name": name} for name in now], "contents": [*now.values()]}
+    (bundle.parent / "fingerprint.json").write_text(json.dumps(facts))
+    if record != "finished.json":
+        (fold / "finished.json").unlink()
+    change(fold / record, settings=settings, cases=cases)
+    assert (results.unfit(fold, CASES) == "") == (reason == "")
+    assert re.search(reason, results.unfit(fold, CASES))
+    if record == "finished.json":
+        assert isinstance(results.read(fold, CASES), str) == (reason != "")
+
+
+def test_a_case_that_has_changed_is_predicted_again(fold: Path) -> None:
+    facts = {"cases": [{"name": "case_0"}], "contents": [CONTENT]}
+    (fold.parents[2] / "fingerprint.json").write_text(json.dumps(facts))
+    change(fold / DICE, contents={"case_0": CONTENT})
+    assert isinstance(results.read(fold, CASES), results.FoldResult)
+    change(fold / DICE, contents={"case_0": ["image", "corrected"]})
+    assert "1 of 1 cases that have changed since, such as case_0" in str(results.read(fold, CASES))
+
+
+def test_what_a_network_has_not_seen(fold: Path) -> None:
+    facts = {"cases": [{"name": n} for n in "abcd"], "contents": [[n, n] for n in "abcd"]}
+    (fold.parents[2] / "fingerprint.json").write_text(json.dumps(facts))
+    assert results.unseen(fold, [["a"], ["b", "c"], ["d"]], 0) == ([], []), "an older version has not recorded it"
+    change(fold / FINISHED, cases={"b": ["b", "b"], "c": ["c", "earlier"]})
+    assert results.unseen(fold, [["a"], ["b", "c"], ["d"]], 0) == (["d"], ["c"])
+    assert results.unseen(fold, [["a"], ["b", "c"], ["d"]], "all") == (["a", "d"], ["c"])
+
+
 @pytest.mark.parametrize(("damage", "lacks", "in_a_bundle"), LACKS)
 def test_what_a_fold_lacks(
     fold: Path, tmp_path: Path, damage: Callable[[Path], Any], lacks: str, in_a_bundle: str | None

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -140,7 +141,8 @@ def finished(folder: Path) -> dict[str, Any]:
 def test_a_finished_training_is_marked(undisturbed: Path) -> None:
     model = file_digest(undisturbed / "model.pt")
     expected = {"epochs": EPOCHS, "stopped": False, "model": model, "max_epochs": EPOCHS, "schedule": False}
-    assert {**finished(undisturbed), "settings": None} == {**expected, "settings": None}
+    rest = {"settings": None, "cases": None}
+    assert {**finished(undisturbed), **rest} == {**expected, **rest}
     assert len(model) == 16
 
 
@@ -182,12 +184,13 @@ def test_the_network_that_inference_uses(
 def test_the_settings_are_recorded_beside_every_network(train: Callable[..., Any], tmp_path: Path) -> None:
     """With the values that they had, whoever set them."""
     train(tmp_path, max_epochs=1, mirror_prob=0.0, learning_rate=0.002)
-    recorded = finished(tmp_path)["settings"]
+    recorded = {name: finished(tmp_path)[name] for name in ("settings", "cases")}
     model = file_digest(tmp_path / "model.pt")
-    assert json.loads((tmp_path / "model.json").read_text()) == {"model": model, "settings": recorded}
+    assert json.loads((tmp_path / "model.json").read_text()) == {"model": model, **recorded}
     expected = {"mirror_prob": 0.0, "learning_rate": 0.002, "max_epochs": 1, "epoch_length": LENGTH, "seed": 0}
-    assert {name: recorded[name] for name in expected} == expected
-    assert recorded["patch_size"] == [16, 16, 8]
+    settings = recorded["settings"]
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["patch_size"] == [16, 16, 8]
 
 
 @pytest.mark.parametrize(("mirror_prob", "mirrored"), [(0.0, False), (0.5, True)])
@@ -429,3 +432,34 @@ def test_sigterm_to_all_processes_of_a_job(start: Callable[..., Fork], tmp_path:
     assert process.wait() == 128 + signal.SIGTERM, process.log.read_text()[-2000:]
     assert "The same command goes on from here" in process.log.read_text()
     assert torch.load(tmp_path / "fold" / "last.pt", weights_only=True)["epoch"] >= 1
+
+
+def test_the_record_has_the_cases(undisturbed: Path, project: Path) -> None:
+    finished, beside = (json.loads((undisturbed / name).read_text()) for name in ("finished.json", "model.json"))
+    datalist = project / "bundles" / "Task90_Tiny" / "3d_fullres" / "configs" / "datalist.json"
+    cases = {case["name"]: case["fold"] for case in json.loads(datalist.read_text())["training"]}
+    assert finished["cases"].keys() == {name for name, fold in cases.items() if fold != 0}
+    assert beside["cases"] == finished["cases"]
+    assert {"target_spacing", "normalization", "nonzero_only", "label_values"} <= finished["settings"].keys()
+
+
+def test_a_training_does_not_go_on_where_it_has_seen_its_validation_cases(
+    train: Callable[..., Any], undisturbed: Path, tmp_path: Path
+) -> None:
+    """As after a new division into folds; nothing is changed."""
+    folder = tmp_path / "fold"
+    shutil.copytree(undisturbed, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="This training has seen 1 of the 1 cases that it is to be validated on"):
+        train(folder, fold=1, max_epochs=EPOCHS + 1)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_network_of_the_user_is_kept(train: Callable[..., Any], undisturbed: Path, tmp_path: Path) -> None:
+    """In place of the model.pt of a finished training, which gets its own back."""
+    folder = tmp_path / "fold"
+    shutil.copytree(undisturbed, folder)
+    (folder / "model.pt").write_bytes(b"of the user")
+    train(folder)
+    assert (folder / "model.before.pt").read_bytes() == b"of the user"
+    assert file_digest(folder / "model.pt") == file_digest(undisturbed / "model.pt")

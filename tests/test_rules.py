@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autoplan import rules, topology
 from autoplan.errors import PlanError
@@ -322,3 +324,74 @@ def test_num_parameters_are_those_of_dynunet(shape, spacing) -> None:
                 len(c.patch_size), 2, 3, kernels, c.strides, c.strides[1:], filters=c.features, dropout=None
             )
         assert topology.num_parameters(c, 2, 3) == sum(p.numel() for p in network.parameters())
+
+
+# Folds of a dataset that has changed, and of rare classes.
+
+FIVE = (("a", "b"), ("c", "d"), ("e",), ("f",), ("g",))
+
+
+@pytest.mark.parametrize(
+    ("before", "names", "groups", "expected"),
+    [
+        pytest.param(FIVE, "abcdefg", None, FIVE, id="nothing has changed"),
+        pytest.param(FIVE, "abcdefgxyz", None, None, id="three cases more"),
+        pytest.param(FIVE, "acefg", None, (("a",), ("c",), ("e",), ("f",), ("g",)), id="cases are gone"),
+        pytest.param(FIVE, "abcdfg", None, (), id="a fold would be empty"),
+        pytest.param(FIVE, "abcdefx", None, (("a", "b"), ("c", "d"), ("e",), ("f",), ("x",)), id="one for another"),
+        pytest.param(FIVE, "vwxyz", None, (), id="no case stays"),
+        pytest.param((("a",), ("b",), ("c",)), "abcde", None, None, id="three folds become five"),
+        pytest.param(FIVE, "abcdefgx", dict(zip("abcdefgx", "11223457", strict=True)), None, id="a new patient"),
+        pytest.param(FIVE, "abcdefgx", dict(zip("abcdefgx", "11223455", strict=True)), None, id="one comes again"),
+        pytest.param(FIVE, "abcdefg", dict(zip("abcdefg", "1212345", strict=True)), (), id="a patient in two folds"),
+        pytest.param((), "abcdefg", None, (), id="not planned before"),
+    ],
+)  # fmt: skip
+def test_folds_of_a_dataset_that_has_changed(before, names, groups, expected) -> None:
+    """`expected` () stands for folds that are drawn anew; None: what holds for all is looked at alone."""
+    found = rules.grown_folds(before, [*names], groups, {name: [True] for name in names})
+    if expected == ():
+        assert found is None
+        return
+    assert found is not None
+    assert expected in (None, found)
+    assert sorted(name for fold in found for name in fold) == sorted(names)
+    assert all({*old} & {*names} <= {*fold} for old, fold in zip(before, found, strict=False))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    for group in set((groups or {}).values()):
+        assert sum(any(groups[name] == group for name in fold) for fold in found) == 1
+
+
+def test_new_cases_with_a_rare_class_go_where_it_lacks() -> None:
+    rare = "axyz"
+    found = rules.grown_folds(FIVE, [*"abcdefgxyz"], None, {name: [True, name in rare] for name in "abcdefgxyz"})
+    assert sorted(sum(name in rare for name in fold) for fold in found) == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("has", "spread"),
+    [
+        pytest.param("ab", False, id="both in one fold"),
+        pytest.param("ac", True, id="two in two folds"),
+        pytest.param("a", True, id="one case"),
+        pytest.param("", True, id="none"),
+        pytest.param("abcdef", False, id="six that one fold lacks"),
+        pytest.param("acefg", True, id="five in five folds"),
+    ],
+)
+def test_classes_are_spread(has, spread) -> None:
+    assert rules.are_spread(FIVE, {name: [True, name in has] for name in "abcdefg"}) == spread
+
+
+@given(st.integers(5, 30), st.integers(0, 2**30), st.data())
+@settings(max_examples=60)
+def test_a_rare_class_is_in_as_many_folds_as_it_can_be(count, seed, data) -> None:
+    names = [f"case_{i:02d}" for i in range(count)]
+    rare = data.draw(st.sets(st.sampled_from(names), max_size=7))
+    cases = [case(name=name, class_voxels=(9, 5 * (name in rare)), class_components=(1, 1)) for name in names]
+    labels = ((0, "background"), (1, "organ"), (2, "rare"))
+    planned = plan(Fingerprint("key", "Task99_Made", ("MRI",), labels, tuple(cases), (None,)))
+    assert sum(bool(rare & {*fold}) for fold in planned.folds) == min(len(rare), 5)
+    told = [w.because for w in warnings(planned) if w.value == "rare"]
+    assert len(told) == (len(rare) < 5)
+    assert all(len(fold) >= count // 5 - 1 for fold in planned.folds)

@@ -55,7 +55,7 @@ def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, 
     """
     folder = bundles / dataset.name
     planned = saved.load_plan(folder)
-    key = fingerprint.key(dataset)
+    key = fingerprint.key(dataset, folder)
     html, data, state = folder / page.HTML, folder / page.JSON, state_of(folder, key)
     if html.is_file() and read_object(data).get("state") == state:
         return html

@@ -39,7 +39,7 @@ DAMAGED_JSON = [
 """What a JSON file may hold instead of what it should."""
 
 
-KEPT = re.compile(r"(.*/)?bundles(/\w+(/readings\.jsonl)?)?")
+KEPT = re.compile(r"(.*/)?bundles(/\w+(/readings\.jsonl|/cache(/contents\.json)?)?)?")
 
 
 @dataclass(frozen=True)
