@@ -257,6 +257,60 @@ def test_a_segmentation_by_itk_lies_on_its_image(suffix, options, mm, tmp_path) 
     np.testing.assert_array_equal(array, np.ones_like(array))
 
 
+SPACE = "space: left-posterior-superior\nspace directions: (0.5,0,0) (0,0.75,0) (0,0,3)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "channels", "mm"),
+    [
+        pytest.param(f"sizes: 4 3 2\n{SPACE.replace('left-posterior', 'right-anterior')}", 1, 1, id="RAS"),
+        pytest.param(f"sizes: 4 3 2\n{SPACE.replace('(0,0,3)', '(0,1,3)')}", 1, 1, id="sheared"),
+        pytest.param(f"sizes: 4 3 2 2\n{SPACE} none\nkinds: domain domain domain list", 2, 1, id="channels last"),
+        pytest.param(f"sizes: 2 4 3 2\n{SPACE.replace(': (', ': none (')}\nkinds: vector domain domain domain"
+                     '\nspace units: "um" "um" "um"', 2, 1e-3, id="channels first, in micrometres"),
+        pytest.param("sizes: 4 3 2\nspacings: 0.5 0.75 3", 1, 1, id="no space"),
+        pytest.param('sizes: 4 3\nspacings: 0.5 0.75\nunits: "um" "um"', 1, 1e-3, id="a plane in micrometres"),
+        pytest.param("sizes: 4 3 2 2\nspace: left-posterior-superior-time\nspace directions: (0.5,0,0,0) (0,0.75,0,0) "
+                     '(0,0,3,0) (0,0,0,1)\nspace units: "cm" "cm" "cm" "s"', 2, 10, id="time"),
+    ],
+)  # fmt: skip
+def test_nrrd_of_other_programs(fields, channels, mm, tmp_path) -> None:
+    rank = len(fields.split("\n")[0].split()) - 1
+    image, size = tmp_path / "a.nrrd", np.prod([int(n) for n in fields.split("\n")[0].split()[1:]])
+    image.write_bytes(f"NRRD0005\ntype: uchar\ndimension: {rank}\nencoding: raw\n{fields}\n\n".encode() + bytes(size))
+    header, _ = read(image)
+    assert header.channels == channels
+    np.testing.assert_allclose(np.linalg.norm(header.affine[:3, :2], axis=0), [0.5 * mm, 0.75 * mm])
+    segmentation = segmented(image, ".nrrd")
+    assert_same_place(image, segmentation)
+    np.testing.assert_allclose(read(segmentation)[0].affine, header.affine, atol=1e-9)
+
+
+def test_the_file_of_the_voxels_belongs_to_its_case(tmp_path) -> None:
+    """Whatever it is called: what was read of it, and what is cached of it, does not outlive its change."""
+    from scripts.cache import CaseCache
+
+    from autoplan import fingerprint, images
+    from autoplan.errors import DatasetError
+    from autoplan.facts import Case, Dataset
+
+    header = a_detached_file(tmp_path / "a.mhd")
+    data = (tmp_path / "a.raw").rename(tmp_path / "voxels.bin")
+    header.write_text(header.read_text().replace("a.raw", "voxels.bin"))
+    case = Case("a", ("a.mhd",), "a.mhd")
+    dataset = Dataset(tmp_path, "Task01_Made", ("MRI",), ((0, "rest"), (7, "organ")), (case,), ())
+    cache, item = CaseCache(tmp_path / "cache", dict, 0, 2), {"name": "a", "image": str(header), "label": str(header)}
+    before = fingerprint.case_key(dataset, case), cache.path(item)
+    data.write_bytes(data.read_bytes()[::-1])
+    after = fingerprint.case_key(dataset, case), cache.path(item)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    data.unlink()
+    assert fingerprint.case_key(dataset, case) != after[0]
+    with pytest.raises(DatasetError, match=r"cannot be used: its header names voxels.bin, which is not there\."):
+        images.read_volume(header)
+
+
 def test_units_of_the_axes_of_an_nrrd(tmp_path) -> None:
     """Where it has no directions; a channel has no unit of length."""
     lines = "NRRD0004\ntype: uchar\ndimension: 4\nsizes: 4 3 2 2\nspacings: 0.5 0.75 3 nan\nencoding: raw"

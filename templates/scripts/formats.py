@@ -387,6 +387,8 @@ def _open_itk(path: Path) -> Opened:
     """
     import SimpleITK as sitk  # noqa: N813
 
+    if missing := [p.name for p in _data_files(path) if not p.is_file()]:
+        raise UnsuitableError(f"its header names {missing[0]}, which is not there. Copy it beside the header.")
     reader = _itk_reader(path)
     rank, size, components = reader.GetDimension(), reader.GetSize(), reader.GetNumberOfComponents()
     if rank not in (2, 3, 4):
@@ -418,25 +420,22 @@ def _itk_reader(path: Path) -> Any:
 
 
 def _itk_unit(path: Path) -> tuple[float, str]:
-    """mm of the unit of length of an NRRD or a MetaImage, and the line of the header that names it, "" for none."""
+    """mm of the unit of length of an NRRD or a MetaImage, and its name, "" for none."""
     fields, _ = _text_header(path)
     if format_of(path) is META:
-        name = fields.get("distanceunits", "")
-        known = [] if name in ("", "?") else [name]
-        line = f"DistanceUnits = {name}\n" if known else ""
+        named = [fields.get("distanceunits", "")]
     else:
-        named = re.findall(r'"([^"]*)"', fields.get("space units", ""))
+        named = re.findall(r'"([^"]*)"', fields.get("space units", ""))[:3]  # a fourth is of time
         # Of each axis, time and channels too: what is no length is none of space.
-        axes = [n for n in re.findall(r'"([^"]*)"', fields.get("units", "")) if _length_mm(n)]
-        known = [n for n in named or axes if n not in ("", "?", "???")]
-        line = "space units:" + 3 * f' "{known[0]}"' + "\n" if known else ""
+        named = named or [n for n in re.findall(r'"([^"]*)"', fields.get("units", "")) if _length_mm(n)]
+    known = [name for name in named if name not in ("", "?", "???")]
     lengths = {_length_mm(name) for name in known}
     if None in lengths or len(lengths) > 1:
         raise UnsuitableError(
             f"its unit of length is {' and '.join(map(repr, dict.fromkeys(known)))}, which is not one that is known, "
             "such as mm and um. Write the header anew, in mm."
         )
-    return (lengths.pop() or 1.0) if lengths else 1.0, line
+    return ((lengths.pop() or 1.0), known[0]) if known else (1.0, "")
 
 
 def _length_mm(name: str) -> float | None:
@@ -549,7 +548,7 @@ Lengths = tuple[float, float, float]
 
 def _json_spacing(path: Path) -> Lengths | None:
     """What nnU-Net reads: {"spacing": [...]}, in the order of the array, the planes first."""
-    for beside in _spacing_files(path):
+    for beside in filter(Path.is_file, _spacing_files(path)):
         with contextlib.suppress(OSError):
             try:
                 given = json.loads(beside.read_text(encoding="utf-8"))
@@ -718,23 +717,30 @@ def _write_itk(path: Path, array: NDArray[Any], affine: NDArray[np.float64], lik
     source = None if like is None or not _lies(affine, open_image(like)[0].affine, array.shape) else _itk_reader(like)
     if source is None or like is None:
         spacing = np.linalg.norm(world[:3, :3], axis=0)
-        image, line = sitk.GetImageFromArray(planes), ""
+        image, unit = sitk.GetImageFromArray(planes), ""
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(world[:3, 3].tolist())
         image.SetDirection((world[:3, :3] / spacing).ravel().tolist())
     else:
-        rank, line = source.GetDimension(), _itk_unit(like)[1]
+        rank, unit = source.GetDimension(), _itk_unit(like)[1]
         kept = min(rank, 3)
         image = sitk.GetImageFromArray(planes[0] if kept == 2 else planes)
         image.SetSpacing(source.GetSpacing()[:kept])
         image.SetOrigin(source.GetOrigin()[:kept])
         image.SetDirection(np.reshape(source.GetDirection(), (rank, rank))[:kept, :kept].ravel().tolist())
     sitk.WriteImage(image, str(path), useCompression=True)
-    if line:  # ITK writes no units
-        end = b"ElementDataFile" if format_of(path) is META else b"\n\n"
-        head, _, data = path.read_bytes().partition(end)
-        before, after = (head, end) if format_of(path) is META else (head + b"\n", b"\n")
-        path.write_bytes(before + line.encode() + after + data)
+    if unit:  # which ITK does not write
+        _write_unit(path, unit, image.GetDimension())
+
+
+def _write_unit(path: Path, unit: str, rank: int) -> None:
+    """Put a unit of length into the header of an NRRD or a MetaImage, as the last field that may be there."""
+    if format_of(path) is META:
+        end, line = b"ElementDataFile", f"DistanceUnits = {unit}\n"
+    else:
+        end, line = b"\n\n", "\nspace units:" + rank * f' "{unit}"'
+    head, _, data = path.read_bytes().partition(end)
+    path.write_bytes(head + line.encode() + end + data)
 
 
 def _write_tiff(path: Path, array: NDArray[Any], affine: NDArray[np.float64], like: Path | None) -> None:
