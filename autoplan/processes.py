@@ -1,15 +1,18 @@
 """Work on cases in several processes: how they are started, stopped, and what happens when one dies."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from autoplan.errors import DatasetError
@@ -84,3 +87,26 @@ def dying_with(parent: int) -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return prepare
+
+
+def this_machine() -> str:
+    """Tells the place apart where processes have their numbers: this start of the system, and the namespace of the
+    process (Linux); elsewhere its name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still works."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):  # a process that nobody has waited for yet does nothing any more
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return True

@@ -282,7 +282,7 @@ def saver(folder, values=range(256), output_dtype=np.uint8):
 
 def test_a_file_is_written_whole(tmp_path) -> None:
     saver(tmp_path)(segmentation())
-    assert [p.name for p in tmp_path.iterdir()] == ["case.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".written.json", "case.nii.gz"]
     np.testing.assert_array_equal(nibabel.load(tmp_path / "case.nii.gz").dataobj, np.ones((3, 2, 2)))
 
 
