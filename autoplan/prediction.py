@@ -67,10 +67,11 @@ def predict(
     missing = [target for target in targets.values() if not target.is_file()]
     if missing:
         values = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute()), **settings}
+        noted = written.recorded(output)
         try:
             status = _run(bundle, found, {"skip_existing": True, **values})
         finally:
-            _note(output, missing)
+            _note_others(output, missing, noted)
         _check_outcome(status, targets)
     return len(missing)
 
@@ -262,11 +263,11 @@ def _dicom(case: Case) -> str:
     return f"{case.name}.dcm"
 
 
-def _note(output: Path, segmentations: Sequence[Path]) -> None:
-    """Note segmentations that were predicted now as such, where an old bundle has not done it."""
+def _note_others(output: Path, segmentations: Sequence[Path], before: Mapping[str, str]) -> None:
+    """Note segmentations that were predicted now, where an old bundle has not done it."""
     noted = written.recorded(output)
-    new = [target.name for target in segmentations if target.name not in noted and target.is_file()]
-    if new:
+    names = [target.name for target in segmentations if target.is_file()]
+    if new := [name for name in names if noted.get(name) == before.get(name)]:
         written.record(output, new)
 
 
