@@ -79,10 +79,10 @@ def check_own(folder: Path, names: Iterable[str]) -> None:
         TemplateError: it names these files.
     """
     if found := foreign(folder, names):
-        are, them = ("are", "them") if len(found) > 1 else ("is", "it")
+        were, them = ("were", "them") if len(found) > 1 else ("was", "it")
         raise TemplateError(
-            f"{folder}: {', '.join(found)} {are} not as autoplan wrote {them}: changed by hand, or older. "
-            f"Move away what you want to keep, or write over {them} with --force, which keeps a copy."
+            f"{folder}: {', '.join(found)} {were} changed by hand, or an older autoplan wrote {them}. Move away "
+            f"what you want to keep, or write over {them} with --force, which keeps a copy."
         )
 
 

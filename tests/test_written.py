@@ -142,7 +142,7 @@ def test_a_process_that_works_is_left_in_peace(folder: Path) -> None:
 def test_what_somebody_changed_is_named_and_kept(name: str, folder: Path) -> None:
     (folder / name).write_text("mine")
     before = content(folder)
-    with pytest.raises(TemplateError, match=rf"{name} is not as autoplan wrote it.*--force"):
+    with pytest.raises(TemplateError, match=rf"{name} was changed by hand.*--force"):
         put(folder, NEW)
     assert content(folder) == before
     [kept] = put(folder, NEW, force=True)

@@ -51,9 +51,9 @@ def write(
             if is_old and not force and written.foreign(output, [name]):
                 faults.append(f"{target}: not as it was drawn, so it stays. --force draws it anew.")
             elif is_old or not target.is_file():
-                target.unlink(missing_ok=True)
                 drawn = _drawn(folder / case.images[0], source, list(known)[1:])
                 target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
                 write_atomically(target, partial(_save, drawn, output, name))
             done.append(target)
         except AutoplanError as error:
