@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -48,7 +49,7 @@ def mapper(num_processes: int, *, preload: Sequence[str] = (), chunksize: int = 
         return
     context = _context(preload)
     try:
-        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin) as pool:
             try:
                 yield partial(pool.map, chunksize=chunksize)
             finally:
@@ -69,9 +70,17 @@ def _context(preload: Sequence[str]) -> Any:
     return context
 
 
-def _ignore_interrupt() -> None:
-    """Leaves Ctrl-C to the main process, which ends the others."""
+def _begin() -> None:
+    """Leaves Ctrl-C to the main process, which ends this one; and ends it when the main process is killed, which the
+    server that forks both does not notice: it works as long as one of its processes does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (main := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(main,), daemon=True).start()
+
+
+def _end_after(main: Any) -> None:
+    main.join()
+    os._exit(128 + signal.SIGKILL)
 
 
 def dying_with(parent: int) -> Callable[[], None] | None:
