@@ -25,7 +25,7 @@ from autoplan import prediction as predictions
 from autoplan.allocation import Training
 from autoplan.axes import Spacing, as_flag
 from autoplan.choice import Choice
-from autoplan.errors import AutoplanError, TrainingError, one_line, shortened
+from autoplan.errors import AutoplanError, PlanError, TrainingError, one_line, shortened
 from autoplan.facts import (
     ALL,
     Case,
@@ -917,7 +917,7 @@ def _kept(given: str, task: Path, parsed: Callable[[str], T], of: Callable[[Plan
         return None if given == "none" else parsed(given)
     try:
         return of(saved.load_plan(task))
-    except AutoplanError:
+    except PlanError:
         return None
 
 
