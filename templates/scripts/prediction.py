@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple
 from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
-from scripts.files import FULL, write_atomically
+from scripts.files import FULL, is_changed, write_noted
 from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,14 @@ class SegmentationWriter(NibabelWriter):
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         if self.dicom_seg:  # first: where the other file is, the image is done
             target = path.with_name(f"{case_name(path)}.dcm")
-            write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
+            if is_changed(target):
+                logger.warning("%s was changed by hand, so it stays", target)
+            else:
+                write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
         if format_of(path) is NIFTI:
-            write_atomically(path, write)
+            write_noted(path, write)
         else:
-            write_atomically(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
+            write_noted(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
 
     def _target(self, path: Path) -> Path:
         """The path of the segmentation. MONAI takes the last part of a folder's name for a suffix."""
