@@ -146,7 +146,7 @@ SCRIPTS_MAY_IMPORT = {
     "datalists": {"formats"},
     "degradation": set(),
     "dicom_seg": {"files", "formats"},
-    "distributed": set(),
+    "distributed": {"losses"},
     "evaluation": {"checkpoint", "files", "formats"},
     "familiarity": {"intensities"},
     "files": set(),
