@@ -162,7 +162,7 @@ SCRIPTS_MAY_IMPORT = {
     "precision": {"cpu"},
     "prediction": {"beside", "dicom_seg", "familiarity", "files", "formats"},
     "record": {"familiarity", "files", "formats", "memory"},
-    "probabilities": {"blocks", "files", "formats"},
+    "probabilities": {"blocks", "files", "formats", "memory"},
     "progress": {"datalists", "evaluation", "files", "formats"},
     "readers": {"formats"},
     "resampling": {"memory"},
