@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from attack import check_message, no_hang
 from conftest import TINY_PLAN, dataset_of
 from scripts import blocks, probabilities
 
-from autoplan import choice, crossvalidation, evaluation
+from autoplan import choice, crossvalidation
 from autoplan.errors import DatasetError
 from autoplan.facts import Case
 from autoplan.report import scores
