@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
-from monai.utils import ensure_tuple
+from monai.utils import convert_to_numpy, ensure_tuple
 
 from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
@@ -63,8 +63,8 @@ class SegmentationWriter(NibabelWriter):
         return data_array, affine
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
-        """Take class numbers (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
-        classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+        """Take class numbers (1, X, Y, Z), of any device. MONAI would also drop trailing axes of one voxel."""
+        classes = convert_to_numpy(data_array if channel_dim is None else data_array.squeeze(channel_dim))
         self.classes, self.data_obj = classes, self.label_values.astype(self.output_dtype)[classes]
 
     def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
