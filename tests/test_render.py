@@ -147,7 +147,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
     """Everything that is no part of the cascade stays as it is in 3d_fullres."""
     bundles = project / "bundles" / "Task90_Tiny"
     of_cascade = {
-        "3d_lowres": {"preprocessing", "lowres_spacing"},
+        "3d_lowres": {"preprocessing", "lowres_spacing", "training_settings"},
         "3d_cascade_fullres": {
             "network_def", "network", "lowres", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
             "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
