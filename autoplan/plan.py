@@ -360,7 +360,7 @@ def _twin_warnings(fingerprint: Fingerprint, folds: Sequence[Sequence[str]]) -> 
     apart = [sorted(names) for names in same.values() if len({fold_of[name] for name in names}) > 1]
     because = (
         f"{' and '.join(apart[0][:2])} have the same image, and lie in different folds"
-        f"{f', as in {len(apart)} groups of cases' * (len(apart) > 1)}: their scores will be too good. Keep one of them."
+        f"{f', as in {len(apart)} groups of cases' * (len(apart) > 1)}: they score too well. Keep one of them."
         if apart
         else ""
     )
