@@ -25,7 +25,7 @@ from autoplan import prediction as predictions
 from autoplan.allocation import Training
 from autoplan.axes import Spacing, as_flag
 from autoplan.choice import Choice
-from autoplan.errors import AutoplanError, TrainingError, one_line, shortened
+from autoplan.errors import AutoplanError, PlanError, TrainingError, one_line, shortened
 from autoplan.facts import (
     ALL,
     Case,
@@ -89,7 +89,8 @@ def plan(
         root: folder of the datasets.
         bundles: folder that the bundles are written to, as bundles/TASK/CONFIGURATION.
         explain: also print the reason for each decision.
-        force: rewrite bundles that hold another plan; their trained models stay.
+        force: rewrite bundles that hold another plan; their trained models stay. Of files that were changed by hand a
+            copy is kept in bundles/TASK/CONFIGURATION.before.
         cascade: auto, never or always.
         num_processes: processes that read the images; one per processor if not given.
         scheduler: address of a Dask scheduler; its workers then read the images.
@@ -198,6 +199,7 @@ def select(
     folds: str = "",
     configurations: str = "",
     num_processes: int | None = None,
+    force: bool = False,
 ) -> None:
     """Chooses the best model or ensemble by cross-validation and writes it as a bundle.
 
@@ -212,14 +214,16 @@ def select(
             cross-validation. Where no fold is finished, it has no score.
         configurations: with folds all: the model is made of these alone, such as 3d_fullres.
         num_processes: processes that score; one per processor if not given.
+        force: write over files of the bundle that were changed by hand; a copy is kept in bundles/TASK/NAME.before.
     """
     _check_processes(num_processes)
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check("folds", folds, holds=folds in ("", ALL), takes="all; cross-validation compares whatever is finished")
     if configurations and not folds:
         raise AutoplanError("--configurations goes with --folds all: cross-validation compares all of them.")
     loaded, _ = _load(dataset, root, bundles)
     folder = Path(bundles) / loaded.name
-    _check_name(folder, name)
+    _check_name(folder, name, force=force)
     key = fingerprints.key(loaded, folder)
     planned = saved.load_plan(folder, fingerprint_key=key)
     names = [bundle.name for bundle in find_bundles(folder, _names(configurations))] if configurations else []
@@ -228,7 +232,7 @@ def select(
         chosen = _crossvalidated(planned, loaded, Path(bundles), key, num_processes)
         print(f"\n{choices.report(chosen)}\n")
         print(folder / "choice.json")
-    options = {"name": name, "fingerprint_key": key}
+    options = {"name": name, "fingerprint_key": key, "force": force}
     for line in _share(planned, chosen, loaded.root, Path(bundles), names if folds else None, options):
         print(line)
 
@@ -264,7 +268,8 @@ def predict(
         name: the bundle, a folder under bundles/TASK.
         images: folder with images, instead of the dataset's test images.
         output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
-        force: overwrite segmentations of other images, or of unknown origin, in the folder.
+        force: overwrite segmentations of other images, of unknown origin, or that were changed by hand, in the folder.
+            Without it, those that were changed by hand stay, and are named.
         device: cpu or cuda:0; the GPU, where there is one, if not given.
         max_memory: what the prediction of an image on a CPU may take, such as 4GB; three quarters of what there is, if
             not given.
@@ -292,14 +297,14 @@ def predict(
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
-    draw = partial(_preview, bundle, folder, cases if preview else [], results)
+    draw = partial(_preview, bundle, folder, cases if preview else [], results, force=force)
     try:
         done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
     except AutoplanError:
         draw()
         raise
     draw()
-    for line in predictions.warnings(results, cases):
+    for line in (*predictions.warnings(results, cases), *predictions.changed_by_hand(results, cases)):
         print(line)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 
@@ -446,7 +451,8 @@ def run(
         root: folder of the datasets.
         bundles: folder of the bundles.
         cascade: auto, never or always.
-        force: rewrite bundles that hold another plan; their trained models stay.
+        force: rewrite bundles that hold another plan, as for plan, and the chosen one where it was changed by hand, as
+            for select.
         configurations: train only these, such as 2d,3d_fullres.
         folds: train only these, such as 0,1; all is one network on all cases, validated on none, which is then shared.
         quick: train by the short recipe.
@@ -466,7 +472,7 @@ def run(
         gpu_memory: of the smallest GPU that will train, as for plan.
         spacing: that the networks see, as for plan.
     """
-    started = time.monotonic()
+    started, overwrites = time.monotonic(), force
     _check("anew", anew, holds=isinstance(anew, bool), takes="no value")
     _check_budget(budget, {"quick": quick, "from": from_, "scheduler": scheduler, "slurm": slurm})
     if from_ and gpu_memory:
@@ -517,7 +523,7 @@ def run(
         with reported():
             select(
                 dataset, root=root, bundles=bundles, folds=ALL if on_all else "",
-                configurations=configurations if on_all else "",
+                configurations=configurations if on_all else "", force=overwrites,
             )  # fmt: skip
         if loaded.test:
             predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
@@ -624,7 +630,7 @@ def _trained_on_all(done: Sequence[Training]) -> list[str]:
     return names if any(t.fold != ALL for t in done) else names[:1]
 
 
-def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
+def report(dataset: str, *, root: str = "data", bundles: str = "bundles", force: bool = False) -> None:
     """Writes one page on a task: its dataset, plan, trainings and result.
 
     bundles/TASK/report.html opens in any browser, without internet; report.json has the same content. It shows what is
@@ -634,10 +640,12 @@ def report(dataset: str, *, root: str = "data", bundles: str = "bundles") -> Non
         dataset: folder with a dataset.json, or the name of a task under root.
         root: folder of the datasets.
         bundles: folder of the bundles.
+        force: write over a report that was changed by hand; a copy is kept in bundles/TASK/report.before.
     """
     from autoplan.report.build import build
 
-    print(build(_load(dataset, root, bundles)[0], Path(bundles)))
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
+    print(build(_load(dataset, root, bundles)[0], Path(bundles), force=force))
 
 
 def cost(dataset: str, *, root: str = "data", bundles: str = "bundles") -> None:
@@ -670,10 +678,12 @@ def share(
     output: str = "shared",
     root: str = "data",
     bundles: str = "bundles",
+    force: bool = False,
 ) -> None:
     """Writes a trained bundle as a folder for the Model Zoo, and verifies it.
 
-    Where such a folder is there and something has changed, the version is raised; else nothing is done.
+    Where such a folder is there and something has changed, the version is raised; else nothing is done. Files that you
+    added to it stay.
 
     Args:
         dataset: name of a planned task, or its folder.
@@ -693,10 +703,11 @@ def share(
         output: folder that the bundle's own folder is written to.
         root: folder of the datasets, for --faster.
         bundles: folder of the bundles.
+        force: write over files of the folder that were changed by hand; a copy is kept in OUTPUT/NAME.before.
     """
     from autoplan import publishing, verification
 
-    for flag, value in (("torchscript", torchscript), ("onnx", onnx)):
+    for flag, value in (("torchscript", torchscript), ("onnx", onnx), ("force", force)):
         _check(flag, value, holds=isinstance(value, bool), takes="no value")
     _check("faster", faster, holds=_is_count(faster), takes="a number of cases")
     _check_training(folds)
@@ -704,12 +715,14 @@ def share(
     check_writable(Path(output), "--output")
     task = Path(bundles) / _task(dataset)
     measure = _measuring(_load(dataset, root, bundles)[0], task, faster) if faster else None
-    done = publishing.publish(task, bundle, _folds(folds), Path(output), request, measure)
+    done = publishing.publish(task, bundle, _folds(folds), Path(output), request, measure, force=force)
     if not done.checks:
         print(f"{done.folder}: nothing has changed since version {done.version}")
         return
     print(verification.report(done.checks))
     print(f"{done.folder}, version {done.version}")
+    for place in done.kept:
+        print(place)
 
 
 def verify(bundle: str, *, max_difference: float = 0.01) -> None:
@@ -935,7 +948,7 @@ def _earlier(task: Path) -> Plan | None:
     """The plan that is there; None where there is none that can be read."""
     try:
         return saved.load_plan(task)
-    except AutoplanError:
+    except PlanError:
         return None
 
 
@@ -980,12 +993,12 @@ def _planned_by(
     return budget.fitted(planned, gpu_memory, footprint.training_bytes)
 
 
-def _preview(bundle: Path, folder: Path, cases: list[Case], output: Path) -> None:
+def _preview(bundle: Path, folder: Path, cases: list[Case], output: Path, *, force: bool) -> None:
     """Draws what was predicted."""
     from autoplan.report import preview
     from autoplan.report.blocks import counted
 
-    written, faults = preview.write(bundle, folder, cases, output)
+    written, faults = preview.write(bundle, folder, cases, output, force=force)
     for fault in faults:
         print(f"Warning: {fault}")
     if written:
@@ -1068,13 +1081,18 @@ def _report_if_possible(dataset: str, root: str, bundles: str) -> None:
         print(f"Warning: there is no report: {one_line(error)}")
 
 
-def _check_name(folder: Path, name: str | None) -> None:
-    """Refuses the name of a bundle that cannot become a folder beside the others."""
-    from autoplan import sharing
+def _check_name(folder: Path, name: str | None, *, force: bool) -> None:
+    """Refuses the name of a bundle that cannot become a folder beside the others, or is one that was changed by hand,
+    unless `force`."""
+    from autoplan import sharing, written
 
     sharing.check_name(name)
     if name in (saved.FINGERPRINT, saved.PLAN, "choice.json") or (folder / (name or "best")).is_file():
         raise AutoplanError(f"--name {name}: a file has that name. Take another, such as hippocampus_segmentation.")
+    bundle = folder / (name or "best")
+    written.settle(bundle)
+    if not force:
+        written.check_own(bundle, written.recorded(bundle))
 
 
 def _has_folds(planned: Plan, folder: Path) -> bool:
@@ -1113,8 +1131,8 @@ def _share(
     from autoplan import sharing
 
     if chosen is not None and on_all is None:
-        return (sharing.share(planned, chosen, root, bundles, **options),)
-    return sharing.share_on_all(planned, chosen, on_all or [], root, bundles, **options)
+        return tuple(sharing.share(planned, chosen, root, bundles, **options))
+    return tuple(sharing.share_on_all(planned, chosen, on_all or [], root, bundles, **options))
 
 
 def summary(planned: Plan) -> str:

@@ -46,8 +46,10 @@ OF_A_SHARE = {"budget_seconds", "epoch_length"}
 """Settings in which trainings differ that share a time: each gets what is left."""
 
 UNREADABLE = (
-    OSError, EOFError, ValueError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
+"""What the code of a bundle, whatever its version, raises over a file that is damaged."""
 Scores = dict[Candidate, dict[str, CaseDice]]
 
 
@@ -75,6 +77,29 @@ def segmentations(members: Sequence[Path], bundle: Path) -> tuple[NDArray[Any], 
     # Cleaning makes a new tensor, so the one without it is not changed.
     plain = finish(data)
     return (plain if clean is None else finish(clean(data))), plain
+
+
+def stored(path: Path, bundle: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The probabilities of a case, as the bundle's own code reads them.
+
+    Args:
+        path: the file.
+        bundle: folder of the bundle that wrote it.
+
+    Returns:
+        Those of the foreground classes in steps of 1/255, (classes, X, Y, Z), and the affine of their grid.
+
+    Raises:
+        TemplateError: a bundle of another version was used before.
+        ValueError: the file is damaged.
+    """
+    _import_scripts(bundle.resolve())
+    from scripts.probabilities import LEVELS, Stored
+
+    found = Stored(path)
+    parts = [rows[1:].mul(LEVELS).round().byte().numpy() for rows in found.rows()]
+    foreground: NDArray[np.uint8] = np.moveaxis(np.concatenate(parts, axis=1), 1, found.axis + 1)
+    return foreground, np.asarray(found.image.affine, dtype=np.float64)
 
 
 @lru_cache(maxsize=8)

@@ -6,12 +6,15 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autoplan.errors import AutoplanError
 
+NOT_GRANTED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+"""What the system says of a file that is there and may be whole."""
 LARGEST = 1e12
 """Counts, times and losses that are not below it come from a damaged file."""
 
@@ -49,13 +52,32 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+@contextmanager
+def granted(path: Path) -> Iterator[None]:
+    """Within it, a file that the system does not give is said to be that, whatever is said of one that is damaged.
+
+    Raises:
+        AutoplanError: the file may not be read, or the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_GRANTED:
+            raise
+        remedy = "Change its permissions" if error.errno in (errno.EACCES, errno.EPERM) else "Make it readable"
+        what = (error.strerror or "").lower()
+        raise AutoplanError(f"{path} cannot be read: {what}. {remedy}; then the same command again.") from error
+
+
 def regular(path: Path) -> Path:
     """A path that is there and no pipe or device, which reading would wait for without end.
 
     Raises:
         OSError: it is one, or nothing is there.
+        AutoplanError: the system does not give it.
     """
-    mode = path.stat().st_mode
+    with granted(path):
+        mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
     return path
@@ -65,12 +87,15 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        OSError: it cannot be read.
+        AutoplanError: the system does not give it.
+        OSError: there is no such file.
         ValueError: it is no JSON, is nested too deeply, or holds half a character (a lone surrogate), which no file
             can be written with.
     """
     try:
-        content = json.loads(regular(path).read_text(encoding="utf-8"))
+        with granted(path):
+            text = regular(path).read_text(encoding="utf-8")
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -94,7 +119,7 @@ def number(value: object) -> float | None:
 def file_digest(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file."""
     found = hashlib.sha256()
-    with regular(path).open("rb") as file:
+    with granted(path), regular(path).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()[:16]

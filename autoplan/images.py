@@ -164,6 +164,8 @@ def _explained() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DatasetError("does not exist. Copy it there, or leave the case out.") from None
+    except PermissionError:
+        raise DatasetError("may not be read. Change its permissions, or leave the case out.") from None
     except ImportError as error:
         raise DatasetError(f"cannot be read ({one_line(error)}). All formats: {INSTALL}") from error
     except formats.UnsuitableError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoplan.files import read_object
+from autoplan.processes import is_alive, this_machine
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -101,32 +102,10 @@ def is_stale(found: Holder, *, now: float | None = None) -> bool:
     """Whether the process that wrote a lease is gone."""
     # The number of a process says something only where it was given: a container of the same host name has others.
     here = bool(found.machine) and found.machine == this_machine()
-    if here and not _is_alive(found.pid):
+    if here and not is_alive(found.pid):
         return True
     # Both ways: a time far in the future is damaged, or of a clock that was set back since.
     return not abs((time.time() if now is None else now) - found.heartbeat) <= STALE_SECONDS
-
-
-def this_machine() -> str:
-    """Tells the place apart where processes have their numbers: this start of the system, and the namespace of the
-    process (Linux); elsewhere its name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    with contextlib.suppress(OSError):  # a process that nobody has waited for yet does nothing any more
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return True
 
 
 def _remove(path: Path, stale: Holder | None) -> None:

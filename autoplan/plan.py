@@ -326,6 +326,7 @@ def _warnings(
         *_case_warnings(fingerprint.cases),
         *_constant_channels(fingerprint),
         *_class_warnings(fingerprint, folds),
+        *_twin_warnings(fingerprint, folds),
         *((_is_padded(c), f"patch of {c.name}", "the paper is silent",
            "The network must halve at least one axis twice, and the images are too small for that: the patch of "
            f"{c.name} is enlarged to {_times(c.patch_size)} and images are padded to it.") for c in planned),
@@ -349,6 +350,22 @@ def _class_warnings(fingerprint: Fingerprint, folds: Sequence[Sequence[str]]) ->
              f"{has} {len(those)} {of}: {lacking} of {len(folds)} folds have none of them to score."),
         ]  # fmt: skip
     return found
+
+
+def _twin_warnings(fingerprint: Fingerprint, folds: Sequence[Sequence[str]]) -> list[tuple[bool, str, str, str]]:
+    """Images that are there twice, in different folds: the networks are scored on what they were trained on."""
+    fold_of = {name: k for k, fold in enumerate(folds) for name in fold}
+    same: dict[str, list[str]] = {}
+    for case, content in zip(fingerprint.cases, fingerprint.contents, strict=False):
+        same.setdefault(content[0], []).append(case.name)
+    apart = [sorted(names) for names in same.values() if len({fold_of[name] for name in names}) > 1]
+    because = (
+        f"{' and '.join(apart[0][:2])} have the same image, and lie in different folds"
+        f"{f', as in {len(apart)} groups of cases' * (len(apart) > 1)}: they score too well. Keep one of them."
+        if apart
+        else ""
+    )
+    return [(bool(apart), "same images", "the paper is silent", because)]
 
 
 def _case_warnings(cases: Sequence[CaseFacts]) -> list[tuple[bool, str, str, str]]:

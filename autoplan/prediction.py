@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoplan import written
 from autoplan.dataset import DESCRIPTION
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.facts import Case
@@ -25,6 +26,8 @@ RECORD = ".predicted_by.json"
 """File beside the predictions that tells which bundle made them, and of which images."""
 PREDICTIONS = "predictions.json"
 """File beside the predictions in which the bundle says what each image was like."""
+NOT_KNOWN = ""
+"""Digest of a file of which it is not known whether it is as it was predicted."""
 Record = dict[str, list[Any]]
 """Name of a segmentation -> path, size and time of the last change of its image."""
 
@@ -39,7 +42,7 @@ def predict(
         folder: of the dataset or of the images.
         cases: what to predict; their paths are relative to `folder`.
         output: where the segmentations go, named after their images and in their formats.
-        force: overwrite segmentations of other images or of unknown origin.
+        force: overwrite segmentations of other images, of unknown origin, or changed by hand.
         settings: keys of inference.json with new values.
 
     Returns:
@@ -60,11 +63,15 @@ def predict(
     targets = _targets(folder, found, output)
     check_packages(Path(path) for case in found for path in case.images)
     check_writable(output, "--output")
-    _claim(output, _signature(bundle, settings), targets, force=force)
-    missing = [case for case, target in targets.items() if not target.is_file()]
+    _claim(output, bundle, settings, targets, force=force)
+    missing = [target for target in targets.values() if not target.is_file()]
     if missing:
         values = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute()), **settings}
-        status = _run(bundle, found, {"skip_existing": True, **values})
+        noted = written.recorded(output)
+        try:
+            status = _run(bundle, found, {"skip_existing": True, **values})
+        finally:
+            _note_others(output, missing, noted)
         _check_outcome(status, targets)
     return len(missing)
 
@@ -206,22 +213,76 @@ def _known(output: Path) -> tuple[object, Record]:
     return claimed.get("by"), stamps
 
 
-def _claim(output: Path, signature: Mapping[str, object], targets: Mapping[Case, Path], *, force: bool) -> None:
+def _claim(
+    output: Path, bundle: Path, settings: Mapping[str, Any], targets: Mapping[Case, Path], *, force: bool
+) -> None:
     """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations by
-    another bundle, or of an image that has changed since, are removed to be made again; those of other images or of
-    unknown origin are refused unless `force`."""
+    another bundle, or of an image that has changed since, are removed to be made again, unless they were changed by
+    hand: these stay. Those of other images or of unknown origin are refused. With `force`, none is kept or refused."""
     by, known = _known(output)
+    signature = _signature(bundle, settings)
     there = {case: target for case, target in targets.items() if target.is_file()}
     if not force:
         _check_unclaimed(output, [t for t in there.values() if t.name not in known], _others(output, known, targets))
     same = by == signature
-    for case, target in there.items():
-        if not same or known.get(target.name) != _stamp(case):
-            target.unlink()
     output.mkdir(parents=True, exist_ok=True)
+    again = {case for case, target in there.items() if not same or known.get(target.name) != _stamp(case)}
+    _make_way(output, targets, again, force=force, dicom_seg=bool(settings.get("dicom_seg")))
     kept = {name: stamp for name, stamp in known.items() if same and name not in _others(output, known, targets)}
     images = {**kept, **{target.name: _stamp(case) for case, target in targets.items()}}
     write_text_atomically(output / RECORD, json.dumps({"by": signature, "images": images}))
+
+
+def _make_way(
+    output: Path, targets: Mapping[Case, Path], again: Collection[Case], *, force: bool, dicom_seg: bool
+) -> None:
+    """Remove what will be written anew: segmentations that are made again, and DICOM Segmentations beside them. What
+    was changed by hand stays unless `force`, and is noted, so that the bundle leaves it alone, too."""
+    noted = written.recorded(output)
+    names = [name for case, target in targets.items() for name in (target.name, _dicom(case))]
+    changed = set(written.foreign(output, names))
+    stay = set()
+    for case, target in targets.items():
+        is_changed = target.name in changed
+        if target.is_file() and case not in again and not (force and is_changed and target.name in noted):
+            continue
+        if is_changed and not force:
+            stay |= changed & {target.name, _dicom(case)}
+            continue
+        if _dicom(case) in changed and not (force and dicom_seg):
+            stay.add(_dicom(case))
+        else:
+            (output / _dicom(case)).unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+    if new := stay - set(noted):
+        written.note(output, dict.fromkeys(new, NOT_KNOWN))
+
+
+def _dicom(case: Case) -> str:
+    """Name of the DICOM Segmentation of a case, where there is one."""
+    return f"{case.name}.dcm"
+
+
+def _note_others(output: Path, segmentations: Sequence[Path], before: Mapping[str, str]) -> None:
+    """Note segmentations that were predicted now, where an old bundle has not done it."""
+    noted = written.recorded(output)
+    names = [target.name for target in segmentations if target.is_file()]
+    if new := [name for name in names if noted.get(name) == before.get(name)]:
+        written.record(output, new)
+
+
+def changed_by_hand(output: Path, cases: Sequence[Case]) -> list[str]:
+    """What to say of segmentations that are not as they were predicted."""
+    own = {name for case in cases for name in (segmentation_name(case.images[0], case.name), _dicom(case))}
+    found = [name for name in written.edited(output) if name in own]
+    if not found:
+        return []
+    verb = "are" if len(found) > 1 else "is"
+    return [
+        f"{len(found)} of the files {verb} not as predicted: changed by hand, or by an older autoplan. They stay; "
+        "--force predicts them anew:",
+        *(f"  {output / name}" for name in found),
+    ]
 
 
 def _others(output: Path, known: Record, cases: Collection[Case]) -> list[str]:

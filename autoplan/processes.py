@@ -1,15 +1,19 @@
 """Work on cases in several processes: how they are started, stopped, and what happens when one dies."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from autoplan.errors import DatasetError
@@ -45,7 +49,7 @@ def mapper(num_processes: int, *, preload: Sequence[str] = (), chunksize: int = 
         return
     context = _context(preload)
     try:
-        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin) as pool:
             try:
                 yield partial(pool.map, chunksize=chunksize)
             finally:
@@ -66,9 +70,17 @@ def _context(preload: Sequence[str]) -> Any:
     return context
 
 
-def _ignore_interrupt() -> None:
-    """Leaves Ctrl-C to the main process, which ends the others."""
+def _begin() -> None:
+    """Leaves Ctrl-C to the main process, which ends this one; and ends it when the main process is killed, which the
+    server that forks both does not notice: it works as long as one of its processes does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (main := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(main,), daemon=True).start()
+
+
+def _end_after(main: Any) -> None:
+    main.join()
+    os._exit(128 + signal.SIGKILL)
 
 
 def dying_with(parent: int) -> Callable[[], None] | None:
@@ -84,3 +96,26 @@ def dying_with(parent: int) -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return prepare
+
+
+def this_machine() -> str:
+    """Tells the place apart where processes have their numbers: this start of the system, and the namespace of the
+    process (Linux); elsewhere its name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still works."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError):  # a process that nobody has waited for yet does nothing any more
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return True

@@ -1,5 +1,6 @@
 """A folder for the Model Zoo: a bundle of `sharing`, and what the zoo asks for beside its networks."""
 
+import errno
 import hashlib
 import json
 import re
@@ -7,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoplan import faster, prediction, probe, render, results, saved, sharing, verification
+from autoplan import faster, prediction, probe, render, results, saved, sharing, verification, written
 from autoplan.errors import AutoplanError, TemplateError
 from autoplan.facts import ALL, NOT_VALIDATED, Case, Fold, Plan
 from autoplan.files import file_digest, read_object
@@ -27,8 +27,8 @@ LARGEST_AXIS, SLICES = 48, 16
 """Voxels of the stored image along an axis, at most; and along that of slices, where networks see slices alone."""
 SMOOTHNESS = (0.0, 1.0, 2.0, 4.0)
 """Standard deviations, in voxels, of the Gaussian filters of the noise that the stored image is chosen from."""
-KNOWN = {"configs", "docs", "models", "scripts", "LICENSE", "large_files.yml"}
-"""What a folder that was written here has at its top."""
+MARK = "configs/metadata.json"
+"""The file without which a folder is no shared bundle."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Published:
-    """A folder that was written, or one that holds the same already: `checks` is empty then."""
+    """A folder that was written, or one that holds the same already: `checks` is empty then. `kept` has a folder with
+    what was changed by hand in the version before, if anything was."""
 
     folder: Path
     version: str
     checks: Sequence[Check]
+    kept: Sequence[Path] = ()
 
 
 def check(request: Request) -> None:
@@ -89,6 +91,7 @@ def check(request: Request) -> None:
         raise AutoplanError(f"--version {request.version}: give three numbers, such as 1.0.0.")
     if request.url and not re.match(r"https?://", request.url):
         raise AutoplanError(f"--url {request.url}: give an address that begins with https://.")
+    _license_text(request)
     if request.onnx:
         _check_onnx()
 
@@ -107,8 +110,10 @@ def publish(
     output: Path,
     request: Request,
     measure: Callable[[str, Fold], object] | None = None,
+    *,
+    force: bool = False,
 ) -> Published:
-    """Write the folder, or leave it as it is where nothing has changed.
+    """Write the folder, or leave it as it is where nothing has changed. Files in it that `share` has not written stay.
 
     Args:
         root: folder of the task's bundles.
@@ -118,16 +123,18 @@ def publish(
         request: what people say.
         measure: called with each configuration that is shared, and the first of its folds, before the README is
             written: it has what `faster` knows of their networks.
+        force: write over files that were changed by hand; a copy is kept.
 
     Raises:
-        AutoplanError: the bundle cannot be shared, the version exists, or a check fails; nothing is changed then.
+        AutoplanError: the bundle cannot be shared, the version exists, files were changed by hand, or a check fails;
+            nothing is changed then.
     """
     check(request)
     plan, target = saved.load_plan(root), output / request.name
-    _check_target(target)
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f".{uuid.uuid4().hex[:8]}.{request.name}"
-    try:
+    with written.anew(target) as temporary:
+        _check_target(target)
+        if not force:
+            written.check_own(target, written.recorded(target))
         source = _source(plan, root, bundle, folds, temporary)
         if measure is not None:
             for name, fold in _first_networks(read_object(source / "configs" / "inference.json")).items():
@@ -139,14 +146,10 @@ def publish(
             return Published(target, str(there["version"]), [])
         version = _version(there, changed, request.version)
         built = temporary / request.name
-        files["configs/metadata.json"] = _versioned(files["configs/metadata.json"], there, version, changed)
+        files[MARK] = _versioned(files[MARK], there, version, changed)
         checks = _build(built, files, source, request)
-        if target.is_dir():
-            target.rename(temporary / "before")
-        built.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Published(target, version, checks)
+        kept = written.put(built, target, last=MARK, force=force)
+    return Published(target, version, checks, kept)
 
 
 # Where it comes from.
@@ -205,7 +208,7 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
     return {
         **render.copied(templates_folder()),
         **{f"configs/{name}": format_json(config).encode() for name, config in configs.items()},
-        "configs/metadata.json": format_json(metadata).encode(),
+        MARK: format_json(metadata).encode(),
         "docs/README.md": readme.encode(),
         "docs/data_license.txt": _license(plan, request).encode(),
         **{f"docs/{name}": path.read_bytes() for name, (path, _) in figures.items()},
@@ -213,30 +216,46 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
 
 
 def _license(plan: Plan, request: Request) -> str:
-    path = Path(request.data_license)
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else request.data_license
     return (
         "The images and labels that the networks of this bundle were trained on are not in it. They have terms of "
-        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {text}\n"
+        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {_license_text(request)}\n"
     )
+
+
+def _license_text(request: Request) -> str:
+    """What was said of the license: the text of a file, or the words themselves.
+
+    Raises:
+        AutoplanError: the file holds no text in UTF-8.
+    """
+    path = Path(request.data_license)
+    try:
+        if not path.is_file():
+            return request.data_license
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except ValueError:
+        text = ""
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file is called like that: it is the license
+            return request.data_license
+        raise
+    if not text or "\0" in text:
+        raise AutoplanError(f"--data_license {path}: it holds no text in UTF-8. Save it as such, or give the name.")
+    return text
 
 
 # What is there already.
 
 
 def _check_target(target: Path) -> None:
-    """Refuses a folder that would lose what others put there."""
-    if not target.exists():
-        return
-    others = sorted(p.name for p in target.iterdir() if p.name not in KNOWN) if target.is_dir() else [""]
-    if others or not _metadata(target):
-        what = f"holds {others[0]}, which share has not written" if others and others[0] else "is no shared bundle"
-        raise AutoplanError(f"{target} {what}. Move it away, or name another folder: --output DIR")
+    """Refuses a folder that is something else."""
+    if target.exists() and not _metadata(target):
+        raise AutoplanError(f"{target} is no shared bundle. Move it away, or name another folder: --output DIR")
 
 
 def _metadata(target: Path) -> dict[str, Any]:
     """The metadata of a version that is there; empty where there is none."""
-    found = read_object(target / "configs" / "metadata.json")
+    found = read_object(target / MARK)
     return found if isinstance(found.get("version"), str) and isinstance(found.get("changelog"), dict) else {}
 
 
@@ -245,8 +264,9 @@ def _changed(target: Path, files: Mapping[str, bytes], source: Path, request: Re
     if not target.is_dir():
         return [NETWORKS]
     changed = {name.partition("/")[0] for name, data in files.items() if not _is(target / name, data)}
-    changed |= {"docs" for p in target.glob("docs/*.*") if p.relative_to(target).as_posix() not in files}
-    there = {name for name in ("models/model.ts", "models/model.onnx") if (target / name).is_file()}
+    own = {name for name in written.recorded(target) if (target / name).is_file()}
+    changed |= {"docs" for name in own if name.startswith("docs/") and name not in files}
+    there = {name for name in ("models/model.ts", "models/model.onnx") if name in own}
     parts = [NETWORKS] if not _same(source / "models" / "model.pt", target / "models" / "model.pt") else []
     return [*parts, *sorted(changed), *([EXPORTS] if there != set(request.exports) else [])]
 
@@ -313,9 +333,7 @@ def _build(built: Path, files: Mapping[str, bytes], source: Path, request: Reque
     Raises:
         AutoplanError: an export failed, a large file has no address, or a check failed.
     """
-    for name, data in files.items():
-        (built / name).parent.mkdir(parents=True, exist_ok=True)
-        (built / name).write_bytes(data)
+    render.fill(built, files)
     (built / "models").mkdir()
     shutil.copyfile(source / "models" / "model.pt", built / "models" / "model.pt")
     for name in request.exports:

@@ -7,16 +7,14 @@ import json
 import os
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoplan import __version__, rules
+from autoplan import __version__, rules, written
 from autoplan.errors import TemplateError
 from autoplan.facts import ALL, Case, Configuration, Dataset, Fold, Plan, to_dict
-from autoplan.files import write_atomically
 from autoplan.formats import unneeded_packages
 from autoplan.overlays import format_json, overlaid, read_template, templates_folder
 from autoplan.settings import MEMBERS, explained
@@ -42,12 +40,11 @@ PRETRAINED: dict[str, tuple[str, ...]] = {
 IGNORING: dict[str, tuple[str, ...]] = {
     "train.json": ("ignoring/train.json",),
     "evaluate.json": ("ignoring/evaluate.json",),
+    "multi_gpu_train.json": ("ignoring/multi_gpu_train.json",),
 }
 """What is laid over these where labels have voxels that are not known."""
 MARKS = ("configs/train.json", "configs/inference.json")
 """The file without which a bundle is none: the first of these that the bundle has."""
-_GENERATED = ("configs", "scripts", "docs")
-"""Folders of a bundle that rendering owns; it never touches any other."""
 
 
 def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = False) -> list[Path]:
@@ -57,10 +54,11 @@ def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = Fal
         plan: what to write down.
         dataset: where its files are; bundles refer to its folder relative to themselves.
         bundles: where `<name>/<configuration>/` goes.
-        force: rewrite a bundle that holds other values. Its models/ stays.
+        force: rewrite a bundle that holds other values. Its models/ stays, as does every file that is not autoplan's;
+            of those that were changed by hand a copy is kept.
 
     Returns:
-        The bundles' folders.
+        The bundles' folders, and those with such copies.
 
     Raises:
         TemplateError: a bundle that is there holds other values, and `force` is not given. Nothing is written then.
@@ -69,17 +67,19 @@ def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = Fal
     for configuration in plan.configurations:
         folder = bundles / plan.name / configuration.name
         rendered[folder] = render(plan, configuration, dataset, relative_path(dataset.root, folder))
+    for folder in rendered:
+        written.settle(folder)
     if not force:
         changes = [line for folder, files in rendered.items() for line in _changes(folder, files)]
         if changes:
             lines = "\n".join(f"  {line}" for line in changes)
             raise TemplateError(
                 f"bundles that are there differ from what would be written now:\n{lines}\n"
-                "Keep them and name another folder with --bundles DIR, or rewrite them with --force (models/ stays)."
+                "Keep them and name another folder with --bundles DIR, or rewrite them with --force (models/ stays; "
+                "a copy of what was changed by hand is kept)."
             )
-    for folder, files in rendered.items():
-        write(folder, files)
-    return list(rendered)
+    kept = [place for folder, files in rendered.items() for place in write(folder, files, force=force)]
+    return [*rendered, *kept]
 
 
 def render(plan: Plan, configuration: Configuration, dataset: Dataset, dataset_dir: str) -> dict[str, bytes]:
@@ -628,25 +628,27 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _changes(folder: Path, files: dict[str, bytes]) -> list[str]:
-    """What would change in a bundle that is there, a line each; nothing for one that is not there."""
-    if not (folder / MARKS[0]).is_file():
-        return []
-    changes = []
+def _changes(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """What would change in a bundle that is there, a line each; where none is, only what would be lost by that."""
+    is_there, known = (folder / MARKS[0]).is_file(), written.recorded(folder)
+    foreign, changes = written.foreign(folder, {**known, **files}), list[str]()
     for name, content in files.items():
-        path = folder / name
+        path, by_hand = folder / name, " (changed by hand)" * (name in foreign and name in known)
         old = path.read_bytes() if path.is_file() else b""
-        if old == content:
-            continue
-        try:
-            before, after = (dict(_leaves(json.loads(text))) for text in (old, content))
-        except (ValueError, RecursionError):
-            changes.append(f"{path}: {'differs' if old else 'is missing'}")
-            continue
-        keys = [*before, *(k for k in after if k not in before)]
-        changed = [(k, _short(before.get(k)), _short(after.get(k))) for k in keys if before.get(k) != after.get(k)]
-        changes.extend(f"{path}: {key}: {old_value} -> {new_value}" for key, old_value, new_value in changed)
-    return changes + [f"{path}: is not part of the bundle" for path in _stale(folder, files)]
+        if old != content and (is_there or name in foreign):
+            changes.extend(f"{path}: {said}{by_hand}" for said in _differences(old, content))
+    gone = [name for name in known if name not in files and name not in foreign and (folder / name).is_file()]
+    return changes + [f"{folder / name}: is not part of the bundle any more" for name in gone]
+
+
+def _differences(old: bytes, new: bytes) -> list[str]:
+    """In what a file differs; of JSON, each key with its values."""
+    try:
+        before, after = (dict(_leaves(json.loads(text))) for text in (old, new))
+    except (ValueError, RecursionError):
+        return ["differs" if old else "is missing"]
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys] or ["differs"]
 
 
 def _short(value: Any, length: int = 80) -> str:
@@ -654,27 +656,21 @@ def _short(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _stale(folder: Path, files: dict[str, bytes]) -> Sequence[Path]:
-    there = (p for part in _GENERATED for p in sorted((folder / part).glob("*")) if p.is_file())
-    return [p for p in there if p.relative_to(folder).as_posix() not in files]
+def write(folder: Path, files: Mapping[str, bytes], *, force: bool = False) -> list[Path]:
+    """Write a bundle's files, all or none, and remove those of an earlier time that are not among them; see
+    `written.put`, also for the errors and what is returned."""
+    with written.anew(folder) as work:
+        fill(work / folder.name, files)
+        return written.put(work / folder.name, folder, last=mark(files), force=force)
 
 
-def write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a bundle's files, and remove generated files that are not among them.
-
-    The file that marks the bundle as complete goes first and comes last: what was interrupted is no bundle.
-    """
-    changed = [name for name, content in files.items() if not _is(folder / name, content)]
-    mark = next(name for name in MARKS if name in files)
-    if changed:
-        (folder / mark).unlink(missing_ok=True)
-    for name in (*(n for n in changed if n != mark), *([mark] if changed else [])):
+def fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new folder."""
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, partial(Path.write_bytes, data=files[name]))
-    for path in _stale(folder, files):
-        path.unlink()
+        (folder / name).write_bytes(content)
 
 
-def _is(path: Path, content: bytes) -> bool:
-    """Whether a file is there and holds just this."""
-    return path.is_file() and path.read_bytes() == content
+def mark(files: Iterable[str]) -> str:
+    """The file of a bundle that goes first and comes last when others take its place."""
+    return next(name for name in MARKS if name in files)

@@ -189,8 +189,9 @@ def unfit(folder: Path, cases: Sequence[str], asked: Mapping[str, Any] | None = 
 
 
 def _seen(trained: Mapping[str, Sequence[str]], cases: Sequence[str], now: Mapping[str, Sequence[str]]) -> list[str]:
-    """Those of the cases that a network was trained on, by their name or by the content of their image."""
-    images = {entry[0] for entry in trained.values()}
+    """Those of the cases that a network was trained on: by their name, or by the content of an image that has another
+    name now. Images that are in a dataset twice are for planning to tell."""
+    images = {entry[0] for name, entry in trained.items() if name not in now or now[name][0] != entry[0]}
     return [name for name in cases if name in trained or (name in now and now[name][0] in images)]
 
 

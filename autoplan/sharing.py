@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoplan import render, results, weights
+from autoplan import render, results, weights, written
 from autoplan.choice import Candidate, Choice, Score
 from autoplan.errors import TemplateError, one_line
 from autoplan.facts import ALL, Configuration, Fold, Plan
@@ -24,8 +24,15 @@ DEPTHS = {"target_spacing": 1, "patch_size": 1, "features": 1, "strides": 2}
 
 
 def share(
-    plan: Plan, choice: Choice, dataset_root: Path, bundles: Path, *, name: str | None, fingerprint_key: str
-) -> Path:
+    plan: Plan,
+    choice: Choice,
+    dataset_root: Path,
+    bundles: Path,
+    *,
+    name: str | None,
+    fingerprint_key: str,
+    force: bool = False,
+) -> list[Path]:
     """Write the bundle of the chosen model, with the networks of all its finished folds.
 
     Args:
@@ -35,22 +42,25 @@ def share(
         bundles: folder of the bundles of all datasets.
         name: of the bundle and its folder; None: the folder is "best".
         fingerprint_key: of the dataset, for the metadata.
+        force: write over files of the folder that were changed by hand; a copy is kept.
 
     Returns:
-        The bundle's folder, bundles/<dataset>/<name>.
+        The bundle's folder, bundles/<dataset>/<name>, and one with such copies.
 
     Raises:
-        TemplateError: the folds were predicted with different settings, or the folder is that of a configuration.
+        TemplateError: the folds were predicted with different settings, the folder is that of a configuration, or its
+            files were changed.
     """
     root = bundles / plan.name
     folder = root / (name or "best")
     check_name(name)
     found: Finished = {m: _finished(plan, root / m) for m in choice.winner.members}
-    _write(
+    _, kept = _write(
         plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
         performance=_performance(choice, choice.scores[0]), about=_about(plan, fingerprint_key, "cross-validation"),
+        force=force,
     )  # fmt: skip
-    return folder
+    return [folder, *kept]
 
 
 def share_on_all(
@@ -62,7 +72,8 @@ def share_on_all(
     *,
     name: str | None,
     fingerprint_key: str,
-) -> tuple[Path, str]:
+    force: bool = False,
+) -> list[Path | str]:
     """Write the bundle of networks that were trained on all cases.
 
     Args:
@@ -73,9 +84,11 @@ def share_on_all(
         bundles: folder of the bundles of all datasets.
         name: of the bundle and its folder; None: the folder is "best".
         fingerprint_key: of the dataset, for the metadata.
+        force: write over files of the folder that were changed by hand; a copy is kept.
 
     Returns:
-        The bundle's folder, bundles/<dataset>/<name>, and what is to be said: which model it is, and of its score.
+        The bundle's folder, bundles/<dataset>/<name>, one with such copies, and what is to be said: which model it is,
+        and of its score.
 
     Raises:
         TemplateError: a network is not trained to its end, or nothing tells which one is wanted.
@@ -89,11 +102,11 @@ def share_on_all(
     found: Finished = {m: {ALL: _trained_on_all(root / m)} for m in model.members}
     performance = None if choice is None or score is None else _performance(choice, score)
     by = "cross-validation" if choice is not None and model == choice.winner else "by hand"
-    trained = _write(
+    trained, kept = _write(
         plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
-        performance=performance, about=_about(plan, fingerprint_key, by),
+        performance=performance, about=_about(plan, fingerprint_key, by), force=force,
     )  # fmt: skip
-    return folder, f"{model.name}. {render.on_all(trained, performance)}"
+    return [folder, *kept, f"{model.name}. {render.on_all(trained, performance)}"]
 
 
 def _only_on_all(plan: Plan, root: Path, configurations: Sequence[str]) -> str:
@@ -197,8 +210,10 @@ def _write(
     name: str,
     performance: render.Performance | None,
     about: Mapping[str, Any],
-) -> list[render.Trained]:
-    """Write the bundle of some finished folds of configurations, its weights first, and tell what it holds."""
+    force: bool = False,
+) -> tuple[list[render.Trained], list[Path]]:
+    """Write the bundle of some finished folds of configurations, and tell what it holds, and where copies are of what
+    was changed by hand; see `written.put`."""
     folds = {m: tuple(found[m]) for m in found}
     settings = _settings({m: [found[m][k].settings for k in folds[m]] for m in folds}, root)
     _check_spacing(plan, settings, root)
@@ -215,9 +230,11 @@ def _write(
     )
     tensors = _weights({m: [results.fold_folder(root / m, k) / "model.pt" for k in folds[m]] for m in folds})
     _check_weights(plan, trained, tensors, root)
-    weights.save(tensors, folder / "models" / "model.pt")
-    render.write(folder, files)
-    return trained
+    with written.anew(folder) as work:
+        made = work / folder.name
+        weights.save(tensors, made / "models" / "model.pt")
+        render.fill(made, files)
+        return trained, written.put(made, folder, last=render.mark(files), force=force)
 
 
 def _finished(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:

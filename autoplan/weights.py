@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoplan.errors import TemplateError
+from autoplan.errors import AutoplanError, TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
-from autoplan.files import regular, write_atomically
+from autoplan.files import granted, regular, write_atomically
 from autoplan.overlays import read_template, templates_folder
 from autoplan.plan import num_input_channels
 
@@ -23,7 +23,10 @@ def load(path: Path, remedy: str) -> dict[str, Any]:
     import torch
 
     try:
-        found = torch.load(regular(path), map_location="cpu", weights_only=True)
+        with granted(path):
+            found = torch.load(regular(path), map_location="cpu", weights_only=True)
+    except AutoplanError:
+        raise
     except Exception as error:  # a damaged archive fails in too many ways to name
         raise TemplateError(f"{path}: is no file of weights ({type(error).__name__}). {remedy}") from error
     named = isinstance(found, dict) and all(

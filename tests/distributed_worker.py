@@ -1,5 +1,6 @@
 """One rank of the tests of distributed training, started by torchrun: `distributed_worker.py FOLDER BUNDLE VALUES`."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,18 +13,18 @@ from scripts import distributed
 
 
 def gradients(samples: Path, out: Path) -> None:
-    """Gradients of a small network on this rank's share of some samples, averaged as in training; for both losses."""
+    """Gradients of a small network on this rank's share of some samples, averaged as in training; for all losses."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     data = torch.load(samples, weights_only=True)
     found = []
-    for batch in (False, True):
+    kinds = (distributed.SharedDiceCELoss, distributed.SharedKnownVoxelsLoss)
+    for kind, batch in itertools.product(kinds, (False, True)):
         network = torch.nn.Conv3d(1, 3, 3, padding=1)
         network.load_state_dict(data["network"])
         shared = torch.nn.parallel.DistributedDataParallel(network)
-        loss_function = distributed.SharedDiceCELoss(
-            to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8
-        )
-        loss_function(shared(data["image"][rank::size]), data["label"][rank::size]).backward()
+        loss_function = kind(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
+        label = data["label" if kind is distributed.SharedDiceCELoss else "partly known"]
+        loss_function(shared(data["image"][rank::size]), label[rank::size]).backward()
         found.append({name: parameter.grad for name, parameter in network.named_parameters()})
     if rank == 0:
         torch.save(found, out)

@@ -79,7 +79,7 @@ def test_the_writer_of_a_bundle(tmp_path) -> None:
     writer.set_metadata(meta, resample=False)
     (tmp_path / "out").mkdir()
     writer.write(tmp_path / "out" / "case")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case.dcm", "case.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".written.json", "case.dcm", "case.nii.gz"]
     assert highdicom.seg.segread(tmp_path / "out" / "case.dcm").get_volume(combine_segments=True).array.max() == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 from scripts.distributed import SharedDiceCELoss
+from scripts.losses import KnownVoxelsLoss
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -21,7 +22,9 @@ def samples() -> dict[str, torch.Tensor]:
     image = torch.randn(4, 1, 6, 5, 4, generator=generator)
     label = (image > 0.3).long() + (image > 1.0).long()
     label[3] = 0  # so that samples differ in what they hold, and batch Dice is not the mean of theirs
-    return {"image": image, "label": label}
+    partly = label.clone()
+    partly[0, :, :4] = 3  # no class: one rank knows fewer voxels than the other
+    return {"image": image, "label": label, "partly known": partly}
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,14 @@ def ranks(
 def test_a_step_of_two_ranks_equals_that_of_one(
     samples: dict[str, torch.Tensor], network: torch.nn.Module, ranks: Path
 ) -> None:
-    """With batch Dice and with Dice per sample, against MONAI's own loss in one process."""
-    for batch, found in zip((False, True), torch.load(ranks / "out.pt", weights_only=True), strict=True):
-        loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
+    """With batch Dice and with Dice per sample, against MONAI's own loss in one process; and where not all voxels are
+    known."""
+    kinds = [(kind, batch) for kind in (DiceCELoss, KnownVoxelsLoss) for batch in (False, True)]
+    for (kind, batch), found in zip(kinds, torch.load(ranks / "out.pt", weights_only=True), strict=True):
+        loss_function = kind(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
         network.zero_grad()
-        loss_function(network(samples["image"]), samples["label"]).backward()
+        label = samples["label" if kind is DiceCELoss else "partly known"]
+        loss_function(network(samples["image"]), label).backward()
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7)
 

@@ -106,8 +106,12 @@ def nifti(path, sform=None, qform=None, sizes=(1.5, 2, 3), units=2, shape=(5, 4,
 
 def segmented(image, suffix):
     """Writes a segmentation of an image, as a bundle does, and returns its path."""
-    affine = formats.nifti_affine(nibabel.load(image).header) if suffix.startswith(".nii") else read(image)[0].affine
-    shape = nibabel.load(image).shape if suffix.startswith(".nii") else read(image)[0].shape
+    if suffix.startswith(".nii"):
+        file = formats.open_nifti(image)
+        affine, shape = formats.nifti_affine(file.header), file.shape
+    else:
+        header = read(image)[0]
+        affine, shape = header.affine, header.shape
     target = Path(image).with_name(f"segmentation{suffix}")
     formats.write_image(target, np.ones(shape[:3], np.uint8), affine, image)
     return target
@@ -190,6 +194,15 @@ def test_any_nifti_header_is_taken_over(tmp_path, forms, fields) -> None:
         return
     assert_same_place(path, segmentation)
     np.testing.assert_array_equal(nibabel.load(segmentation).affine, nibabel.load(path).affine)
+
+
+@pytest.mark.parametrize("sform_code", [0, 1], ids=["in use", "beside an sform"])
+def test_a_qform_that_is_no_rotation_is_refused(sform_code, tmp_path) -> None:
+    path = nifti(tmp_path / "image.nii", sform=(TURNED, 1), qform=(TURNED, 1))
+    header = nibabel.Nifti1Header(path.read_bytes()[:348])
+    header["sform_code"], header["quatern_b"], header["quatern_c"] = sform_code, 0.9, 0.9
+    with pytest.raises(formats.UnsuitableError, match="its qform is no rotation"):
+        formats.nifti_affine(header)
 
 
 @pytest.mark.parametrize(

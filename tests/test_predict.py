@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoplan import prediction
+from autoplan import prediction, written
 from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.files import file_digest
@@ -95,6 +95,65 @@ def test_what_is_not_as_it_was_is_predicted_again(change, settings, again, bundl
     change(bundle, images, tmp_path / "out")
     assert predict(bundle, images, tmp_path / "out", **settings) == len(again)
     assert runs[1:] == [again]
+
+
+def other_settings(bundle: Path, _: list[Path]) -> dict[str, str]:
+    return {"device": "cpu"}
+
+
+def other_weights(bundle: Path, _: list[Path]) -> dict[str, str]:
+    write_weights(bundle, "second")
+    return {}
+
+
+def other_images(_: Path, images: list[Path]) -> dict[str, str]:
+    for path in images:
+        path.write_text(f"another {path.name}")
+    return {}
+
+
+def nothing(*_: object) -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.parametrize("file", ["a.nii.gz", "a.dcm"])
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older version"])
+@pytest.mark.parametrize("change", [other_settings, other_weights, other_images, nothing])
+def test_what_a_person_corrected_stays(change, noted, file, bundle, images, runs, tmp_path) -> None:
+    """It is named, and all else is predicted; --force overwrites it."""
+    output, cases = tmp_path / "out", prediction.images_in(images[0].parent, bundle)
+    predict(bundle, images, output)
+    (output / "a.dcm").write_text("made beside")
+    written.record(output, ["a.dcm"])
+    (output / file).write_text("corrected")
+    if not noted:
+        (output / written.RECORD).unlink()
+        written.record(output, {"a.nii.gz", "a.dcm", "b.nii.gz"} - {file})
+    settings = change(bundle, images)
+    done = predict(bundle, images, output, **settings)
+    assert (output / file).read_text() == "corrected"
+    is_told = [line.strip() for line in prediction.changed_by_hand(output, cases)]
+    if change is nothing:
+        assert (done, str(output / file) in is_told) == (0, noted)
+    else:
+        assert done == (1 if file == "a.nii.gz" else 2)
+        assert str(output / file) in is_told
+        assert "of another" in (output / "b.nii.gz").read_text() or change is not other_images
+    assert str(output / "b.nii.gz") not in is_told
+    predict(bundle, images, output, force=True, **settings)
+    if file == "a.nii.gz" and (noted or change is not nothing):
+        assert (output / file).read_text() == f"of {images[0].read_text()}"
+        assert not prediction.changed_by_hand(output, cases)
+
+
+def test_what_was_not_changed_is_made_again_with_all_that_belongs_to_it(bundle, images, runs, tmp_path) -> None:
+    output = tmp_path / "out"
+    predict(bundle, images, output)
+    (output / "a.dcm").write_text("made beside")
+    written.record(output, ["a.dcm"])
+    assert predict(bundle, images, output, device="cpu") == 2
+    assert not (output / "a.dcm").exists(), "of the segmentation before"
+    assert not prediction.changed_by_hand(output, prediction.images_in(images[0].parent, bundle))
 
 
 def test_images_of_another_folder_with_the_same_names(bundle, images, runs, tmp_path) -> None:

@@ -17,6 +17,7 @@ from conftest import TINY_PLAN
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from scripts.datalists import images_to_predict
+from scripts.files import write_noted
 from scripts.inversion import LabelInferer
 from scripts.prediction import FAULT, ImageDataset, SegmentationWriter
 
@@ -282,7 +283,7 @@ def saver(folder, values=range(256), output_dtype=np.uint8):
 
 def test_a_file_is_written_whole(tmp_path) -> None:
     saver(tmp_path)(segmentation())
-    assert [p.name for p in tmp_path.iterdir()] == ["case.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".written.json", "case.nii.gz"]
     np.testing.assert_array_equal(nibabel.load(tmp_path / "case.nii.gz").dataobj, np.ones((3, 2, 2)))
 
 
@@ -343,6 +344,16 @@ def test_images_that_have_a_segmentation_may_be_left_out(there, expected, tmp_pa
     assert [item["image"].rpartition("/")[2].partition(".")[0] for item in found] == expected
     assert len(images_to_predict(images, results)) == 3
     assert len(images_to_predict(images, tmp_path / "nowhere", skip_existing=True)) == 3
+
+
+def test_a_bundle_alone_leaves_what_a_person_corrected(tmp_path, caplog) -> None:
+    for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz"):
+        (tmp_path / name).touch()
+        write_noted(tmp_path / "out" / name, lambda path: path.write_text("predicted"))
+    (tmp_path / "out" / "b.nii.gz").write_text("corrected")
+    (tmp_path / "out" / "c.nii.gz").unlink()
+    assert [item["name"] for item in images_to_predict(tmp_path, tmp_path / "out")] == ["a", "c"]
+    assert "b.nii.gz was changed by hand, so it stays" in caplog.text
 
 
 def test_no_image_at_all_is_an_error(tmp_path) -> None:

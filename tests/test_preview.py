@@ -65,6 +65,17 @@ def test_drawn_again_only_for_a_newer_segmentation(predicted) -> None:
     assert path.stat().st_mtime_ns != first
 
 
+def test_one_that_somebody_drew_in_stays(predicted) -> None:
+    [path], _ = preview.write(*predicted[:2], CASES, predicted[2])
+    drawn = path.read_bytes()
+    path.write_bytes(b"an arrow")
+    os.utime(path, ns=(0, 0))
+    _, [fault] = preview.write(*predicted[:2], CASES, predicted[2])
+    assert (path.read_bytes(), fault.startswith(f"{path}: ")) == (b"an arrow", True)
+    assert preview.write(*predicted[:2], CASES, predicted[2], force=True) == ([path], [])
+    assert path.read_bytes() == drawn
+
+
 def test_an_empty_segmentation_has_a_picture(predicted) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 16, 8), np.uint8), AFFINE), predicted[2] / "a.nii.gz")
     [path], _ = preview.write(*predicted[:2], CASES, predicted[2])

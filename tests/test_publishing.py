@@ -1,10 +1,12 @@
 """The folder for the Model Zoo: what it holds, its versions, what is refused, and the way to somebody else."""
 
+import contextlib
 import importlib.util
 import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def publish(
-    project: Path, bundle: str = "best", folds: tuple[Fold, ...] = (), output: Path | None = None, **said: Any
+    project: Path,
+    bundle: str = "best",
+    folds: tuple[Fold, ...] = (),
+    output: Path | None = None,
+    *,
+    force: bool = False,
+    **said: Any,
 ) -> publishing.Published:
-    request = Request(**{"name": NAME, **SAID, **said})
-    return publishing.publish(project / "bundles" / TASK, bundle, folds, output or project / "shared", request)
+    root, request = project / "bundles" / TASK, Request(**{"name": NAME, **SAID, **said})
+    return publishing.publish(root, bundle, folds, output or project / "shared", request, force=force)
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -78,7 +86,8 @@ def test_what_the_folder_holds(project: Path) -> None:
     found = {p.relative_to(done.folder).as_posix() for p in done.folder.rglob("*") if p.is_file()}
     scripts = {name for name in found if name.startswith("scripts/")}
     assert found - scripts == {
-        "LICENSE", "configs/inference.json", "configs/train.json", "configs/evaluate.json", "configs/metadata.json",
+        ".written.json", "LICENSE", "configs/inference.json", "configs/train.json", "configs/evaluate.json",
+        "configs/metadata.json",
         "configs/logging.conf", "docs/README.md", "docs/data_license.txt", "docs/2d_fold_1.png", "models/model.pt",
     }  # fmt: skip
     assert metadata(done.folder)["authors"] == "A. Person"
@@ -131,7 +140,7 @@ def test_a_version_that_is_no_number_has_no_next(project: Path) -> None:
     path = folder / "configs" / "metadata.json"
     path.write_text(json.dumps({**metadata(folder), "version": "new"}))
     with pytest.raises(AutoplanError, match="Say which: --version"):
-        publish(project, authors="B")
+        publish(project, authors="B", force=True)
 
 
 @pytest.mark.usefixtures("quick")
@@ -174,6 +183,85 @@ def test_a_file_with_the_license(project: Path, tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("Share alike.\nName the hospital.\n")
     done = publish(project, data_license=str(tmp_path / "terms.txt"))
     assert (done.folder / "docs" / "data_license.txt").read_text().endswith("Share alike.\nName the hospital.\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param("Für alle".encode("latin-1"), "holds no text in UTF-8", id="Latin-1"),
+        pytest.param("For all".encode("utf-16"), "holds no text in UTF-8", id="UTF-16"),
+        pytest.param(b"%PDF-1.7\n\0\1", "holds no text in UTF-8", id="binary"),
+        pytest.param(b"", "holds no text in UTF-8", id="empty"),
+        pytest.param("\ufeffFür alle\r\n".encode(), "", id="UTF-8 as Windows writes it"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_the_encoding_of_the_license(content: bytes, message: str, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_bytes(content)
+    said = partial(publish, finished, output=tmp_path / "shared", data_license=str(tmp_path / "terms.txt"))
+    if message:
+        with pytest.raises(AutoplanError, match=message):
+            said()
+        assert not (tmp_path / "shared").exists()
+    else:
+        assert (said().folder / "docs" / "data_license.txt").read_text(encoding="utf-8").endswith("License: Für alle\n")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_license_as_long_as_no_file_name(finished: Path, tmp_path: Path) -> None:
+    done = publish(finished, output=tmp_path / "shared", data_license="share alike " * 50)
+    assert "share alike share alike" in (done.folder / "docs" / "data_license.txt").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_shared_folder_that_somebody_changed(project: Path) -> None:
+    """What they added stays, and is no change; what they changed is named, and kept with --force."""
+    folder = publish(project).folder
+    for name in ("docs/notes.md", ".git/config", "models/fold_0/last.pt", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    assert not publish(project).checks
+    retrain(project)
+    assert publish(project).version == "0.2.0"
+    (folder / "docs" / "README.md").write_text("my words")
+    retrain(project)
+    with pytest.raises(AutoplanError, match=r"docs/README\.md was changed by hand.*--force"):
+        publish(project)
+    assert ((folder / "docs" / "README.md").read_text(), metadata(folder)["version"]) == ("my words", "0.2.0")
+    done = publish(project, force=True)
+    assert (done.version, done.kept) == ("0.3.0", [folder.with_name(f"{NAME}.before")])
+    assert (done.kept[0] / "docs" / "README.md").read_text() == "my words"
+    for name in ("docs/notes.md", ".git/config", "models/fold_0/last.pt", "notes.txt"):
+        assert (folder / name).read_text() == "mine"
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_version_before_comes_back_when_the_new_one_cannot_be_put_there(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the moves fails in turn."""
+    folder = publish(project).folder
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    retrain(project)
+    move, moved = Path.replace, list[Path]()
+
+    def fail(path: Path, target: Path) -> Path:
+        moved.append(path)
+        if len(moved) == number:
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    for number in range(1, 100):
+        moved.clear()
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", fail)
+            publish(project)
+        if len(moved) < number:
+            break
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        assert [p.name for p in folder.parent.iterdir()] == [NAME]
+    assert number > 6
+    assert metadata(folder)["version"] == "0.2.0"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -231,7 +319,7 @@ def empty(project: Path) -> None:
     [
         (no_weights, "has no weights. Choose the best model again"),
         (other_scripts, "was written by another version of autoplan"),
-        (not_ours, "holds .git, which share has not written"),
+        (not_ours, "is no shared bundle"),
         (a_file, "is no shared bundle"),
         (empty, "is no shared bundle"),
     ],

@@ -63,7 +63,7 @@ def test_files_of_a_bundle(bundle) -> None:
     there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file() and "__pycache__" not in str(p)}
     scripts = {f"scripts/{p.name}" for p in (PROJECT / "templates" / "scripts").glob("*.py")}
     configs = {f"configs/{name}.json" for name in (*CONFIGS, "datalist")}
-    assert there == {"LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
+    assert there == {".written.json", "LICENSE", "docs/README.md", "configs/logging.conf", *configs, *scripts}
 
 
 B = {"c": {"d": 2, "e": [3]}, "f": 4}
@@ -147,7 +147,7 @@ def test_the_stages_of_the_cascade_differ_from_the_3d_unet_where_they_must(name,
     """Everything that is no part of the cascade stays as it is in 3d_fullres."""
     bundles = project / "bundles" / "Task90_Tiny"
     of_cascade = {
-        "3d_lowres": {"preprocessing", "lowres_spacing"},
+        "3d_lowres": {"preprocessing", "lowres_spacing", "training_settings"},
         "3d_cascade_fullres": {
             "network_def", "network", "lowres", "train", "validate", "output_dir", "lowres_bundle", "lowres_spacing",
             "lowres_patch_size", "lowres_strides", "lowres_features", "lowres_networks", "cascade_networks", "inferer",
@@ -472,50 +472,26 @@ def test_expressions_of_configs_hold_no_logic(bundle) -> None:
     assert seen > 20
 
 
-@pytest.mark.parametrize("number", range(0, 40, 3))
+@pytest.mark.parametrize("number", [1, 40, 90])
 def test_planning_that_was_interrupted_goes_on(number, tmp_path, monkeypatch) -> None:
-    """A full disk at any file: what is half written is no bundle, and planning again completes it without --force."""
-    written = []
+    """A full disk at any file: the bundles are whole or not there, and planning again makes them without --force."""
+    begun = []
 
-    def full_disk(path, write):
-        written.append(path)
-        if len(written) == number + 1:
+    def full_disk(path, data):
+        begun.append(path)
+        if len(begun) == number + 1:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path)
+        path.write_text(data.decode("latin-1"), encoding="latin-1", newline="")
 
     with monkeypatch.context() as patch:
-        patch.setattr("autoplan.render.write_atomically", full_disk)
+        patch.setattr("pathlib.Path.write_bytes", full_disk)
         with pytest.raises(OSError, match="No space left"):
             render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data"), tmp_path / "bundles")
     folder = tmp_path / "bundles" / TINY_PLAN.name
-    complete = {path.parents[1].name for path in folder.glob("*/configs/train.json")}
-    assert complete == {name for name in NAMES if (folder / name / "configs" / "train.json") in written[:-1]}
-    changed = dataclasses.replace(TINY_PLAN, nonzero_only=True)
-    if not complete:
-        render_all(changed, dataset_of(changed, tmp_path / "data"), tmp_path / "bundles")
-    planned = changed if not complete else TINY_PLAN
-    render_all(planned, dataset_of(planned, tmp_path / "data"), tmp_path / "bundles")
-
-
-def test_a_bundle_to_share_that_was_interrupted_is_none(tmp_path, monkeypatch) -> None:
-    """Its inference.json is gone before anything changes, and comes when all the rest is there."""
-    files = {"configs/inference.json": b"{}", "docs/README.md": b"old", "scripts/x.py": b"old"}
-    write(tmp_path, files)
-    for name in ("docs/README.md", "scripts/x.py", "configs/inference.json"):
-
-        def full_disk(path, write, name=name):
-            if path == tmp_path / name:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            write(path)
-
-        new = {file: name.encode() for file in files}
-        with monkeypatch.context() as patch:
-            patch.setattr("autoplan.render.write_atomically", full_disk)
-            with pytest.raises(OSError, match="No space left"):
-                write(tmp_path, new)
-        assert not (tmp_path / "configs/inference.json").exists(), name
-        write(tmp_path, new)
-        assert {file: (tmp_path / file).read_bytes() for file in files} == new
+    whole = {path.name for path in folder.iterdir()}
+    assert whole == {name for name in NAMES if (folder / name / "configs" / "train.json").is_file()}
+    assert len(whole) == number // 50
+    render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data"), tmp_path / "bundles")
 
 
 @pytest.mark.parametrize(
@@ -635,14 +611,41 @@ def test_nothing_is_written_when_one_bundle_is_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "said"),
-    [("scripts/patches.py", "differs"), ("configs/logging.conf", "differs"), ("scripts/mine.py", "is not part of")],
+    [
+        ("scripts/patches.py", r"differs \(changed by hand\)"),
+        ("configs/logging.conf", r"differs \(changed by hand\)"),
+        ("configs/train.json", r"mine: null -> null \(changed by hand\)"),
+    ],
 )
 def test_what_a_user_changed_is_not_lost(file, said, tmp_path) -> None:
     bundle = write_project(tmp_path) / "bundles/Task90_Tiny/2d"
-    (bundle / file).write_text("# mine\n")
-    with pytest.raises(TemplateError, match=rf"{file}: {said}"):
-        render_all(TINY_PLAN, dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny"), tmp_path / "bundles")
-    assert (bundle / file).read_text() == "# mine\n"
+    mine = (bundle / file).read_bytes()
+    mine = b'{"mine": 1,' + mine[1:] if file.endswith(".json") else b"# mine"
+    (bundle / file).write_bytes(mine)
+    dataset = dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny")
+    with pytest.raises(TemplateError, match=rf"{file}: {said}".replace("null -> null", "1 -> null")):
+        render_all(TINY_PLAN, dataset, tmp_path / "bundles")
+    assert (bundle / file).read_bytes() == mine
+    for number, ending in enumerate(("before", "before-2")):
+        (bundle / file).write_bytes(mine + b"\n" * number)
+        kept = bundle.with_name(f"2d.{ending}")
+        assert render_all(TINY_PLAN, dataset, tmp_path / "bundles", force=True)[-1] == kept
+        assert [p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()] == [file]
+        assert (kept / file).read_bytes() == mine + b"\n" * number
+        assert (bundle / file).read_bytes() != mine
+
+
+def test_files_of_a_user_s_own_stay_and_hinder_nothing(tmp_path) -> None:
+    bundle = write_project(tmp_path) / "bundles/Task90_Tiny/3d_fullres"
+    mine = [bundle / name for name in ("scripts/a.py", "configs/a.json", "docs/a.md", "models/fold_0/last.pt")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# mine")
+    dataset = dataset_of(TINY_PLAN, tmp_path / "data/Task90_Tiny")
+    for planned, force in ((TINY_PLAN, False), (another_plan(), True)):
+        render_all(planned, dataset, tmp_path / "bundles", force=force)
+        assert all(path.read_text() == "# mine" for path in mine)
+    assert not list(bundle.parent.glob("*.before*"))
 
 
 @pytest.mark.parametrize("file", ["train", "metadata", "datalist"])
@@ -656,14 +659,13 @@ def test_a_config_that_is_nested_too_deeply_differs(file, tmp_path) -> None:
 def test_force_rewrites_all_but_models(tmp_path) -> None:
     bundle = write_project(tmp_path) / "bundles/Task90_Tiny/3d_fullres"
     kept = ["models/model.pt", "models/fold_0/last.pt", "eval/test_0.nii.gz", "mine.txt", "../cache/x/case.npys"]
-    for name in (*kept, "scripts/left_over.py"):
+    for name in kept:
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_text(name)
     render_all(
         another_plan(), dataset_of(another_plan(), tmp_path / "data/Task90_Tiny"), tmp_path / "bundles", force=True
     )
     assert config(bundle, "train")["batch_size"] == 3
-    assert not (bundle / "scripts/left_over.py").exists()
     assert all((bundle / name).read_text() == name for name in kept)
     fresh = write_project(tmp_path / "fresh", another_plan()) / "bundles/Task90_Tiny/3d_fullres"
     expected = {k: v[0] for k, v in files_of(fresh).items()}
@@ -682,6 +684,8 @@ def test_the_example_is_what_would_be_rendered_now(request) -> None:
     data = dataset_of(planned, PROJECT / "data" / EXAMPLE.name, [Case(e["name"], (e["image"],)) for e in known])
     files = render(planned, planned.configuration(folder.name), data, f"../../../data/{EXAMPLE.name}")
     if request.config.getoption("--rewrite-example"):
+        for path in files:  # what git brought is as nobody has changed it
+            (folder / path).unlink(missing_ok=True)
         write(folder, files)
         saved.save_plan(planned, EXAMPLE, fingerprint_key=facts.key)
     assert saved.load_plan(EXAMPLE) == planned

@@ -10,7 +10,7 @@ from conftest import TINY_PLAN, write_project
 from faulty import Made, write
 
 from autoplan import dataset as datasets
-from autoplan.errors import PlanError
+from autoplan.errors import PlanError, TemplateError
 from autoplan.facts import Case, Dataset
 from autoplan.report import dataset as dataset_section
 from autoplan.report import page
@@ -71,6 +71,21 @@ def test_the_page_opens_anywhere_and_is_left_while_nothing_changes(tmp_path) -> 
     assert build(dataset, project / "bundles").stat().st_mtime_ns == when
     content = json.loads((html.parent / "report.json").read_text())
     assert [c["name"] for c in content["plan"]["configurations"]] == [c.name for c in TINY_PLAN.configurations]
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_a_report_that_somebody_changed_is_not_lost(name, tmp_path) -> None:
+    project = write_project(tmp_path)
+    dataset = datasets.load(project / "data" / TINY_PLAN.name)
+    path = build(dataset, project / "bundles").with_name(name)
+    path.write_text("my words")
+    (path.parent / "choice.json").write_text("{}")  # it has something new to tell
+    with pytest.raises(TemplateError, match=f"{name} was changed by hand"):
+        build(dataset, project / "bundles")
+    assert path.read_text() == "my words"
+    build(dataset, project / "bundles", force=True)
+    assert (path.parent / "report.before" / name).read_text() == "my words"
+    assert path.read_text() != "my words"
 
 
 def _hostile(made: Made) -> None:

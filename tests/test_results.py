@@ -89,6 +89,7 @@ UNFIT = [
     pytest.param({**PLANNED, "normalization": [[0]]}, {}, {}, "with normalization", id="intensities"),
     pytest.param(PLANNED, {"case_0": CONTENT}, {}, "on 1 of its 1 validation cases, such as case_0", id="a seen case"),
     pytest.param(PLANNED, {"x": CONTENT}, {"case_0": CONTENT}, "such as case_0", id="under another name"),
+    pytest.param(PLANNED, {"x": CONTENT}, {"case_0": CONTENT, "x": CONTENT}, "", id="an image that is there twice"),
     pytest.param(PLANNED, {"x": CONTENT}, {"case_0": ["other", "label"]}, "", id="another image, the same label"),
     pytest.param(PLANNED, {"x": "damaged", "case_0": 7}, {}, "", id="a damaged record"),
 ]  # fmt: skip

@@ -395,3 +395,11 @@ def test_a_rare_class_is_in_as_many_folds_as_it_can_be(count, seed, data) -> Non
     told = [w.because for w in warnings(planned) if w.value == "rare"]
     assert len(told) == (len(rare) < 5)
     assert all(len(fold) >= count // 5 - 1 for fold in planned.folds)
+
+
+@pytest.mark.parametrize(("groups", "is_told"), [(None, True), (dict(zip("abcde", "11234", strict=True)), False)])
+def test_images_that_are_there_twice_are_told(groups, is_told) -> None:
+    """Where they lie in different folds."""
+    facts = dataclasses.replace(fingerprint(five()), contents=tuple((image, "1") for image in "xxyzw"))
+    told = [w.because for w in warnings(plan(facts, groups=groups)) if w.value == "same images"]
+    assert [text.partition(", and")[0] for text in told] == ["a and b have the same image"] * is_told

@@ -1,7 +1,10 @@
 """plan.json and fingerprint.json: what is written comes back, and what is damaged is one line with a remedy."""
 
 import errno
+import io
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 from conftest import TINY_PLAN, write_project
 
-from autoplan import commands, saved
+from autoplan import commands, layouts, results, saved, weights
 from autoplan.__main__ import main
-from autoplan.errors import PlanError
+from autoplan.errors import AutoplanError, DatasetError, PlanError
+from autoplan.files import file_digest, read_object
+from autoplan.images import read_volume
 
 TASK = TINY_PLAN.name
 
@@ -97,6 +102,55 @@ def test_a_plan_that_is_no_json_is_one_line(content: bytes, task: Path) -> None:
     with pytest.raises(PlanError, match="Plan again: python -m autoplan Task90_Tiny") as raised:
         saved.load_plan(task)
     assert "\n" not in str(raised.value)
+
+
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "plan": (saved.PLAN, saved.load_plan),
+    "fingerprint": (saved.FINGERPRINT, lambda task: saved.load_fingerprint(task / saved.FINGERPRINT)),
+    "flags of planning": ("layout.json", layouts.read),
+    "folds": ("2d/configs/datalist.json", lambda task: results.folds(task / "2d")),
+    "a config": ("2d/configs/inference.json", lambda task: read_object(task / "2d/configs/inference.json")),
+    "weights": ("2d/models/model.pt", lambda task: weights.load(task / "2d/models/model.pt", "Train again.")),
+    "a digest": ("2d/models/model.pt", lambda task: file_digest(task / "2d/models/model.pt")),
+}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=["permission", "disk"])
+@pytest.mark.parametrize(("name", "read"), READERS.values(), ids=READERS)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    name: str, read: Callable[[Path], object], number: int, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither planning again nor another copy would help."""
+    path, really = task / name, io.open
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+    def refuse(file: Any, *given: Any, **options: Any) -> Any:
+        if str(file) == str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return really(file, *given, **options)
+
+    monkeypatch.setattr("io.open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(AutoplanError) as raised:
+        read(task)
+    said = str(raised.value)
+    assert said.startswith(f"{path}")
+    assert "cannot be read" in said
+    assert ("permissions" in said) == (number == errno.EACCES)
+    assert not re.search("damaged|Plan again|Train|Remove|Errno|no file of weights", said)
+
+
+def test_an_image_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.touch()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("io.open", refuse)
+    with pytest.raises(DatasetError, match=r"may not be read\. Change its permissions"):
+        read_volume(path)
 
 
 def test_a_plan_belongs_to_its_dataset_and_its_task(task: Path) -> None:

@@ -41,6 +41,7 @@ def make(folder: Path, training: str, validation: str, settings: dict[str, Any] 
         pytest.param("abd", "c", {}, "has seen 1 of the 1 cases that it is to be validated on: c", id="other folds"),
         pytest.param("bc", "ade", {}, "has seen 1 of the 3 cases", id="a training case is now held out"),
         pytest.param("bc", "x", {"x": "image of a"}, "validated on: x", id="under another name"),
+        pytest.param("abc", "x", {"x": "image of a"}, None, id="a dataset that has an image twice"),
         pytest.param("abc", "d", {"settings": SPACING}, "begun with target_spacing", id="another spacing"),
         pytest.param("abc", "d", {"settings": INTENSITIES}, "begun with normalization", id="another normalization"),
     ],
@@ -62,6 +63,20 @@ def test_fold_all_is_validated_on_what_it_has_seen(tmp_path) -> None:
     assert sorted(now.cases) == ["a", "b", "c"]
 
 
-def test_a_copy_under_another_name_is_seen(tmp_path) -> None:
-    trained, held_out = (make(tmp_path, names, "", x="image of a").cases for names in ("ab", "xc"))
-    assert seen(trained, held_out) == ["x"]
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        pytest.param("xbc", ["x"], id="a is called x now"),
+        pytest.param("xabc", [], id="the dataset has the image twice"),
+    ],
+)
+def test_an_image_under_another_name(tmp_path, now, expected) -> None:
+    trained = make(tmp_path, "ab", "").cases
+    there = make(tmp_path, now, "", x="image of a").cases
+    assert seen(trained, {"x": there["x"]}, there) == expected
+
+
+def test_names_that_were_exchanged(tmp_path) -> None:
+    trained = make(tmp_path, "a", "").cases
+    there = make(tmp_path, "ab", "", a="image of b", b="image of a").cases
+    assert seen(trained, {"b": there["b"]}, there) == ["b"]

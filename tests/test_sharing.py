@@ -36,9 +36,11 @@ def chosen(*members: str):
     return choose(setting, {Candidate(members): {"case_0": dice}})
 
 
-def share(project, *members: str, name: str | None = None):
-    folder = project / "data" / TASK
-    return sharing.share(TINY_PLAN, chosen(*members), folder, project / "bundles", name=name, fingerprint_key="abc")
+def share(project, *members: str, name: str | None = None, force: bool = False):
+    """The bundle's folder; with `force` also where copies are."""
+    folder, options = project / "data" / TASK, {"name": name, "fingerprint_key": "abc", "force": force}
+    made = sharing.share(TINY_PLAN, chosen(*members), folder, project / "bundles", **options)
+    return made if force else made[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,20 @@ def share_on_all(project, choice, *configurations: str):
 
 SCORED = "trained on all cases; the scores are those of the"
 UNSCORED = "trained on all cases; it has no cross-validated score."
+
+
+@pytest.mark.parametrize("file", ["configs/inference.json", "docs/README.md", "models/model.pt"])
+def test_a_bundle_that_somebody_changed(file, trained) -> None:
+    """It is named, and nothing is written; with `force` a copy is kept. Files of their own stay."""
+    best = share(trained, "2d", name="mine")
+    (best / "configs" / "mine.json").write_text("{}")
+    (best / file).write_bytes(b"mine")
+    with pytest.raises(TemplateError, match=f"{file} was changed by hand"):
+        share(trained, "2d", name="mine")
+    assert (best / file).read_bytes() == b"mine"
+    _, kept = share(trained, "2d", name="mine", force=True)
+    assert ((kept / file).read_bytes(), (best / file).read_bytes() == b"mine") == (b"mine", False)
+    assert (best / "configs" / "mine.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def read(task: Path) -> Layout:
         layout: Layout = from_dict(Layout, read_json(task / RECORD))
     except FileNotFoundError:
         return Layout()
-    except OSError as error:
+    except OSError as error:  # a name that is too long, or a file in place of a folder
         shown = shortened(str(task / RECORD))
         raise DatasetError(f"{shown}: cannot be read ({error.strerror}). Name another task.") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

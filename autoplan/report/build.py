@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoplan import __version__, cost, fingerprint, saved
+from autoplan import __version__, cost, fingerprint, saved, written
 from autoplan.errors import DatasetError, TemplateError, TrainingError, one_line
 from autoplan.facts import Dataset, Fingerprint, Plan
-from autoplan.files import read_object, write_text_atomically
+from autoplan.files import read_object
 from autoplan.ledger import Spent, spent
 from autoplan.report import cost as cost_section
 from autoplan.report import dataset as dataset_section
@@ -41,7 +41,14 @@ class Material:
     spent: Sequence[Spent]
 
 
-def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, progress: bool | None = None) -> Path:
+def build(
+    dataset: Dataset,
+    bundles: Path,
+    *,
+    num_processes: int | None = None,
+    progress: bool | None = None,
+    force: bool = False,
+) -> Path:
     """Writes the report of a task and returns its path; one that is there and still holds is left as it is.
 
     Args:
@@ -49,9 +56,11 @@ def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, 
         bundles: folder of the bundles of all datasets.
         num_processes: processes that read images and score; None: as many as there are processors.
         progress: whether to show progress bars on stderr; None: where stderr is a terminal.
+        force: write over a report that was changed by hand; a copy is kept in report.before.
 
     Raises:
         PlanError: the task is not planned.
+        TemplateError: the report that is there was changed by hand.
     """
     folder = bundles / dataset.name
     planned = saved.load_plan(folder)
@@ -59,9 +68,15 @@ def build(dataset: Dataset, bundles: Path, *, num_processes: int | None = None, 
     html, data, state = folder / page.HTML, folder / page.JSON, state_of(folder, key)
     if html.is_file() and read_object(data).get("state") == state:
         return html
+    if not force:
+        written.check_own(folder, [page.HTML, page.JSON])
     sections = _sections(read(dataset, folder, planned, key, num_processes=num_processes, progress=progress))
-    write_text_atomically(data, page.as_json(dataset.name, state, sections))
-    write_text_atomically(html, page.render(dataset.name, _subtitle(dataset), sections))
+    with written.anew(folder) as work:
+        staged = work / folder.name
+        staged.mkdir()
+        (staged / page.JSON).write_text(page.as_json(dataset.name, state, sections), encoding="utf-8")
+        (staged / page.HTML).write_text(page.render(dataset.name, _subtitle(dataset), sections), encoding="utf-8")
+        written.put(staged, folder, last=page.HTML, force=force, base=html.with_suffix(""))
     return html
 
 
@@ -119,4 +134,4 @@ def state_of(folder: Path, key: str) -> str:
 def _watched(folder: Path) -> Iterator[Path]:
     yield from sorted(p for p in _CODE.iterdir() if p.is_file())
     found = {path for pattern in WATCHED for path in folder.glob(pattern)}
-    yield from sorted(path for path in found if path.name != page.JSON and path.is_file())
+    yield from sorted(path for path in found if path.name not in (page.JSON, written.RECORD) and path.is_file())

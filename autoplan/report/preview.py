@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from autoplan import written
 from autoplan.errors import AutoplanError, one_line
 from autoplan.evaluation import read_classes
 from autoplan.facts import Case
-from autoplan.files import read_object, write_atomically
+from autoplan.files import file_digest, read_object, write_atomically
 from autoplan.images import ras_order, read_volume, segmentation_name, spacing
 from autoplan.report import pictures
 from autoplan.report.cases import to_show
@@ -18,42 +22,59 @@ WIDTH, HEIGHT = 1200, 480
 """Pixels at most."""
 
 
-def write(bundle: Path, folder: Path, cases: Sequence[Case], output: Path) -> tuple[list[Path], list[str]]:
-    """Writes previews/<case>.png for each segmentation; one that is newer than its segmentation stays.
+def write(
+    bundle: Path, folder: Path, cases: Sequence[Case], output: Path, *, force: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Writes previews/<case>.png for each segmentation; one that is newer than its segmentation stays, and one that was
+    changed by hand.
 
     Args:
         bundle: that predicted; its classes have the colours of the report, in their order.
         folder: that the images' paths are relative to.
         cases: what was to be predicted; those without a segmentation have no preview.
         output: where the segmentations are.
+        force: draw those anew that were changed by hand, where their segmentations are newer.
 
     Returns:
-        The paths, and one line for each preview that could not be drawn.
+        The paths, and one line for each preview that could not be drawn, or was not since it was changed by hand.
     """
     known = read_object(bundle / "configs" / "inference.json").get("label_values", [])
-    written: list[Path] = []
+    done: list[Path] = []
     faults: list[str] = []
     for case in cases:
         source, target = output / segmentation_name(case.images[0], case.name), output / FOLDER / f"{case.name}.png"
         if not source.is_file():
             continue
         try:
-            if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
-                _draw(folder / case.images[0], source, target, list(known)[1:])
-            written.append(target)
+            is_old = target.is_file() and target.stat().st_mtime_ns < source.stat().st_mtime_ns
+            name = target.relative_to(output).as_posix()
+            if is_old and not force and written.foreign(output, [name]):
+                faults.append(f"{target}: not as it was drawn, so it stays. --force draws it anew.")
+            elif is_old or not target.is_file():
+                drawn = _drawn(folder / case.images[0], source, list(known)[1:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                write_atomically(target, partial(_save, drawn, output, name))
+            done.append(target)
         except AutoplanError as error:
             faults.append(f"{case.name}: no preview: {one_line(error)}")
-    return written, faults
+    return done, faults
 
 
-def _draw(image: Path, segmentation: Path, target: Path, values: Sequence[int]) -> None:
-    """The PNG of one case, through the largest class; the window of grey values is that of the whole image."""
+def _save(drawn: NDArray[np.uint8], output: Path, name: str, path: Path) -> None:
+    """Write a picture to a temporary path, and note that it is autoplan's under its name."""
     from PIL import Image
 
+    Image.fromarray(drawn).save(path, format="PNG")
+    written.note(output, {name: file_digest(path)})
+
+
+def _drawn(image: Path, segmentation: Path, values: Sequence[int]) -> NDArray[np.uint8]:
+    """The picture of one case, through the largest class; the window of grey values is that of the whole image."""
     volume, (label, affine) = read_volume(image), read_classes(segmentation, what="segmentation")
     array, turned = to_show(volume.array[..., 0], volume.affine, image), to_show(label, affine, image)
     largest = pictures.largest([int((turned == value).sum()) for value in values], values)
-    drawn = pictures.sheet(
+    return pictures.sheet(
         array,
         [turned],
         values,
@@ -63,5 +84,3 @@ def _draw(image: Path, segmentation: Path, target: Path, values: Sequence[int]) 
         width=WIDTH,
         height=HEIGHT,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, partial(Image.fromarray(drawn).save, format="PNG"))

@@ -1,7 +1,6 @@
 """What cross-validation left of each case, measured: scores, volumes, confusion, calibration, agreement; and pictures
 of reference and prediction. Kept, case by case, until a file or a network changes."""
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -312,7 +311,7 @@ def score(dataset: Dataset, job: Job) -> Scored:
         tuple(volume * sum(n for t, _, n in confused if t == i) for i in range(1, len(values) + 1)),
         tuple(volume * sum(n for _, p, n in confused if p == i) for i in range(1, len(values) + 1)),
         confused,
-        _calibration(job.members, np.where(known, label.astype(np.int32), UNKNOWN), image.affine, values),
+        _calibration(job, np.where(known, label.astype(np.int32), UNKNOWN), image.affine, values),
         _agreement(job.others, values),
     )
 
@@ -345,33 +344,21 @@ def _agreement(paths: Sequence[Path], values: Sequence[int]) -> float | None:
 
 
 def _calibration(
-    members: Sequence[Path], label: NDArray[Any], affine: NDArray[np.float64], values: Sequence[int]
+    job: Job, label: NDArray[Any], affine: NDArray[np.float64], values: Sequence[int]
 ) -> tuple[tuple[float, ...], ...]:
     """See `Scored.calibration`. The label, `UNKNOWN` where it does not say, is sampled where the probabilities are, at
     the nearest voxel."""
     try:
-        stored = [_probabilities(path) for path in members]
+        stored = [crossvalidation.stored(path, job.bundle) for path in job.members]
         levels: NDArray[np.uint16] = np.stack([foreground for foreground, _ in stored]).sum(axis=0, dtype=np.uint16)
         on_grid = sampled(label, affine, stored[0][1], levels.shape[1:])
-    except crossvalidation.UNREADABLE:
+    except (*crossvalidation.UNREADABLE, AutoplanError):
         return ()
     if on_grid is None or len(levels) != len(values):
         return ()
-    most = 255 * len(members)
+    most = 255 * len(job.members)
     seen = ((levels > 0).any(axis=0) | (on_grid > 0)) & (on_grid != UNKNOWN)
     return tuple(_bins(levels[i][seen], on_grid[seen] == value, most) for i, value in enumerate(values))
-
-
-def _probabilities(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Stored probabilities of the foreground classes, 0 to 255, and the affine of their grid."""
-    import torch
-
-    with np.load(path) as arrays:
-        geometry = torch.load(io.BytesIO(arrays["geometry"].tobytes()), weights_only=True)
-        # Some rows in each array, along an axis; older files have all in one.
-        rows = np.concatenate([arrays[name] for name in sorted(set(arrays.files) - {"geometry"})], axis=1)
-        foreground = np.moveaxis(rows, 1, int(geometry.get("axis", 0)) + 1)
-        return foreground, np.asarray(geometry["affine"], dtype=np.float64)
 
 
 def sampled(

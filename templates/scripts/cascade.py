@@ -65,13 +65,18 @@ class LowresSegmentations:
             )
         if path.is_file() and not self._is_outdated(folder):
             return path
-        configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
         what = (
             f"{path} is by another network than {folder / 'model.pt'}" if path.is_file() else f"{path} does not exist"
         )
         raise FileNotFoundError(
-            f"The first stage has not segmented the case {name} of fold {fold}: {what}. Train fold {fold} of "
-            f"{self.bundle} and predict its cases, with the settings of its training: "
+            f"The first stage has not segmented the case {name} of fold {fold}: {what}. {self._remedy(fold)}"
+        )
+
+    def _remedy(self, fold: int) -> str:
+        """What predicts the cases of a fold."""
+        configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
+        return (
+            f"Train fold {fold} of {self.bundle} and predict its cases, with the settings of its training: "
             f'python -m monai.bundle run evaluating --config_file "[{configs}]" --fold {fold}'
         )
 
@@ -96,8 +101,11 @@ class LowresSegmentations:
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
         for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
             shape = read_case(case, self.cache.slice_axis).label.shape[1:]
-            stored = Stored(source)
-            low = labels_of(stored.rows(), [stored.shape], stored.axis)
+            try:
+                stored = Stored(source)
+                low = labels_of(stored.rows(), [stored.shape], stored.axis)
+            except ValueError as error:
+                raise ValueError(f"{error}. Delete it. {self._remedy(self.fold_of[source.stem])}") from None
             labels = resample(low[None], shape, "nearest")
             write_arrays(target, [np.moveaxis(labels[0].numpy(), self.cache.slice_axis, 0)])
         return targets

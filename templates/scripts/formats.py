@@ -322,12 +322,28 @@ def corner_distance_mm(shape: Sequence[int], first: NDArray[np.float64], second:
 
 
 def open_nifti(path: str | Path) -> Any:
-    """A NIfTI file as nibabel has it, which by itself does not find suffixes such as .Nii."""
+    """A NIfTI file as nibabel has it, which by itself does not find suffixes such as .Nii.
+
+    Raises:
+        UnsuitableError: its header says a rotation that is none.
+    """
     import nibabel
 
-    if suffix_of(path) in (suffix_of(path).lower(), suffix_of(path).upper()):
-        return nibabel.load(path)
-    return nibabel.Nifti1Image.from_file_map({"image": nibabel.FileHolder(str(path))})
+    with _rotations():
+        if suffix_of(path) in (suffix_of(path).lower(), suffix_of(path).upper()):
+            return nibabel.load(path)
+        return nibabel.Nifti1Image.from_file_map({"image": nibabel.FileHolder(str(path))})
+
+
+@contextmanager
+def _rotations() -> Iterator[None]:
+    """What nibabel says of a quaternion that is none, in words."""
+    try:
+        yield
+    except ValueError as error:
+        if "w2" not in str(error):
+            raise
+        raise UnsuitableError("its qform is no rotation. Write the header anew.") from error
 
 
 def nifti_affine(header: Any) -> NDArray[np.float64]:
@@ -350,7 +366,9 @@ def nifti_affine(header: Any) -> NDArray[np.float64]:
     if header.get_data_dtype().kind not in "biuf":
         raise UnsuitableError(f"its values are of type {header.get_data_dtype()}, not numbers. Store numbers.")
     mm = nifti_mm(header)
-    affine = mm @ np.asarray(header.get_best_affine(), dtype=np.float64)
+    with _rotations():
+        header.get_qform(coded=True)
+        affine = mm @ np.asarray(header.get_best_affine(), dtype=np.float64)
     check_affine(affine)
     sizes = np.array(header.get_zooms()[:3]) / np.linalg.norm(affine[:3, :3], axis=0) * mm[0, 0]
     distance = corner_distance_mm(shape, affine, affine @ np.diag([*sizes, 1.0]))

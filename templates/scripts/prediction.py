@@ -14,12 +14,12 @@ import torch
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
-from monai.utils import ensure_tuple
+from monai.utils import convert_to_numpy, ensure_tuple
 
 from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
-from scripts.files import FULL, write_atomically
+from scripts.files import FULL, is_changed, write_noted
 from scripts.formats import PALETTE, case_name, segmentation_name, write_image
 from scripts.readers import COLOURS
 
@@ -61,8 +61,8 @@ class SegmentationWriter(NibabelWriter):
         return data_array, affine
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
-        """Take class numbers (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
-        classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+        """Take class numbers (1, X, Y, Z), of any device. MONAI would also drop trailing axes of one voxel."""
+        classes = convert_to_numpy(data_array if channel_dim is None else data_array.squeeze(channel_dim))
         self.classes, self.data_obj = classes, self.label_values.astype(self.output_dtype)[classes]
 
     def write(self, filename: str | Path, verbose: bool = False, **_: Any) -> None:
@@ -76,9 +76,12 @@ class SegmentationWriter(NibabelWriter):
     def _write(self, path: Path) -> None:
         if self.dicom_seg:  # first: where the other file is, the image is done
             target = path.with_name(f"{case_name(path)}.dcm")
-            write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
+            if is_changed(target):
+                logger.warning("%s was changed by hand, so it stays", target)
+            else:
+                write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
         values, affine = self._values(), np.asarray(self.affine, dtype=np.float64)
-        write_atomically(path, lambda temporary: write_image(temporary, values, affine, self.file))
+        write_noted(path, lambda temporary: write_image(temporary, values, affine, self.file))
 
     def _target(self, path: Path) -> Path:
         """The path of the segmentation. MONAI takes the last part of any name for its suffix, and no other but ".gz"

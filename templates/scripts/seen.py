@@ -55,7 +55,7 @@ class Seen:
         for name, value in self.settings.items():
             if (before := state["settings"].get(name, value)) != value:
                 raise OtherRecipeError(f"This training was begun with {name} {before}, not {value}.")
-        if known := seen(state["cases"], self.held_out):
+        if known := seen(state["cases"], self.held_out, {**self.cases, **self.held_out}):
             raise OtherRecipeError(
                 f"This training has seen {len(known)} of the {len(self.held_out)} cases that it is to be validated on: "
                 f"{', '.join(known[:LISTED])}{', ...' * (len(known) > LISTED)}. The folds have changed since it began."
@@ -63,12 +63,16 @@ class Seen:
         self.cases = {**state["cases"], **self.cases}
 
 
-def seen(trained: Mapping[str, Sequence[str]], cases: Mapping[str, Sequence[str]]) -> list[str]:
-    """Those of the cases that a network was trained on, by their name or by the content of their image.
+def seen(
+    trained: Mapping[str, Sequence[str]], cases: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Those of the cases that a network was trained on: by their name, or by the content of an image that has another
+    name now.
 
     Args:
         trained: digests of the image and the label of each case that it was trained on, by name.
         cases: likewise.
+        now: likewise, of all cases that there are.
     """
-    images = {entry[0] for entry in trained.values()}
+    images = {entry[0] for name, entry in trained.items() if name not in now or now[name][0] != entry[0]}
     return [name for name, entry in cases.items() if name in trained or entry[0] in images]
