@@ -234,10 +234,10 @@ def test_wrong_headers(small, tmp_path, capsys, field, content) -> None:
         refuse([str(small.folder), *PLAN], capsys, names="case_1", folder=tmp_path)
         assert {p.name for p in (tmp_path / "first").rglob("*") if p.is_file()} <= {"readings.jsonl"}
     else:
-        check_as_bundles(path)
+        check_as_monai(path)
 
 
-def check_as_bundles(path: Path) -> bool:
+def check_as_monai(path: Path) -> bool:
     """Whether a file is read; if so, its voxels and its geometry must be those that training and prediction see."""
     from monai.transforms import LoadImage
     from scripts.readers import FormatReader
@@ -277,7 +277,7 @@ def test_bytes_at_random(image, tmp_path, suffix) -> None:
         for _ in range(1 + i % 4):
             data[rng.randrange(352)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
         path.write_bytes(gzip.compress(bytes(data), 1) if suffix == ".nii.gz" else bytes(data))
-        read += check_as_bundles(path)
+        read += check_as_monai(path)
     assert 0 < read < 400
 
 
@@ -289,4 +289,4 @@ def test_bytes_of_a_compressed_file_at_random(image, tmp_path) -> None:
         data = bytearray(content)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(data[: rng.choice((len(data), rng.randrange(len(data))))]))
-        check_as_bundles(path)
+        check_as_monai(path)
