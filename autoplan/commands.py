@@ -293,14 +293,19 @@ def predict(
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
-    draw = partial(_preview, bundle, folder, cases if preview else [], results, force=force)
+
+    def tell() -> None:
+        _preview(bundle, folder, cases if preview else [], results, force=force)
+        for line in predictions.changed_by_hand(results, cases):
+            print(line)
+
     try:
         done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
     except AutoplanError:
-        draw()
+        tell()
         raise
-    draw()
-    for line in (*predictions.warnings(results, cases), *predictions.changed_by_hand(results, cases)):
+    tell()
+    for line in predictions.warnings(results, cases):
         print(line)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 

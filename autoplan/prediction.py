@@ -277,10 +277,10 @@ def changed_by_hand(output: Path, cases: Sequence[Case]) -> list[str]:
     found = [name for name in written.edited(output) if name in own]
     if not found:
         return []
-    verb = "are" if len(found) > 1 else "is"
+    were, stay, them = ("were", "stay", "them") if len(found) > 1 else ("was", "stays", "it")
     return [
-        f"{len(found)} of the files {verb} not as predicted: changed by hand, or by an older autoplan. They stay; "
-        "--force predicts them anew:",
+        f"{len(found)} of the files {were} changed by hand, or predicted by an older autoplan, and {stay}. "
+        f"--force predicts {them} anew:",
         *(f"  {output / name}" for name in found),
     ]
 
