@@ -159,6 +159,7 @@ def evaluate(
     tolerance: float = 1.0,
     overlap: float = 0.5,
     num_processes: int | None = None,
+    force: bool = False,
 ) -> None:
     """Scores predictions: Dice, surface Dice, Hausdorff distance (95 %), lesions.
 
@@ -169,7 +170,9 @@ def evaluate(
         tolerance: of the surface Dice in mm; for a case with coarser voxels, their shortest edge.
         overlap: intersection over union from which on two connected components are the same lesion.
         num_processes: processes that score; one per processor if not given.
+        force: write over scores that were changed by hand; a copy is kept in OUTPUT/scores.before.
     """
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
     _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
     _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
@@ -177,10 +180,11 @@ def evaluate(
     _check_processes(num_processes)
     if output is not None:
         check_writable(Path(output), "--output")
+        evaluations.check_saved(Path(output), force=force)
     scores = evaluations.evaluate(
         Path(labels), Path(predictions), tolerance=float(tolerance), overlap=float(overlap), num_processes=num_processes
     )
-    written = () if output is None else evaluations.save(scores, Path(output))
+    written = () if output is None else evaluations.save(scores, Path(output), force=force)
     print(evaluations.report(scores))
     for path in written:
         print(path)

@@ -29,6 +29,8 @@ SMOOTHNESS = (0.0, 1.0, 2.0, 4.0)
 """Standard deviations, in voxels, of the Gaussian filters of the noise that the stored image is chosen from."""
 MARK = "configs/metadata.json"
 """The file without which a folder is no shared bundle."""
+PARTS = (*render.GENERATED, "models", "large_files.yml")
+"""What is at the top of a shared bundle, and is removed from it where a later version has it not."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def publish(
         built = temporary / request.name
         files[MARK] = _versioned(files[MARK], there, version, changed)
         checks = _build(built, files, source, request)
-        kept = written.put(built, target, last=MARK, force=force)
+        kept = written.put(built, target, last=MARK, parts=PARTS, force=force)
     return Published(target, version, checks, kept)
 
 

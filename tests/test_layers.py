@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "readings",
     },
     "phantom": {"errors", "axes", "facts"},
-    "evaluation": {"tables", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
+    "evaluation": {"tables", "written", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
     "render": {"settings", "overlays", "written", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
     "footprint": {"errors", "axes", "facts", "overlays", "topology", "plan"},
     "allocation": {"errors", "facts", "tables"},
