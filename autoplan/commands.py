@@ -998,9 +998,11 @@ def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, None, scheduler)
     own = plans.plan(facts, **_divided(loaded))
     adapted = finetuning.adapted(own, found)
-    pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
+    done = pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     print(f"\n{finetuning.report(own, adapted, found)}\n")
+    for path in done:
+        print(path)
 
 
 @contextmanager

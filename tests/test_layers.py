@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "intensities": {"overlays"},
     "memory": {"overlays"},
     "images": {"errors", "axes", "formats", "memory"},
-    "dataset": {"files", "errors", "axes", "facts", "formats", "images", "processes"},
+    "dataset": {"written", "files", "errors", "axes", "facts", "formats", "images", "processes"},
     "readings": {"files", "errors", "axes", "facts"},
     "fingerprint": {
         "saved",
@@ -93,7 +93,7 @@ MAY_IMPORT = {
     "verification": {"tables", "files", "errors", "images", "processes", "probe"},
     "publishing": {
         *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
-        *("prediction", "probe", "verification", "faster", "written"),
+        *("prediction", "probe", "verification", "faster", "written", "processes"),
     },
     "faster": {"tables", "files", "errors", "facts", "images", "evaluation", "results", "choice", "prediction"},
     "prediction": {"written", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
