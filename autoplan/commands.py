@@ -163,6 +163,7 @@ def evaluate(
     tolerance: float = 1.0,
     overlap: float = 0.5,
     num_processes: int | None = None,
+    force: bool = False,
 ) -> None:
     """Scores predictions: Dice, surface Dice, Hausdorff distance (95 %), lesions.
 
@@ -173,7 +174,9 @@ def evaluate(
         tolerance: of the surface Dice in mm; for a case with coarser voxels, their shortest edge.
         overlap: intersection over union from which on two connected components are the same lesion.
         num_processes: processes that score; one per processor if not given.
+        force: write over scores that were changed by hand; a copy is kept in OUTPUT/scores.before.
     """
+    _check("force", force, holds=isinstance(force, bool), takes="no value")
     _check("labels", labels, holds=bool(labels), takes="the folder of the labels")
     _check("predictions", predictions, holds=bool(predictions), takes="the folder of the predictions")
     _check("tolerance", tolerance, holds=_is_length(tolerance), takes="a length in mm, more than 0")
@@ -181,10 +184,11 @@ def evaluate(
     _check_processes(num_processes)
     if output is not None:
         check_writable(Path(output), "--output")
+        evaluations.check_saved(Path(output), force=force)
     scores = evaluations.evaluate(
         Path(labels), Path(predictions), tolerance=float(tolerance), overlap=float(overlap), num_processes=num_processes
     )
-    written = () if output is None else evaluations.save(scores, Path(output))
+    written = () if output is None else evaluations.save(scores, Path(output), force=force)
     print(evaluations.report(scores))
     for path in written:
         print(path)
@@ -297,14 +301,19 @@ def predict(
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
-    draw = partial(_preview, bundle, folder, cases if preview else [], results, force=force)
+
+    def tell() -> None:
+        _preview(bundle, folder, cases if preview else [], results, force=force)
+        for line in predictions.changed_by_hand(results, cases):
+            print(line)
+
     try:
         done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
     except AutoplanError:
-        draw()
+        tell()
         raise
-    draw()
-    for line in (*predictions.warnings(results, cases), *predictions.changed_by_hand(results, cases)):
+    tell()
+    for line in predictions.warnings(results, cases):
         print(line)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
 
@@ -1024,9 +1033,11 @@ def _go_on(dataset: str, root: Path, bundles: Path, source: Path, configurations
     facts = _fingerprint(loaded, task / saved.FINGERPRINT, None, scheduler)
     own = plans.plan(facts, **_divided(loaded, task))
     adapted = finetuning.adapted(own, found)
-    pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
+    done = pretrained.install(source, found, adapted, dataset=loaded, bundles=bundles, key=facts.key)
     saved.save_fingerprint(facts, task / saved.FINGERPRINT)
     print(f"\n{finetuning.report(own, adapted, found)}\n")
+    for path in done:
+        print(path)
 
 
 @contextmanager

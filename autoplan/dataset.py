@@ -6,8 +6,6 @@ sentences, so that the faults of all cases can be reported together.
 
 import os
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoplan import formats, images
+from autoplan import formats, images, written
 from autoplan.errors import DatasetError, one_line, shortened
 from autoplan.facts import Case, Dataset
 from autoplan.files import read_json
@@ -100,12 +98,11 @@ def _fetch(url: str, md5: str, task: str, root: Path) -> None:
     """Downloads an archive, checks it, and moves the folder `task` in it to `root`."""
     from monai.apps.utils import download_url, extractall  # download_and_extract needs a package MONAI does not install
 
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-        archive = Path(temporary) / f"{task}.tar"
+    with written.anew(root / task) as temporary:
+        archive = temporary / f"{task}.tar"
         download_url(url, archive, hash_val=md5, hash_type="md5")
         extractall(archive, temporary)
-        shutil.move(Path(temporary) / task, root / task)
+        (temporary / task).rename(root / task)
 
 
 def load(folder: Path) -> Dataset:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from autoplan import dataset as datasets
-from autoplan import images
+from autoplan import images, written
 from autoplan.axes import Spacing
 from autoplan.errors import DatasetError, shortened
 from autoplan.facts import to_dict
@@ -37,6 +37,7 @@ PERCENTILE = 95
 """Percentile of the Hausdorff distance. Source: custom of the field; the maximum depends on a single voxel."""
 FLOAT32_SLACK = 1e-5
 """Part of the tolerance that is added to it: MONAI rounds distances to float32."""
+SAVED = ("scores.csv", "scores.json")
 OVERLAP = 0.5
 """Intersection over union from which on two components are the same lesion, see `lesions`. Above 0.5 no lesion can have
 two partners. Source: Kirillov et al., Panoptic Segmentation, CVPR 2019 (arXiv:1801.00868), section 4.1."""
@@ -577,14 +578,31 @@ def _cell(value: float | None, *, digits: int = 4) -> str:
     return f"{value:.2g}" if 0 < value < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 
-def save(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Writes scores.csv (a line for each case and class, then the means) and scores.json, and returns their paths."""
+def save(evaluation: Evaluation, folder: Path, *, force: bool = False) -> list[Path]:
+    """Writes scores.csv (a line for each case and class, then the means) and scores.json; returns their paths, and the
+    folder with a copy of what was changed by hand and is overwritten with `force`.
+
+    Raises:
+        TemplateError: one that is there was changed by hand.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "scores.csv", folder / "scores.json"
+    check_saved(folder, force=force)
+    kept = written.keep(folder, SAVED, folder / "scores")
+    paths = [folder / name for name in SAVED]
     write_atomically(paths[0], lambda path: _write_csv(evaluation, path))
-    content = json.dumps(as_dict(evaluation), indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(paths[1], content)
-    return paths
+    write_text_atomically(paths[1], json.dumps(as_dict(evaluation), indent=1, ensure_ascii=False) + "\n")
+    written.record(folder, SAVED)
+    return [*paths, *kept]
+
+
+def check_saved(folder: Path, *, force: bool) -> None:
+    """Refuses a folder whose scores were changed by hand, unless `force`.
+
+    Raises:
+        TemplateError: it names them.
+    """
+    if not force:
+        written.check_own(folder, SAVED)
 
 
 def _write_csv(evaluation: Evaluation, path: Path) -> None:

@@ -53,17 +53,17 @@ def predict(
         DatasetError: there are no images, or two of one name.
         AutoplanError: the output folder holds other segmentations, or some images could not be predicted.
     """
-    found = _absolute(folder, cases)
+    found, dicom_seg = _absolute(folder, cases), bool(settings.get("dicom_seg"))
     _check_bundle(bundle, folder, found)
     for flag in ("dicom_seg", "strict", "region_first"):
         if settings.get(flag) and flag not in read_object(bundle / "configs" / "inference.json"):
             raise TemplateError(f"{bundle} was written by an older autoplan, which has no --{flag}. Write it anew.")
-    if settings.get("dicom_seg"):
+    if dicom_seg:
         _check_dicom(found)
     targets = _targets(folder, found, output)
     check_packages(Path(path) for case in found for path in case.images)
     check_writable(output, "--output")
-    _claim(output, bundle, settings, targets, force=force)
+    _claim(output, _signature(bundle, settings), targets, force=force, dicom_seg=dicom_seg)
     missing = [target for target in targets.values() if not target.is_file()]
     if missing:
         values = {"dataset_dir": str(folder.absolute()), "output_dir": str(output.absolute()), **settings}
@@ -214,20 +214,24 @@ def _known(output: Path) -> tuple[object, Record]:
 
 
 def _claim(
-    output: Path, bundle: Path, settings: Mapping[str, Any], targets: Mapping[Case, Path], *, force: bool
+    output: Path,
+    signature: Mapping[str, object],
+    targets: Mapping[Case, Path],
+    *,
+    force: bool,
+    dicom_seg: bool = False,
 ) -> None:
     """Make the folder one of predictions by this bundle, and write down which images they are of. Segmentations by
     another bundle, or of an image that has changed since, are removed to be made again, unless they were changed by
     hand: these stay. Those of other images or of unknown origin are refused. With `force`, none is kept or refused."""
     by, known = _known(output)
-    signature = _signature(bundle, settings)
     there = {case: target for case, target in targets.items() if target.is_file()}
     if not force:
         _check_unclaimed(output, [t for t in there.values() if t.name not in known], _others(output, known, targets))
     same = by == signature
     output.mkdir(parents=True, exist_ok=True)
     again = {case for case, target in there.items() if not same or known.get(target.name) != _stamp(case)}
-    _make_way(output, targets, again, force=force, dicom_seg=bool(settings.get("dicom_seg")))
+    _make_way(output, targets, again, force=force, dicom_seg=dicom_seg)
     kept = {name: stamp for name, stamp in known.items() if same and name not in _others(output, known, targets)}
     images = {**kept, **{target.name: _stamp(case) for case, target in targets.items()}}
     write_text_atomically(output / RECORD, json.dumps({"by": signature, "images": images}))
@@ -277,10 +281,10 @@ def changed_by_hand(output: Path, cases: Sequence[Case]) -> list[str]:
     found = [name for name in written.edited(output) if name in own]
     if not found:
         return []
-    verb = "are" if len(found) > 1 else "is"
+    were, stay, them = ("were", "stay", "them") if len(found) > 1 else ("was", "stays", "it")
     return [
-        f"{len(found)} of the files {verb} not as predicted: changed by hand, or by an older autoplan. They stay; "
-        "--force predicts them anew:",
+        f"{len(found)} of the files {were} changed by hand, or predicted by an older autoplan, and {stay}. "
+        f"--force predicts {them} anew:",
         *(f"  {output / name}" for name in found),
     ]
 

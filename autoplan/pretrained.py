@@ -90,7 +90,7 @@ def _text(name: str) -> str:
     return str(ast.literal_eval(name[1:])) if name.startswith("$") else name
 
 
-def install(bundle: Path, source: Source, plan: Plan, *, dataset: Dataset, bundles: Path, key: str) -> None:
+def install(bundle: Path, source: Source, plan: Plan, *, dataset: Dataset, bundles: Path, key: str) -> list[Path]:
     """Write bundles that go on from another, and their plan. Where that is done already, nothing changes.
 
     Args:
@@ -101,13 +101,16 @@ def install(bundle: Path, source: Source, plan: Plan, *, dataset: Dataset, bundl
         bundles: folder of the bundles of all datasets.
         key: of the dataset, for plan.json.
 
+    Returns:
+        The folders that were written, as `render_all` has them.
+
     Raises:
         TemplateError: its weights do not fit its configs, or the folder has trainings of another plan; nothing is
             written then.
     """
     folder = bundles / plan.name
     if _is_installed(plan, folder, key):
-        return
+        return []
     begun = sorted(path.parent for path in folder.glob("*/models/fold_*/last.pt"))
     if begun:
         raise TemplateError(
@@ -122,8 +125,9 @@ def install(bundle: Path, source: Source, plan: Plan, *, dataset: Dataset, bundl
     }
     for name, found in tensors.items():
         weights.save(found, folder / name / WEIGHTS)
-    render.render_all(plan, dataset, bundles, force=True)
+    done = render.render_all(plan, dataset, bundles, force=True)
     saved.save_plan(plan, folder, fingerprint_key=key)
+    return done
 
 
 def _is_installed(plan: Plan, folder: Path, key: str) -> bool:

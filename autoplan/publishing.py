@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from autoplan.errors import AutoplanError, TemplateError
 from autoplan.facts import ALL, NOT_VALIDATED, Case, Fold, Plan
 from autoplan.files import file_digest, read_object
 from autoplan.overlays import format_json, templates_folder
+from autoplan.processes import dying_with
 from autoplan.settings import MEMBERS
 from autoplan.verification import LARGE_FILE_BYTES, Check
 
@@ -29,6 +31,8 @@ SMOOTHNESS = (0.0, 1.0, 2.0, 4.0)
 """Standard deviations, in voxels, of the Gaussian filters of the noise that the stored image is chosen from."""
 MARK = "configs/metadata.json"
 """The file without which a folder is no shared bundle."""
+PARTS = (*render.GENERATED, "models", "large_files.yml")
+"""What is at the top of a shared bundle, and is removed from it where a later version has it not."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def publish(
         built = temporary / request.name
         files[MARK] = _versioned(files[MARK], there, version, changed)
         checks = _build(built, files, source, request)
-        kept = written.put(built, target, last=MARK, force=force)
+        kept = written.put(built, target, last=MARK, parts=PARTS, force=force)
     return Published(target, version, checks, kept)
 
 
@@ -352,7 +356,7 @@ def _export(built: Path, name: str) -> None:
     words = ["-W", "ignore", "-B", "-m", "monai.bundle", verb, "network_def", *given]
     done = subprocess.run(
         [sys.executable, *words, "--config_file", "configs/inference.json"],
-        cwd=built, capture_output=True, text=True, errors="replace", check=False,
+        cwd=built, capture_output=True, text=True, errors="replace", check=False, preexec_fn=dying_with(os.getpid()),
     )  # fmt: skip
     if done.returncode or not (built / name).is_file():
         said = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]

@@ -46,6 +46,9 @@ IGNORING: dict[str, tuple[str, ...]] = {
 MARKS = ("configs/train.json", "configs/inference.json")
 """The file without which a bundle is none: the first of these that the bundle has."""
 
+GENERATED = ("configs", "scripts", "docs")
+"""Folders of a bundle in which files that are not rendered any more are removed."""
+
 
 def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = False) -> list[Path]:
     """Write a bundle for each configuration of the plan.
@@ -637,7 +640,8 @@ def _changes(folder: Path, files: Mapping[str, bytes]) -> list[str]:
         old = path.read_bytes() if path.is_file() else b""
         if old != content and (is_there or name in foreign):
             changes.extend(f"{path}: {said}{by_hand}" for said in _differences(old, content))
-    gone = [name for name in known if name not in files and name not in foreign and (folder / name).is_file()]
+    left = [name for name in known if name not in files and name.partition("/")[0] in GENERATED]
+    gone = [name for name in left if name not in foreign and (folder / name).is_file()]
     return changes + [f"{folder / name}: is not part of the bundle any more" for name in gone]
 
 
@@ -660,8 +664,8 @@ def write(folder: Path, files: Mapping[str, bytes], *, force: bool = False) -> l
     """Write a bundle's files, all or none, and remove those of an earlier time that are not among them; see
     `written.put`, also for the errors and what is returned."""
     with written.anew(folder) as work:
-        fill(work / folder.name, files)
-        return written.put(work / folder.name, folder, last=mark(files), force=force)
+        fill(work / "new", files)
+        return written.put(work / "new", folder, last=mark(files), parts=GENERATED, force=force)
 
 
 def fill(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -231,10 +231,10 @@ def _write(
     tensors = _weights({m: [results.fold_folder(root / m, k) / "model.pt" for k in folds[m]] for m in folds})
     _check_weights(plan, trained, tensors, root)
     with written.anew(folder) as work:
-        made = work / folder.name
+        made = work / "new"
         weights.save(tensors, made / "models" / "model.pt")
         render.fill(made, files)
-        return trained, written.put(made, folder, last=render.mark(files), force=force)
+        return trained, written.put(made, folder, last=render.mark(files), parts=render.GENERATED, force=force)
 
 
 def _finished(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -150,14 +150,23 @@ def _place() -> str:
     return hashlib.sha256(this_machine().encode()).hexdigest()[:8]
 
 
-def put(staged: Path, folder: Path, *, last: str, force: bool = False, base: Path | None = None) -> list[Path]:
-    """Bring files into a folder, all or none, and remove those that autoplan wrote there before and are not among them.
-    All others stay.
+def put(
+    staged: Path,
+    folder: Path,
+    *,
+    last: str,
+    parts: Collection[str] = (),
+    force: bool = False,
+    base: Path | None = None,
+) -> list[Path]:
+    """Bring files into a folder, all or none. Others stay, but for those that autoplan wrote there before.
 
     Args:
         staged: folder with the files, inside one of `anew`.
         folder: where they belong.
         last: the file without which the folder is not whole: it goes first and comes last.
+        parts: names in the folder, of folders as of files: what autoplan wrote there and is not among the new files is
+            removed, unless somebody changed it.
         force: overwrite files that somebody has changed, or brought there; a copy of these is kept.
         base: see `keep`; `folder` if not given.
 
@@ -170,15 +179,17 @@ def put(staged: Path, folder: Path, *, last: str, force: bool = False, base: Pat
     names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
     digests, known = {name: file_digest(staged / name) for name in names}, recorded(folder)
     new = [name for name in names if digests[name] != _digest(folder / name)]
-    gone = [name for name in known if name not in digests and known[name] == _digest(folder / name)]
+    old = [name for name in known if name not in digests and name.partition("/")[0] in parts]
+    gone = [name for name in old if known[name] == _digest(folder / name)]
     if not force:
         check_own(folder, new)
     kept = keep(folder, new, base or folder)
+    noted = {name: digest for name, digest in {**known, **digests}.items() if name not in old}
     if new or gone:
-        (staged / RECORD).write_text(_text(digests), encoding="utf-8")
+        (staged / RECORD).write_text(_text(noted), encoding="utf-8")
         _move(staged, folder.resolve(), [*(name for name in new if name != last), RECORD, last], gone)
-    elif digests != known:
-        write_text_atomically(folder / RECORD, _text(digests))
+    elif noted != known:
+        write_text_atomically(folder / RECORD, _text(noted))
     return kept
 
 

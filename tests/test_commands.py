@@ -345,14 +345,15 @@ def test_run_hands_everything_on(monkeypatch, tiny, tmp_path) -> None:
         "bundles": "b", "configurations": "2d", "folds": "0", "quick": True, "jobs": 2, "scheduler": "tcp://x",
         "slurm": "s", "mirror": "False", "max_epochs": "3", "device": "cpu", "from_": "", "anew": True, "root": "r",
     }  # fmt: skip
-    assert called["select"] == {"root": "r", "bundles": "b", "folds": "", "configurations": ""}
+    assert called["select"] == {"root": "r", "bundles": "b", "folds": "", "configurations": "", "force": True}
     assert called["predict"] == {"root": "r", "bundles": "b", "device": "cpu"}
     called.clear()
     assert main(["run", str(tiny.folder), "--from", "bundle"]) == 0
     assert list(called) == ["train", "select", "predict"], "a bundle takes the place of a plan"
     assert called["train"]["from_"] == "bundle"
     assert main(["run", str(tiny.folder), "--folds", "0,all", "--configurations", "2d"]) == 0
-    assert called["select"] == {"root": "data", "bundles": "bundles", "folds": "all", "configurations": "2d"}
+    chosen = {"root": "data", "bundles": "bundles", "folds": "all", "configurations": "2d"}
+    assert called["select"] == {**chosen, "force": False}
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ def test_the_writer_of_a_bundle(tmp_path) -> None:
     writer.write(tmp_path / "out" / "case")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".written.json", "case.dcm", "case.nii.gz"]
     assert highdicom.seg.segread(tmp_path / "out" / "case.dcm").get_volume(combine_segments=True).array.max() == 2
+    made = (tmp_path / "out" / "case.dcm").read_bytes()
+    writer.write(tmp_path / "out" / "case")
+    assert (tmp_path / "out" / "case.dcm").read_bytes() != made, "nobody has changed it"
+    (tmp_path / "out" / "case.dcm").write_bytes(b"corrected")
+    writer.write(tmp_path / "out" / "case")
+    assert (tmp_path / "out" / "case.dcm").read_bytes() == b"corrected"
 
 
 def test_what_is_no_series_is_refused(tmp_path) -> None:

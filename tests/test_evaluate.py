@@ -248,7 +248,21 @@ def test_the_command_writes_and_prints(folders, capsys) -> None:
     assert "false positives a case" in printed
     assert "organ            0.3750" in printed
     assert "its distance, being infinite, is left out" in printed
-    assert sorted(p.name for p in (folders.root / "out").iterdir()) == ["scores.csv", "scores.json"]
+    assert sorted(p.name for p in (folders.root / "out").iterdir()) == [".written.json", "scores.csv", "scores.json"]
+
+
+def test_scores_that_somebody_changed(folders, capsys) -> None:
+    """They are named, and nothing is written; with --force a copy is kept. The same again is no change."""
+    out = folders.root / "out"
+    for _ in range(2):
+        assert folders.run("--output", str(out)) == 0
+    (out / "scores.csv").write_text("my columns")
+    assert folders.run("--output", str(out)) == 1
+    assert f"{out}: scores.csv was changed by hand" in capsys.readouterr().err
+    assert (out / "scores.csv").read_text() == "my columns"
+    assert folders.run("--output", str(out), "--force") == 0
+    assert (out / "scores.before" / "scores.csv").read_text() == "my columns"
+    assert folders.run("--output", str(out)) == 0
 
 
 def test_without_dataset_json_the_classes_are_the_values(folders) -> None:

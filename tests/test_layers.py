@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "intensities": {"overlays"},
     "memory": {"overlays"},
     "images": {"errors", "axes", "formats", "memory"},
-    "dataset": {"files", "errors", "axes", "facts", "formats", "images", "processes"},
+    "dataset": {"written", "files", "errors", "axes", "facts", "formats", "images", "processes"},
     "readings": {"files", "errors", "axes", "facts"},
     "fingerprint": {
         "contents",
@@ -49,7 +49,7 @@ MAY_IMPORT = {
         "readings",
     },
     "phantom": {"errors", "axes", "facts"},
-    "evaluation": {"tables", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
+    "evaluation": {"tables", "written", "files", "errors", "axes", "facts", "images", "dataset", "processes"},
     "render": {"settings", "overlays", "written", "formats", "errors", "axes", "facts", "topology", "rules", "plan"},
     "footprint": {"errors", "axes", "facts", "overlays", "topology", "plan"},
     "allocation": {"errors", "facts", "tables"},
@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "verification": {"tables", "files", "errors", "images", "processes", "probe"},
     "publishing": {
         *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
-        *("prediction", "probe", "verification", "faster", "written"),
+        *("prediction", "probe", "verification", "faster", "written", "processes"),
     },
     "faster": {"tables", "files", "errors", "facts", "images", "evaluation", "results", "choice", "prediction"},
     "prediction": {"written", "files", "errors", "axes", "facts", "images", "dataset", "processes"},

@@ -53,11 +53,11 @@ def test_killed_in_the_middle_of_an_image_and_again(bundle, project, parse, tmp_
         assert any("in the middle" in line for line in process.stdout)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert sorted(p.name for p in output.iterdir()) == ["a.nii.gz", NAME]
+    assert sorted(p.name for p in output.iterdir()) == [".written.json", "a.nii.gz", NAME]
     before = json.loads((output / NAME).read_text())
     assert list(before) == ["a"]
     parser.get_parsed_content("evaluator").run()
     after = json.loads((output / NAME).read_text())
     assert list(after) == ["a", "b"]
     assert after["a"] == before["a"], "it was not predicted again"
-    assert sorted(p.name for p in output.iterdir()) == ["a.nii.gz", "b.nii.gz", NAME]
+    assert sorted(p.name for p in output.iterdir()) == [".written.json", "a.nii.gz", "b.nii.gz", NAME]

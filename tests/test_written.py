@@ -26,7 +26,7 @@ def put(folder: Path, files: dict[str, str], *, force: bool = False) -> list[Pat
             path = work / folder.name / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return written.put(work / folder.name, folder, last=MARK, force=force)
+        return written.put(work / folder.name, folder, last=MARK, parts=["configs", "docs", "scripts"], force=force)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -164,6 +164,15 @@ def test_what_is_not_written_any_more_stays_where_somebody_changed_it(folder: Pa
     assert content(folder) == {**NEW, **MINE, "docs/gone.png": "mine"}
     put(folder, NEW)
     assert content(folder)["docs/gone.png"] == "mine"
+
+
+def test_what_others_of_autoplan_wrote_in_the_same_folder_stays(folder: Path) -> None:
+    """Such as segmentations, which are noted in the same file."""
+    (folder / "case.nii.gz").write_text("predicted")
+    written.record(folder, ["case.nii.gz"])
+    put(folder, NEW)
+    assert content(folder) == {**NEW, **MINE, "case.nii.gz": "predicted"}
+    assert written.edited(folder) == []
 
 
 def test_the_same_again_touches_no_file(folder: Path) -> None:

@@ -72,7 +72,7 @@ def build(
         written.check_own(folder, [page.HTML, page.JSON])
     sections = _sections(read(dataset, folder, planned, key, num_processes=num_processes, progress=progress))
     with written.anew(folder) as work:
-        staged = work / folder.name
+        staged = work / "new"
         staged.mkdir()
         (staged / page.JSON).write_text(page.as_json(dataset.name, state, sections), encoding="utf-8")
         (staged / page.HTML).write_text(page.render(dataset.name, _subtitle(dataset), sections), encoding="utf-8")

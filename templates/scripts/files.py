@@ -90,10 +90,10 @@ def is_changed(path: str | Path) -> bool:
 
 
 def _noted(folder: Path) -> dict[str, str]:
-    """Digests of the files in a folder."""
+    """Digests of the files in a folder; none where nobody has noted them, or the file is damaged."""
     try:
         found = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -19,7 +19,7 @@ MAX_SECONDS = 60
 """Far above what any of these commands takes on a busy machine; a hang takes longer."""
 MAX_LINES, MAX_CHARACTERS = 12, 4000
 """Of a message."""
-HIDDEN = {".predicted_by.json", ".choice.partial.json"}
+HIDDEN = {".predicted_by.json", ".written.json", ".choice.partial.json"}
 """Files that a command keeps and whose names start with a dot."""
 DAMAGED_JSON = [
     pytest.param(b"", id="empty"),
