@@ -322,11 +322,11 @@ def test_channels_by_numbers_in_one_folder(pairs) -> None:
         shutil.copy(image, image.with_name(f"{name}_0001.nii.gz"))
         image.rename(image.with_name(f"{name}_0000.nii.gz"))
     found = layouts.load(pairs.folder, FOLDERS)
-    assert found.modalities == ("channel 0", "channel 1")
+    assert found.modalities == ("images 0", "images 1")
     assert found.training[0].images == ("images/case_0_0000.nii.gz", "images/case_0_0001.nii.gz")
     assert facts_of(found).cases[0].shape == (12, 10, 8)
     (pairs.folder / "images" / "case_1_0001.nii.gz").unlink()
-    with pytest.raises(DatasetError, match="some cases have 1 files of images, some 2"):
+    with pytest.raises(DatasetError, match=r"case_1 has case_1_0000.nii.gz, other cases have 2 files of images"):
         layouts.load(pairs.folder, FOLDERS)
 
 
@@ -496,7 +496,7 @@ def test_groups_are_whole_and_classes_even() -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        pytest.param(FOLDERS, "the image has 2 channels, case_0 has 1 (image). Correct either.", id="found"),
+        pytest.param(FOLDERS, "the image has 2 channels, case_0 has 1 (images). Correct either.", id="found"),
         pytest.param(
             replace(FOLDERS, channels="T1"),
             "the image has 2 channels, --channels names 1 (T1). Correct either.",

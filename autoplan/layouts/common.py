@@ -56,8 +56,7 @@ def unmatched(image_names: Sequence[str], label_names: Sequence[str], images_in:
 
 def checked(dataset: Dataset, source: str) -> Dataset:
     """The dataset, after checks of its names, classes, channels and folds."""
-    names = [case.name for case in (*dataset.training, *dataset.test)]
-    faults = datasets.faults_of(dataset.name, names, len(dataset.training), dataset.labels, dataset.modalities)
+    faults = datasets.faults_of(dataset)
     folds = sorted({case.fold for case in dataset.training if case.fold is not None})
     if folds and folds != list(range(len(folds))):
         faults.append(f"the folds are {some(list(map(str, folds)))}. Number them 0, 1, ... without gaps.")
