@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from autoplan import faster, prediction, probe, render, results, saved, sharing, verification
-from autoplan.errors import AutoplanError, TemplateError
+from autoplan.errors import AutoplanError, TemplateError, one_line, shortened
 from autoplan.facts import ALL, NOT_VALIDATED, Case, Fold, Plan
-from autoplan.files import file_digest, read_object
+from autoplan.files import file_digest, read_object, read_text
 from autoplan.overlays import format_json, templates_folder
 from autoplan.settings import MEMBERS
 from autoplan.verification import LARGE_FILE_BYTES, Check
@@ -214,7 +214,15 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
 
 def _license(plan: Plan, request: Request) -> str:
     path = Path(request.data_license)
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else request.data_license
+    text = request.data_license
+    if path.is_file():
+        try:
+            text = read_text(path).strip()
+        except (OSError, ValueError) as error:
+            raise AutoplanError(
+                f"--data_license {shortened(str(path))} cannot be read as a text in UTF-8 ({one_line(error)}). Convert "
+                "it, or give the license's name and address."
+            ) from None
     return (
         "The images and labels that the networks of this bundle were trained on are not in it. They have terms of "
         f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {text}\n"
