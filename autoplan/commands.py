@@ -124,7 +124,7 @@ def plan(
     print(f"Cascade: {cascade_decision.value}. {cascade_decision.because}")
     for decision in (d for d in planned.decisions if d.name == "gpu_memory"):
         print(f"GPU memory: {decision.because}")
-    suspicions = (layouts.suspicion(loaded), budget.suspicion(planned))
+    suspicions = (layouts.suspicion(loaded), datasets.shared_labels(loaded), budget.suspicion(planned))
     for text in filter(None, (*(w.because for w in plans.warnings(planned)), *suspicions)):
         print(f"Warning: {text}")
     if explain:
