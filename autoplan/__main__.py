@@ -43,12 +43,12 @@ def _status(words: list[str]) -> int:
     try:
         _run(words)
     except AutoplanError as error:
-        print(f"Error: {_visible(str(error))}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.filename is None and error.errno not in (*FULL, *NOT_WRITABLE, *IN_THE_WAY, *OTHERS):
             raise
-        print(f"Error: {_visible(explained(error))}", file=sys.stderr)
+        print(f"Error: {visible(explained(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -107,7 +107,7 @@ def _printing(name: str) -> Iterator[_Output | None]:
         setattr(sys, name, before)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """A message whose control characters, but for line breaks, are escaped: a name of a file may hold any."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 

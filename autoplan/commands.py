@@ -58,6 +58,8 @@ from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training, listed
 from autoplan.within import Within, coarser_if_short, decided_spacing, task_is_trained
 
+MAX_JOBS = 1000
+"""Trainings at a time on one machine, at most. Our choice: far more than any has GPUs."""
 T = TypeVar("T")
 
 
@@ -817,7 +819,8 @@ def _check_training(
     _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
     known = all(re.fullmatch(r"\d{1,9}|all", text) for text in _listed(folds))
     _check("folds", folds, holds=known, takes="numbers such as 0,1, or all")
-    _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
+    counted = jobs is None or (_is_count(jobs, least=1) and jobs <= MAX_JOBS)
+    _check("jobs", jobs, holds=counted, takes=f"a number of trainings at a time, at most {MAX_JOBS}")
     _check("mirror", mirror, holds=mirror in ("", "True", "False"), takes="True or False")
     if found := re.search(r"cuda:0*([1-9]\d*)", device):
         raise AutoplanError(

@@ -281,7 +281,7 @@ def _check_names(key: str, content: dict[str, Any]) -> None:
 def _is_plain(name: str) -> bool:
     """Whether a text can be the name of a file, without its suffix."""
     return (
-        name not in ("", ".", "..")
+        name.strip() not in ("", ".", "..")
         and len(name) <= MAX_NAME
         and "/" not in name
         and "\\" not in name

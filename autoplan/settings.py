@@ -81,7 +81,7 @@ def refusal(name: str, text: str) -> str:
     if not takes or text.startswith(("$", "@")):
         return ""
     words, holds = TAKES[takes]
-    return "" if holds(_value(text)) else words
+    return "" if holds(text if takes == "size" else _value(text)) else words
 
 
 def _value(text: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autoplan import dataset as datasets
-from autoplan.errors import DatasetError
+from autoplan.errors import DatasetError, shortened
 from autoplan.facts import Dataset
 
 MAX_LISTED = 5
@@ -19,7 +19,7 @@ def naming(before: str, names: Sequence[str]) -> str:
 def some(names: Sequence[str]) -> str:
     """The first of many names."""
     more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shortened, names[:MAX_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def check(name: str, faults: Iterable[str]) -> None:

@@ -68,9 +68,9 @@ def _uneven(channels: Sequence[Mapping[str, Sequence[Path]]]) -> list[str]:
             name: tuple(formats.case_name(p)[len(name) :].lower() for p in paths) if len(paths) > 1 else ("",)
             for name, paths in found.items()
         }
-        usual = Counter(ends.values()).most_common(1)[0][0]
-        odd = [name for name, own in ends.items() if own != usual]
-        faults += [f"{n} has {_listed(found[n])}, other cases have {len(usual)} files of images." for n in odd]
+        for usual, _ in Counter(ends.values()).most_common(1):
+            odd = [name for name, own in ends.items() if own != usual]
+            faults += [f"{n} has {_listed(found[n])}, other cases have {len(usual)} files of images." for n in odd]
     return faults
 
 

@@ -31,7 +31,7 @@ def as_bytes(size: str | float) -> int:
     Raises:
         ValueError: it is no size.
     """
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{0,15})?) ?(?:([KMGT])(i?))?B?", str(size).strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(?ai)(\d{1,15}(?:\.\d{0,15})?) ?(?:([KMGT])(i?))?B?", str(size).strip())
     base = 1024 if found and found[3] else 1000
     count = round(float(found[1]) * base ** (UNITS.find(found[2].upper()) + 1 if found[2] else 0)) if found else 0
     if count <= 0:
