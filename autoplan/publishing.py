@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -89,6 +90,7 @@ def check(request: Request) -> None:
         raise AutoplanError(f"--version {request.version}: give three numbers, such as 1.0.0.")
     if request.url and not re.match(r"https?://", request.url):
         raise AutoplanError(f"--url {request.url}: give an address that begins with https://.")
+    _license_text(request.data_license)
     if request.onnx:
         _check_onnx()
 
@@ -212,20 +214,24 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
     }
 
 
+def _license_text(given: str) -> str:
+    """The license itself, or the text of a file."""
+    if not os.path.exists(given) or os.path.isdir(given):
+        return given
+    try:
+        return read_text(Path(given)).strip()
+    except (OSError, ValueError) as error:
+        raise AutoplanError(
+            f"--data_license {shortened(given)} cannot be read as a text in UTF-8 ({one_line(error)}). Convert it, or "
+            "give the license's name and address."
+        ) from None
+
+
 def _license(plan: Plan, request: Request) -> str:
-    path = Path(request.data_license)
-    text = request.data_license
-    if path.is_file():
-        try:
-            text = read_text(path).strip()
-        except (OSError, ValueError) as error:
-            raise AutoplanError(
-                f"--data_license {shortened(str(path))} cannot be read as a text in UTF-8 ({one_line(error)}). Convert "
-                "it, or give the license's name and address."
-            ) from None
     return (
         "The images and labels that the networks of this bundle were trained on are not in it. They have terms of "
-        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {text}\n"
+        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: "
+        f"{_license_text(request.data_license)}\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -174,6 +175,26 @@ def test_a_file_with_the_license(project: Path, tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("Share alike.\nName the hospital.\n")
     done = publish(project, data_license=str(tmp_path / "terms.txt"))
     assert (done.folder / "docs" / "data_license.txt").read_text().endswith("Share alike.\nName the hospital.\n")
+
+
+LICENSES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another encoding": (lambda path: path.write_bytes("Lizenz für alle".encode("latin-1")), "as a text in UTF-8"),
+    "a pipe": (os.mkfifo, "it is a pipe or a device"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is a pipe or a device"),
+    "4 TB": (lambda path: path.touch() or os.truncate(path, 2**42), "it has more than 64 MiB"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), LICENSES.values(), ids=LICENSES)
+def test_licenses_that_are_no_texts(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    make(tmp_path / "terms.txt")
+    given = {**SAID, "data_license": str(tmp_path / "terms.txt")}
+    with pytest.raises(AutoplanError, match=said):
+        publishing.check(publishing.Request("ball_mri_segmentation", **given))
+
+
+def test_a_license_of_many_words() -> None:
+    publishing.check(publishing.Request("ball_mri_segmentation", **{**SAID, "data_license": "Share alike. " * 500}))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -47,8 +47,8 @@ HOSTILE_TEXTS = [
     "\\\\host\\x", "~", "-", "--", "-1", "0", "00", "1", "²", "٣", "1_0", "0x2", "1e3", "9" * 400, "9" * 5000, "nan",
     "inf", "True", "None", "null", "[]", "{}", "$import this", "@x", "%y#z", "a::b", "{0}", "%s%n", "'; rm -rf /", '"',
     '"a"b', "a,b", "a;b", "器官", "e\u0301", "é", "ß", "K", "CASE_1", "case_1", "Case_2", ".nii.gz", "x.nii.gz",
-    "a_case_1.nii.gz", "labelsTr/case_1.nii.gz", "labelsTr", "imagesTr", "nowhere/x.nii.gz", "=1+1", "<b>&amp;</b>", "\ufeff",
-    "\x85",
+    "a_case_1.nii.gz", "labelsTr/case_1.nii.gz", "labelsTr", "imagesTr", "nowhere/x.nii.gz", "=1+1", "<b>&amp;</b>",
+    "\ufeff", "\x85",
 ]  # fmt: skip
 """What a cell, a name, a path or a flag may hold instead of what it should."""
 

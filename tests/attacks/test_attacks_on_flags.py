@@ -273,7 +273,7 @@ class Odd(io.RawIOBase):
 
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "utf-8", "utf-16", "koi8-r", "shift_jis"]
-WORDS = [["--help"], ["plan", "--help"], ["status", TASK], ["plan", "器"], ["plan", "\x1b"], ["nothing", "-x"], ["train"]]
+WORDS = [["--help"], ["plan", "--help"], ["status", TASK], ["plan", "器"], ["plan", "\x1b"], ["no", "-x"], ["train"]]
 
 
 @pytest.mark.parametrize("number", [32, 28, 5, 122, 9], ids=["EPIPE", "ENOSPC", "EIO", "EDQUOT", "EBADF"])
