@@ -129,10 +129,11 @@ def _run_supervisor(job: Job, environment: Mapping[str, str], stopped: Callable[
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, with the package that is running now first on the path of modules."""
+    """This process's environment, with the package that is running now first on the path of modules, and the encoding
+    that logs are read in."""
     here = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **more}
+    return {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **more}
 
 
 def _held(job: Job) -> Failure:

@@ -2,7 +2,6 @@
 
 import bisect
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,25 +9,27 @@ from autoplan import rules, topology
 from autoplan.axes import Shape, without_axis
 from autoplan.errors import PlanError
 from autoplan.facts import Configuration, Decision, Plan
+from autoplan.memory import as_bytes
 from autoplan.plan import base_voxels
 
-RESERVED_BYTES = 2**30
+RESERVED_BYTES = 10**9
 """Memory of a GPU that tensors do not get: the context of its driver, workspaces of libraries, gaps. Our choice; no GPU
 was measured."""
-_UNITS = {"MB": 2**20, "MIB": 2**20, "GB": 2**30, "GIB": 2**30}
 _RULES = ("patch_size", "num_pool", "features", "batch_size", "augmentation")
 Needed = Callable[[Plan, Configuration], int]
 """Bytes of a GPU that tensors of a training step of a configuration need."""
 
 
 def parsed(text: str) -> int:
-    """Bytes that a text such as 8GB or 11.5 GiB means; GB are those of vendors of memory, 2^30 bytes.
+    """Bytes of a GPU that a text such as 8GB (10^9 bytes each) or 7.5GiB (2^30) means.
 
     Raises:
-        PlanError: it means none.
+        PlanError: it means none, or less than is kept free.
     """
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([MG]i?B)", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    try:
+        size = as_bytes(text)
+    except ValueError:
+        size = 0
     if size <= RESERVED_BYTES:
         raise PlanError(f"--gpu_memory takes a size above {_size(RESERVED_BYTES)}, such as 8GB, not {text[:40]!r}.")
     return size
@@ -205,4 +206,4 @@ def _times(values: Sequence[int]) -> str:
 
 def _size(number: int) -> str:
     """`8 GB`, in the words of the flag."""
-    return f"{number / 2**30:.4g} GB" if number >= 2**30 else f"{number / 2**20:.4g} MB"
+    return f"{number / 1e9:.4g} GB" if number >= 1e9 else f"{number / 1e6:.4g} MB"

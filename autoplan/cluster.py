@@ -25,6 +25,7 @@ from autoplan import backends
 from autoplan.backends import Outcome
 from autoplan.errors import DatasetError, TrainingError, one_line, shortened
 from autoplan.failures import Failure
+from autoplan.files import read_text
 from autoplan.jobs import Job
 
 try:
@@ -298,12 +299,8 @@ def read_slurm(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file cannot be read, lacks something or says what cannot be used.
     """
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise TrainingError(
-            f"{path} is no file but a folder, a pipe or a device. Name the YAML file with the Slurm job."
-        )
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.safe_load(read_text(path))
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise TrainingError(f"{path} cannot be read: {one_line(error)}") from None
     _check_slurm(path, given)

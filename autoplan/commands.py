@@ -38,7 +38,7 @@ from autoplan.facts import (
     to_dict,
 )
 from autoplan.files import check_writable
-from autoplan.flags import Command
+from autoplan.flags import MAX_DIGITS, Command
 from autoplan.jobs import (
     Job,
     as_last_started,
@@ -60,6 +60,8 @@ from autoplan.tables import duration, table
 from autoplan.timed import Timed, jobs_by_training, listed
 from autoplan.within import Within, coarser_if_short, decided_spacing, task_is_trained
 
+MAX_JOBS = 1000
+"""Trainings at a time on one machine, at most. Our choice: far more than any has GPUs."""
 T = TypeVar("T")
 
 
@@ -101,8 +103,8 @@ def plan(
         table: csv file with the columns case, label, one a channel, and perhaps fold.
         group_by: column of the table, or regular expression on the names: the cases of one, such as a patient,
             stay in one fold.
-        gpu_memory: of the smallest GPU that will train, such as 8GB: what would not fit gets a smaller batch, then a
-            smaller patch. It is kept for later plans of the task; none takes it back.
+        gpu_memory: of the smallest GPU that will train, such as 8GB (10^9 bytes each) or 7.5GiB (2^30): what would not
+            fit gets a smaller batch, then a smaller patch. It is kept for later plans of the task; none takes it back.
         spacing: that the networks see, mm along x, y and z, such as 3,3,10, in place of the median of the cases. It is
             kept, too.
     """
@@ -129,7 +131,7 @@ def plan(
         print(f"GPU memory: {decision.because}")
     for line in standing.told(task, planned.folds, divided["before"]):
         print(line)
-    suspicions = (layouts.suspicion(loaded), budget.suspicion(planned))
+    suspicions = (layouts.suspicion(loaded), datasets.shared_labels(loaded), budget.suspicion(planned))
     for text in filter(None, (*(w.because for w in plans.warnings(planned)), *suspicions)):
         print(f"Warning: {text}")
     if explain:
@@ -148,7 +150,7 @@ def phantom(folder: str, *, num_cases: int = 10, num_test: int = 3, seed: int = 
         seed: of the random numbers; another seed makes another dataset.
     """
     for name, value in (("num_cases", num_cases), ("num_test", num_test), ("seed", seed)):
-        _check(name, value, holds=_is_count(value), takes="a whole number, 0 or more")
+        _check(name, value, holds=_is_count(value), takes=f"a whole number, 0 or more, of at most {MAX_DIGITS} digits")
     from autoplan.phantom import generate
 
     generate(Path(folder), num_cases=num_cases, num_test=num_test, seed=seed)
@@ -275,8 +277,8 @@ def predict(
         force: overwrite segmentations of other images, of unknown origin, or that were changed by hand, in the folder.
             Without it, those that were changed by hand stay, and are named.
         device: cpu or cuda:0; the GPU, where there is one, if not given.
-        max_memory: what the prediction of an image on a CPU may take, such as 4GB; three quarters of what there is, if
-            not given.
+        max_memory: what the prediction of an image on a CPU may take, such as 4GB (10^9 bytes each) or 3.5GiB (2^30);
+            three quarters of what there is, if not given.
         preview: also write a picture of each segmentation, OUTPUT/previews/CASE.png: three planes through its largest
             class, with outlines.
         dicom_seg: also write a DICOM Segmentation object of each DICOM series, OUTPUT/CASE.dcm.
@@ -783,7 +785,7 @@ def _check_planning(cascade: str, *, force: bool) -> None:
 def _check_processes(number: object) -> None:
     """Refuses a number of processes that is none."""
     counted = number is None or _is_count(number, least=1)
-    _check("num_processes", number, holds=counted, takes="a number of processes")
+    _check("num_processes", number, holds=counted, takes="a number of processes, such as 4")
 
 
 def _is_count(value: object, *, least: int = 0) -> bool:
@@ -863,7 +865,8 @@ def _check_training(
     _check("quick", quick, holds=isinstance(quick, bool), takes="no value")
     known = all(re.fullmatch(r"\d{1,9}|all", text) for text in _listed(folds))
     _check("folds", folds, holds=known, takes="numbers such as 0,1, or all")
-    _check("jobs", jobs, holds=jobs is None or _is_count(jobs, least=1), takes="a number of trainings at a time")
+    counted = jobs is None or (_is_count(jobs, least=1) and jobs <= MAX_JOBS)
+    _check("jobs", jobs, holds=counted, takes=f"a number of trainings at a time, at most {MAX_JOBS}")
     _check("mirror", mirror, holds=mirror in ("", "True", "False"), takes="True or False")
     if found := re.search(r"cuda:0*([1-9]\d*)", device):
         raise AutoplanError(

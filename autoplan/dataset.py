@@ -7,8 +7,8 @@ sentences, so that the faults of all cases can be reported together.
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -120,7 +120,8 @@ def load(folder: Path) -> Dataset:
     labels = _collect(_labels, content, faults)
     training = _collect(_training, content, faults)
     test = _collect(_test, content, faults)
-    faults += _name_faults(name) + _case_faults(folder, (*(training or ()), *(test or ())))
+    cases = (*(training or ()), *(test or ()))
+    faults += _name_faults(name) + _path_faults(folder, cases) + case_faults(folder, cases)
     faults += _storage_faults(labels) if labels is not None else []
     faults += _number_faults(training) if training is not None else []
     if faults or modalities is None or labels is None or training is None or test is None:
@@ -249,21 +250,21 @@ def _case(image: str, label: str | None) -> Case:
     return Case(case_name(image), (str(PurePosixPath(image)),), None if label is None else str(PurePosixPath(label)))
 
 
-def faults_of(
-    name: str, cases: list[str], num_training: int, labels: tuple[tuple[int, str], ...], modalities: tuple[str, ...]
-) -> list[str]:
-    """What is wrong with the names, the number of cases and the classes of a dataset of any layout."""
-    faults = [*_name_faults(name), *_storage_faults(labels)]
-    for key, names in (("channels", modalities), ("labels", [n for _, n in labels])):
+def faults_of(dataset: Dataset) -> list[str]:
+    """What is wrong with the names, the paths, the number of cases and the classes of a dataset of any layout."""
+    cases, labels = (*dataset.training, *dataset.test), dataset.labels
+    faults = [*_name_faults(dataset.name), *_storage_faults(labels)]
+    for key, names in (("channels", dataset.modalities), ("labels", [n for _, n in labels])):
         _collect(partial(_check_names, key), {"names": names}, faults)
     twice = [n for n, count in Counter(n for _, n in labels).items() if count > 1]
     faults += [f"more than one class is called {n!r}. Give each class a name of its own." for n in twice]
-    faults += [f"{n!r} is no name of a case: it becomes one of files. Rename it." for n in cases if not _is_plain(n)]
-    twice = [n for n, count in Counter(cases).items() if count > 1]
-    faults += [f"{n}: more than one image has this name. Rename the files or remove one." for n in twice]
-    if num_training < MIN_CASES:
+    odd = [case.name for case in cases if not _is_plain(case.name)]
+    faults += [f"{shortened(n)!r} is no name of a case: it becomes one of files. Rename it." for n in odd]
+    faults += [_no_path(path) for path in dict.fromkeys(_paths(cases)) if not _is_path(path)]
+    faults += case_faults(dataset.root, cases)
+    if len(dataset.training) < MIN_CASES:
         faults.append(
-            f"{num_training} training cases; cross-validation needs at least {MIN_CASES}. Add labelled cases."
+            f"{len(dataset.training)} training cases; cross-validation needs at least {MIN_CASES}. Add labelled cases."
         )
     return faults
 
@@ -277,7 +278,7 @@ def _check_names(key: str, content: dict[str, Any]) -> None:
 def _is_plain(name: str) -> bool:
     """Whether a text can be the name of a file, without its suffix."""
     return (
-        name not in ("", ".", "..")
+        name.strip() not in ("", ".", "..")
         and len(name) <= MAX_NAME
         and "/" not in name
         and "\\" not in name
@@ -292,12 +293,61 @@ def _name_faults(name: str) -> list[str]:
     return [f"the folder's name, {name!r}, names the bundles. Rename it to letters, digits, '_', '.' and '-' only."]
 
 
-def _case_faults(root: Path, cases: tuple[Case, ...]) -> list[str]:
-    """Wrong paths, and names that occur twice."""
-    paths = [p for c in cases for p in (*c.images, c.label) if p is not None]
-    faults = [fault for path in dict.fromkeys(paths) for fault in _path_faults(root, path)]
-    twice = [name for name, count in Counter(c.name for c in cases).items() if count > 1]
-    return faults + [f"{n}: more than one image has this name. Rename the files or remove one entry." for n in twice]
+def _paths(cases: Iterable[Case]) -> list[str]:
+    """The paths of cases: of images and labels."""
+    return [path for case in cases for path in (*case.images, case.label) if path is not None]
+
+
+def case_faults(root: Path, cases: Sequence[Case]) -> list[str]:
+    """Names that occur twice, or are one name to other systems; and files that are two things at once."""
+    faults, by_key = [], defaultdict[str, list[str]](list)
+    for case in cases:
+        by_key[_folded(case.name)].append(case.name)
+    for names in by_key.values():
+        first, *others = names
+        if first in others:
+            faults.append(f"{first}: more than one image has this name. Rename the files or remove one entry.")
+        elif others:
+            faults.append(
+                f"{' and '.join(names[:3])} differ only in case or in the Unicode form of their letters, and are one "
+                "file on other systems. Rename one."
+            )
+    images_of, labels_of = _users(root, cases)
+    for path, names in images_of.items():
+        if path in labels_of:
+            faults.append(f"{path} is an image, of {names[0]}, and a label, of {labels_of[path][0]}. Correct one.")
+        elif len(several := list(dict.fromkeys(names))) > 1:
+            faults.append(f"{path} is the image of {' and of '.join(several[:2])}. Name each image once.")
+    twice = [case.name for case in cases if len(set(case.images)) < len(case.images)]
+    return faults + [f"{name}: one file is two of its channels. Name a file for each." for name in twice]
+
+
+def _folded(name: str) -> str:
+    """What two names have in common that a file system without case, or with one Unicode form, takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _users(root: Path, cases: Iterable[Case]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Names of the cases that have a file as an image, and as a label, by its path."""
+    images_of, labels_of = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for case in cases:
+        for path in case.images:
+            images_of[os.path.normpath(root / path)].append(case.name)
+        if case.label is not None:
+            labels_of[os.path.normpath(root / case.label)].append(case.name)
+    return images_of, labels_of
+
+
+def shared_labels(dataset: Dataset) -> str:
+    """A warning where cases that may come into different folds have one label; else nothing."""
+    group_of = {case.name: case.group for case in dataset.training}
+    for path, names in _users(dataset.root, dataset.training)[1].items():
+        if len(names) > 1 and (group_of[names[0]] is None or len({group_of[name] for name in names}) > 1):
+            return (
+                f"{path} is the label of {' and of '.join(names[:2])}. If that is no mistake, keep such cases in one "
+                "fold (--group_by), or scores are too good."
+            )
+    return ""
 
 
 def _number_faults(training: tuple[Case, ...]) -> list[str]:
@@ -324,13 +374,28 @@ def _storage_faults(labels: tuple[tuple[int, str], ...]) -> list[str]:
     return faults
 
 
-def _path_faults(root: Path, path: str) -> list[str]:
+def _is_path(text: str) -> bool:
+    """Whether a text can be a path."""
+    return 0 < len(text) <= MAX_PATH and not _has_control_characters(text)
+
+
+def _no_path(text: str) -> str:
+    """The fault of a text that is no path."""
+    return (
+        f"{shortened(text)!r} is no path: it has line breaks or control characters, or more than {MAX_PATH} "
+        "characters. Correct it."
+    )
+
+
+def _path_faults(root: Path, cases: Iterable[Case]) -> list[str]:
+    """What is wrong with the paths of cases."""
+    return [fault for path in dict.fromkeys(_paths(cases)) for fault in _faults_of_path(root, path)]
+
+
+def _faults_of_path(root: Path, path: str) -> list[str]:
     """What is wrong with a path's text. Links inside the dataset are the user's own business."""
-    if len(path) > MAX_PATH or _has_control_characters(path):
-        return [
-            f"{shortened(path)!r} is no path: it has line breaks or control characters, or more than {MAX_PATH} "
-            "characters. Correct it."
-        ]
+    if not _is_path(path):
+        return [_no_path(path)]
     kinds = (PurePosixPath(path), PureWindowsPath(path))
     if any(k.anchor or k.drive or ".." in k.parts for k in kinds):
         return [f"the path {path!r} leaves the dataset's folder. Write it relative to the folder, without '..'."]

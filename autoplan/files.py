@@ -17,6 +17,8 @@ NOT_GRANTED = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE,
 """What the system says of a file that is there and may be whole."""
 LARGEST = 1e12
 """Counts, times and losses that are not below it come from a damaged file."""
+MAX_TEXT_BYTES = 2**26
+"""Size of a table, a license or the description of a job at most. Our choice: a row for each of 300,000 cases fits."""
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -83,19 +85,41 @@ def regular(path: Path) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """A text that a user wrote, in UTF-8.
+
+    Raises:
+        OSError: it cannot be read, is a pipe or a device, or larger than `MAX_TEXT_BYTES`.
+        ValueError: it is no UTF-8.
+    """
+    if regular(path).stat().st_size > MAX_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT_BYTES >> 20} MiB", str(path))
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, of which Python would keep the last of two entries without a word."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it has the key {key[:60]!r} twice in one object")
+        found[key] = value
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
         AutoplanError: the system does not give it.
         OSError: there is no such file.
-        ValueError: it is no JSON, is nested too deeply, or holds half a character (a lone surrogate), which no file
-            can be written with.
+        ValueError: it is no JSON, is nested too deeply, has a key twice in one object, or holds half a character (a
+            lone surrogate), which no file can be written with.
     """
     try:
         with granted(path):
             text = regular(path).read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_key_once)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

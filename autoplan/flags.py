@@ -1,8 +1,9 @@
 """From a command's signature to its command line: which words it takes, what they mean, and its help.
 
 A command is a function with positional arguments and keyword-only flags; a parameter `from_` is the flag --from. A flag
-of type bool is a switch, which takes no value; numbers are read by fire; everything else stays text, so that a folder
-2024_01 is not the number 202401. A command that takes `**settings` also takes the settings of a training, as text.
+of type bool is a switch, which takes no value; of a flag of type int or float, what `number` knows becomes a number;
+everything else stays text, so that a folder 2024_01 is not the number 202401. A command that takes `**settings` also
+takes the settings of a training, as text.
 """
 
 import difflib
@@ -13,14 +14,14 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from fire.parser import DefaultParseValue
-
 from autoplan.errors import AutoplanError
 
 Command = Callable[..., None]
 PROGRAM = "python -m autoplan"
 HELP = ("-h", "--help")
 WIDTH = 100
+MAX_DIGITS = 9
+"""Of a whole number that a flag may take: no count of anything here is larger."""
 
 
 def flags(command: Command) -> dict[str, inspect.Parameter]:
@@ -101,12 +102,20 @@ def _value(name: str, flag: str, parameter: inspect.Parameter | None, word: str,
         if not rest or rest[0].startswith("--"):
             raise AutoplanError(f"{name}: --{flag} needs a value.")
         text = rest.pop(0)
-    if parameter is None or not {bool, int, float} & {parameter.annotation, *typing.get_args(parameter.annotation)}:
-        return text
-    try:
-        return DefaultParseValue(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    kinds = set() if parameter is None else {parameter.annotation, *typing.get_args(parameter.annotation)}
+    if bool in kinds:
+        return {"True": True, "False": False}.get(text, text)
+    found = number(text) if {int, float} & kinds else None
+    return text if found is None else found
+
+
+def number(text: str) -> int | float | None:
+    """The number that a text on a command line means: decimal digits, of a whole number at most `MAX_DIGITS`, perhaps
+    with a sign, a point and an exponent. None for anything else, such as 1_0, 0x2 or nan."""
+    if re.fullmatch(rf"-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})", text):
+        return int(text)
+    is_fraction = re.fullmatch(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE)
+    return float(text) if is_fraction and re.search("[.eE]", text) else None
 
 
 def _check_count(name: str, command: Command, arguments: Sequence[str]) -> None:

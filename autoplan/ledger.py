@@ -6,15 +6,17 @@ not that between an interruption and the same command again.
 
 import contextlib
 import json
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autoplan.files import number, read_object, write_text_atomically
+from autoplan.errors import AutoplanError
+from autoplan.files import number, read_json, read_object, write_text_atomically
 
 NAME = "budget.json"
 BEAT_SECONDS = 5.0
@@ -50,6 +52,40 @@ def spent(folder: Path) -> list[Spent]:
     return found
 
 
+def _entries(path: Path) -> dict[str, Any]:
+    """What a file holds, of all commands; nothing where there is no file.
+
+    Raises:
+        AutoplanError: it is damaged, and may have held the time of other commands.
+    """
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _damaged(path)
+    return found
+
+
+def _damaged(path: Path) -> AutoplanError:
+    return AutoplanError(f"{path} is damaged. Remove it to divide the time anew.")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing entries; where the system cannot lock a folder, none is kept off."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 class Ledger:
     """One entry. As a context it writes down every few seconds how much time is gone.
 
@@ -59,6 +95,9 @@ class Ledger:
         seconds: that it was given.
         started: when this process began to work, by `clock`; now, if not given.
         clock: counts seconds.
+
+    Raises:
+        AutoplanError: the file is damaged, when it is read or written.
     """
 
     def __init__(
@@ -72,11 +111,11 @@ class Ledger:
     ) -> None:
         self.path, self.key, self.seconds, self.clock = folder / NAME, key, seconds, clock
         self.started = clock() if started is None else started
-        found = read_object(self.path).get(key)
-        entry = found if isinstance(found, dict) else {}
-        decisions = entry.get("decisions")
-        self.before = max(0.0, number(entry.get("seconds")) or 0.0)
-        self.decisions: dict[str, Any] = decisions if isinstance(decisions, dict) else {}
+        entry = _entries(self.path).get(key, {"seconds": 0.0, "decisions": {}})
+        gone = number(entry.get("seconds")) if isinstance(entry, dict) else None
+        if gone is None or gone < 0 or not isinstance(entry.get("decisions"), dict):
+            raise _damaged(self.path)
+        self.before, self.decisions = gone, dict[str, Any](entry["decisions"])
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -100,14 +139,14 @@ class Ledger:
         """Write down how much time is gone, once anything is decided."""
         if not self.decisions:
             return
-        with self._lock:
+        with self._lock, _alone(self.path.parent):
             entry = {"budget_seconds": self.seconds, "seconds": round(self.gone, 1), "decisions": self.decisions}
-            text = json.dumps({**read_object(self.path), self.key: entry}, indent=1)
+            text = json.dumps({**_entries(self.path), self.key: entry}, indent=1)
             write_text_atomically(self.path, text + "\n")
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk ends what works, and says so there
+            with contextlib.suppress(OSError, AutoplanError):  # what ends what works is said there
                 self.write()
 
     def __enter__(self) -> Self:

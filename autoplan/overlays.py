@@ -131,12 +131,13 @@ def _replaced(_: Any, new: Any) -> Any:
 
 
 def format_json(value: Any) -> str:
-    """JSON to be read: what fits on a line stands on one, lists of numbers always; a blank line before every block."""
+    """JSON to be read: what fits on a line stands on one, lists of numbers always; a blank line before every block. It
+    is ASCII: MONAI reads configs in the encoding of the machine that it runs on."""
     if not isinstance(value, dict):
         return _format(value, 0) + "\n"
     lines = []
     for number, (key, item) in enumerate(value.items()):
-        name = json.dumps(key, ensure_ascii=False)
+        name = json.dumps(key)
         entry = f" {name}: {_format(item, 1, len(name) + 3)}"
         block = "\n" in entry and number > 0
         lines.append("\n" + entry if block else entry)
@@ -144,7 +145,7 @@ def format_json(value: Any) -> str:
 
 
 def _format(value: Any, depth: int, used: int = 0) -> str:
-    line = json.dumps(value, ensure_ascii=False)
+    line = json.dumps(value)
     if not isinstance(value, (dict, list)) or _numbers(value) or (depth and depth + used + len(line) < LINE_LENGTH):
         return line
     space = " " * (depth + 1)
@@ -153,7 +154,7 @@ def _format(value: Any, depth: int, used: int = 0) -> str:
         return "[\n" + ",\n".join(items) + "\n" + " " * depth + "]"
     items = []
     for key, item in value.items():
-        name = json.dumps(key, ensure_ascii=False)
+        name = json.dumps(key)
         items.append(f"{space}{name}: {_format(item, depth + 1, len(name) + 2)}")
     return "{\n" + ",\n".join(items) + "\n" + " " * depth + "}"
 

@@ -65,7 +65,7 @@ def _write(folder: Path, num_cases: int, num_test: int, seed: int) -> None:
         _save(folder / ("imagesTr" if training else "imagesTs") / f"{name}.nii.gz", image, spacing, orientation)
         if training:
             _save(folder / "labelsTr" / f"{name}.nii.gz", label, spacing, orientation)
-    (folder / "dataset.json").write_text(json.dumps(_description(names, num_cases), indent=1) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(_description(names, num_cases), indent=1) + "\n", encoding="utf-8")
 
 
 def _description(names: list[str], num_cases: int) -> dict[str, object]:

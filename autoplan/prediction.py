@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -20,7 +19,7 @@ from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.facts import Case
 from autoplan.files import check_writable, file_digest, read_object, write_text_atomically
 from autoplan.images import by_case, case_name, check_packages, files_of, image_files, segmentation_name
-from autoplan.processes import dying_with
+from autoplan.processes import run_printing
 
 RECORD = ".predicted_by.json"
 """File beside the predictions that tells which bundle made them, and of which images."""
@@ -324,7 +323,7 @@ def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
     """Run the bundle's inference on images; returns its exit status.
 
     Values and paths go through files: on a command line MONAI would read more in them. The working directory is an
-    empty one, so that Python finds no other `scripts` there. Ctrl-C reaches this process alone, which ends the other.
+    empty one, so that Python finds no other `scripts` there.
     """
     with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
         listed, arguments = Path(folder) / "images.json", Path(folder) / "arguments.json"
@@ -336,13 +335,7 @@ def _run(bundle: Path, cases: Sequence[Case], values: Mapping[str, Any]) -> int:
         # MONAI warns that a config runs code, which is autoplan's own here, and of a decoder that is not needed.
         quiet = ["-W", "ignore::UserWarning:monai.bundle.scripts", "-W", "ignore::UserWarning:monai.data.image_reader"]
         run = ["-m", "monai.bundle", "run", "inference", "--args_file", str(arguments)]
-        return subprocess.run(
-            [sys.executable, *quiet, *run],
-            check=False,
-            cwd=folder,
-            start_new_session=True,
-            preexec_fn=dying_with(os.getpid()),
-        ).returncode
+        return run_printing([sys.executable, *quiet, *run], Path(folder))
 
 
 def _listed(case: Case) -> str | dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import io
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 from autoplan.errors import DatasetError
 
@@ -81,6 +83,36 @@ def _begin() -> None:
 def _end_after(main: Any) -> None:
     main.join()
     os._exit(128 + signal.SIGKILL)
+
+
+def run_printing(command: Sequence[str], folder: Path) -> int:
+    """Runs a Python program in a folder; returns its exit status. Ctrl-C reaches this process alone, which ends it.
+
+    What it prints goes through this process: a program that prints by itself fails where nobody reads any more.
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=dying_with(os.getpid()),
+    ) as child:  # fmt: skip
+        pairs = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+        threads = [threading.Thread(target=_pass_on, args=pair, daemon=True) for pair in pairs]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return child.wait()
+        except BaseException:
+            child.kill()
+            raise
+
+
+def _pass_on(source: IO[bytes], target: TextIO) -> None:
+    """Prints what another process prints, line by line; a line that is drawn anew (\r) stays one."""
+    for line in io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline=""):
+        target.write(line)
+        target.flush()
 
 
 def dying_with(parent: int) -> Callable[[], None] | None:

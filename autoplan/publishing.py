@@ -1,6 +1,5 @@
 """A folder for the Model Zoo: a bundle of `sharing`, and what the zoo asks for beside its networks."""
 
-import errno
 import hashlib
 import json
 import os
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from autoplan import faster, prediction, probe, render, results, saved, sharing, verification, written
-from autoplan.errors import AutoplanError, TemplateError
+from autoplan.errors import AutoplanError, TemplateError, one_line, shortened
 from autoplan.facts import ALL, NOT_VALIDATED, Case, Fold, Plan
-from autoplan.files import file_digest, read_object
+from autoplan.files import file_digest, read_object, read_text
 from autoplan.overlays import format_json, templates_folder
 from autoplan.processes import dying_with
 from autoplan.settings import MEMBERS
@@ -95,7 +94,7 @@ def check(request: Request) -> None:
         raise AutoplanError(f"--version {request.version}: give three numbers, such as 1.0.0.")
     if request.url and not re.match(r"https?://", request.url):
         raise AutoplanError(f"--url {request.url}: give an address that begins with https://.")
-    _license_text(request)
+    _license_text(request.data_license)
     if request.onnx:
         _check_onnx()
 
@@ -219,33 +218,28 @@ def _files(plan: Plan, source: Path, root: Path, request: Request) -> dict[str, 
     }
 
 
+def _license_text(given: str) -> str:
+    """The license itself, or the text of a file."""
+    if not os.path.exists(given) or os.path.isdir(given):
+        return given
+    try:
+        text = read_text(Path(given)).strip()
+        if not text or "\0" in text:
+            raise ValueError("it holds none")
+    except (OSError, ValueError) as error:
+        raise AutoplanError(
+            f"--data_license {shortened(given)} cannot be read as a text in UTF-8 ({one_line(error)}). Convert it, or "
+            "give the license's name and address."
+        ) from None
+    return text
+
+
 def _license(plan: Plan, request: Request) -> str:
     return (
         "The images and labels that the networks of this bundle were trained on are not in it. They have terms of "
-        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: {_license_text(request)}\n"
+        f"their own:\n\nDataset: {plan.name}\nSource: {request.data_source}\nLicense: "
+        f"{_license_text(request.data_license)}\n"
     )
-
-
-def _license_text(request: Request) -> str:
-    """What was said of the license: the text of a file, or the words themselves.
-
-    Raises:
-        AutoplanError: the file holds no text in UTF-8.
-    """
-    path = Path(request.data_license)
-    try:
-        if not path.is_file():
-            return request.data_license
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except ValueError:
-        text = ""
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # no file is called like that: it is the license
-            return request.data_license
-        raise
-    if not text or "\0" in text:
-        raise AutoplanError(f"--data_license {path}: it holds no text in UTF-8. Save it as such, or give the name.")
-    return text
 
 
 # What is there already.

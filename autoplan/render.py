@@ -296,11 +296,11 @@ def _readme(templates: Path, plan: Plan, configuration: Configuration, configs: 
         "last_fold": len(plan.folds) - 1,
         "decisions": "\n".join(rows),
         "keys": _explained(*configs),
-        "clients": (templates / "clients.md").read_text(),
+        "clients": (templates / "clients.md").read_text(encoding="utf-8"),
     }
     stage = templates / f"{configuration.name}.md"
-    text = "\n" + string.Template(stage.read_text()).substitute(values) if stage.is_file() else ""
-    return string.Template((templates / "README.md").read_text()).substitute(values, stage=text)
+    text = "\n" + string.Template(stage.read_text(encoding="utf-8")).substitute(values) if stage.is_file() else ""
+    return string.Template((templates / "README.md").read_text(encoding="utf-8")).substitute(values, stage=text)
 
 
 # The bundle to share.
@@ -380,7 +380,8 @@ def render_shared(
         }
     config.update((key, value) for key, value in values.items() if key in config)
     described = _best_metadata(templates, plan, trained, name, performance, provenance)
-    readme = _best_readme((templates / "docs" / "best.md").read_text(), plan, trained, described, performance, config)
+    text = (templates / "docs" / "best.md").read_text(encoding="utf-8")
+    readme = _best_readme(text, plan, trained, described, performance, config)
     files = {
         "configs/inference.json": format_json(config).encode(),
         "configs/metadata.json": format_json(_inert(described)).encode(),
@@ -535,7 +536,7 @@ def shared_readme(
     trained = [Trained(as_shared(plan, inference, n), tuple(inference[f"{MEMBERS[n]}_folds"])) for n in names]
     performance = scored(metadata)
     config = {**training, **inference}
-    template = (templates_folder() / "docs" / "best.md").read_text()
+    template = (templates_folder() / "docs" / "best.md").read_text(encoding="utf-8")
     return _best_readme(template, plan, trained, metadata, performance, config, shared)
 
 
@@ -565,7 +566,7 @@ def _best_readme(
         f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} ({told_folds(t.folds)})"
         for t in trained
     ]
-    more = _NEXT if shared is None else (templates_folder() / "docs" / "shared.md").read_text().strip()
+    more = _NEXT if shared is None else (templates_folder() / "docs" / "shared.md").read_text(encoding="utf-8").strip()
     return string.Template(template).substitute(
         name=metadata["name"],
         authors=metadata["authors"] + ". Planned and put together by autoplan" + _TO_DO * (shared is None) + ".",
@@ -584,7 +585,7 @@ def _best_readme(
         performance=_performance(trained, performance, is_mirrored=config["mirror"]),
         decisions="\n".join(rows),
         keys=_explained(config),
-        clients=(templates_folder() / "docs" / "clients.md").read_text(),
+        clients=(templates_folder() / "docs" / "clients.md").read_text(encoding="utf-8"),
     )
 
 

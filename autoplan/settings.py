@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from autoplan.flags import MAX_DIGITS, number
+from autoplan.memory import as_bytes
 from autoplan.overlays import templates_folder
 
 Kind = Literal["path", "job", "dataset", "planned", "training", "evaluation", "prediction", "machine"]
@@ -18,9 +20,16 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _is_size(value: Any) -> bool:
+    try:
+        return as_bytes(value) > 0
+    except ValueError:
+        return False
+
+
 TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "count": ("a whole number, 1 or more", lambda v: type(v) is int and v >= 1),
-    "count or 0": ("a whole number, 0 or more", lambda v: type(v) is int and v >= 0),
+    "count": (f"a whole number, 1 or more, of at most {MAX_DIGITS} digits", lambda v: type(v) is int and v >= 1),
+    "count or 0": (f"a whole number, 0 or more, of at most {MAX_DIGITS} digits", lambda v: type(v) is int and v >= 0),
     "positive": ("a number above 0", lambda v: _number(v) and v > 0),
     "positive or 0": ("a number, 0 or more", lambda v: _number(v) and v >= 0),
     "part": ("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1),
@@ -30,7 +39,7 @@ TAKES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         'three lengths in mm, such as "[1,1,3]"',
         lambda v: type(v) in (list, tuple) and len(v) == 3 and all(_number(x) and x > 0 for x in v),
     ),
-    "size": ("a size such as 4GB", lambda v: re.fullmatch(r"(?i)[1-9]\d*(\.\d+)? ?[kmgt]?i?b?", str(v)) is not None),
+    "size": ("a size such as 4GB or 3.5GiB", _is_size),
     "device": ("cpu or cuda:0", lambda v: re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(v)) is not None),
 }
 """What a setting may take: in words, and as a test of the value that MONAI's command line reads from the text."""
@@ -73,11 +82,20 @@ def refusal(name: str, text: str) -> str:
     if not takes or text.startswith(("$", "@")):
         return ""
     words, holds = TAKES[takes]
+    return "" if holds(text if takes == "size" else _value(text)) else words
+
+
+def _value(text: str) -> Any:
+    """What a text stands for: a number as `flags.number` has it, or a list, tuple or switch in Python's notation; else
+    the text."""
+    found = number(text)
+    if found is not None:
+        return found
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
-    return "" if holds(value) else words
+        return text
+    return text if _number(value) else value
 
 
 def paths() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from autoplan.plan import plan
 
 CASES = [case(name=f"case_{i:02d}", shape=(160,) * 3, cropped_shape=(160,) * 3) for i in range(40)]
 PLAN = plan(fingerprint(CASES), cascade="always")
-GB = 2**30
+GB = 10**9
 
 
 def needed(_: Plan, c: Configuration) -> int:
@@ -33,13 +33,20 @@ def test_the_plan_before() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GB", 8 * GB), ("8 gb", 8 * GB), ("11.5GiB", int(11.5 * GB)), ("2048MB", 2 * GB), (" 6GB ", 6 * GB)],
+    [
+        ("8GB", 8 * GB),
+        ("8 gb", 8 * GB),
+        ("11.5GiB", 23 * 2**29),
+        ("2048MB", 2_048_000_000),
+        (" 6GB ", 6 * GB),
+        ("8TB", 8000 * GB),
+    ],
 )
 def test_sizes(text, size) -> None:
     assert budget.parsed(text) == size
 
 
-@pytest.mark.parametrize("text", ["8", "GB", "-8GB", "1GB", "0GB", "8TB", "8GBs", "1e3GB", "nan", "9" * 99 + "GB"])
+@pytest.mark.parametrize("text", ["8", "GB", "-8GB", "1GB", "0GB", "8PB", "8GBs", "1e3GB", "nan", "9" * 99 + "GB"])
 def test_no_sizes(text) -> None:
     with pytest.raises(PlanError, match="--gpu_memory takes a size above 1 GB, such as 8GB, not"):
         budget.parsed(text)
@@ -130,12 +137,12 @@ def test_the_decisions_say_so() -> None:
     found = fit(100 * 2**20)
     by_name = {(d.configuration, d.name): d for d in found.decisions}
     first = found.decisions[0]
-    assert (first.name, first.value) == ("gpu_memory", "1.098 GB")
+    assert (first.name, first.value) == ("gpu_memory", "1.105 GB")
     assert "2d gets a batch of 64 in place of 107" in first.because
     for c in found.configurations[:3]:
         assert by_name[c.name, "batch_size"].value == str(c.batch_size)
         assert by_name[c.name, "patch_size"].value == " x ".join(map(str, c.patch_size))
-    assert by_name["2d", "batch_size"].because.startswith("64 in place of 107, so that a step fits a GPU of 1.098 GB.")
+    assert by_name["2d", "batch_size"].because.startswith("64 in place of 107, so that a step fits a GPU of 1.105 GB.")
 
 
 def test_the_commands(tiny, tmp_path, capsys, monkeypatch) -> None:

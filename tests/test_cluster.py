@@ -265,6 +265,12 @@ def test_slurm_files_that_say_something_else(tmp_path: Path, text: str, said: st
         cluster.read_slurm(path)
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/nowhere", "/"])
+def test_slurm_files_that_are_none(path: str) -> None:
+    with pytest.raises(TrainingError, match="cannot be read"):
+        cluster.read_slurm(Path(path))
+
+
 WRONG = {
     "workers": ("[2]", "{a: 1}", "null", "-1", "0", "two", "1.5", "true"),
     "partition": ("[gpu]", "{a: 1}", "null", "-1", "''", '"gpu\\n#SBATCH x"', "-x", "a b"),

@@ -18,6 +18,7 @@ from autoplan.__main__ import main
 from autoplan.commands import COMMANDS
 from autoplan.errors import AutoplanError, PlanError
 from autoplan.facts import Case
+from autoplan.processes import run_printing
 
 TASK = TINY_PLAN.name
 
@@ -72,7 +73,28 @@ def example(text: str = "", *, number: int = 1, length: float = 1.0, switch: boo
         pytest.param(["--switch", "a"], {"switch": True}, id="a switch takes no word"),
         pytest.param(["a", "--number", "-3"], {"number": -3}, id="negative number"),
         pytest.param(["a", "--length", "0.5"], {"length": 0.5}, id="number"),
-        pytest.param(["a", "--number", "[" * 9999], {"number": "[" * 9999}, id="no number"),
+        pytest.param(["a", "--number", "999999999"], {"number": 999999999}, id="nine digits"),
+        pytest.param(["a", "--length", "-1.5E-3"], {"length": -0.0015}, id="exponent"),
+        *(
+            pytest.param(["a", f"--{flag}={text}"], {flag: text}, id=f"{flag} {text[:9]}")
+            for flag in ("number", "length")
+            for text in (
+                "[" * 9999,
+                "1_0",
+                "0x2",
+                "0b1",
+                "1" + "0" * 20,
+                "007",
+                "nan",
+                "True",
+                "²",
+                "٣",
+                "1j",
+                "1 ",
+                "",
+            )
+        ),
+        pytest.param(["a", "--switch=1"], {"switch": "1"}, id="a switch with a number"),
         pytest.param(["a", "--word", "-x"], {"word": "-x"}, id="value with a dash"),
     ],
 )
@@ -274,7 +296,66 @@ def test_a_reader_that_ends_early_is_no_traceback() -> None:
     command = [sys.executable, "-m", "autoplan", "--help"]
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert (result.returncode, result.stderr) == (1, "")
+    assert (result.returncode, result.stderr) == (0, ""), "that the reader has gone is no failure of the command"
+
+
+# What is printed to.
+
+
+def _words_to(path: Path, monkeypatch, capsys, encoding: str = "utf-8") -> tuple[int, str]:
+    """Exit status and errors of a help text that is printed to a file."""
+    with path.open("w", encoding=encoding) as file:
+        monkeypatch.setattr("sys.stdout", file)
+        return main(["plan", "--help"]), capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_told_at_the_end(monkeypatch, capsys) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    status, said = _words_to(Path("/dev/full"), monkeypatch, capsys)
+    assert (status, said) == (1, "Error: the output could not be written: no space left on device.\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_characters_that_an_encoding_lacks_are_escaped(encoding, tmp_path, monkeypatch, capsys) -> None:
+    def example(*, länge: str = "器官 \ud800") -> None:
+        """Prüft die Länge."""
+        print("器官 Größe")
+
+    monkeypatch.setitem(commands.COMMANDS, "plan", example)
+    assert _words_to(tmp_path / "out", monkeypatch, capsys, encoding) == (0, "")
+    said = (tmp_path / "out").read_text(encoding=encoding)
+    assert ("Prüft die Länge" if encoding != "ascii" else "Pr\\xfcft die L\\xe4nge") in said
+    assert "\\ud800" in said
+
+
+CLOSED = """
+import os, sys
+os.close({number})
+os.execv(sys.executable, [sys.executable, "-m", "autoplan", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_closed_output_is_no_traceback(number, tmp_path) -> None:
+    """Nor does a file that the command writes become its output."""
+    words = ["phantom", str(tmp_path / "Task99"), "--num_cases", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED.format(number=number), *words], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(list(tmp_path.glob("Task99/*/*.nii.gz"))) == 7
+
+
+def test_what_a_program_prints_is_passed_on_and_its_status(tmp_path, capsys) -> None:
+    code = "import sys; print('器官\\rb'); print('odd', file=sys.stderr); sys.exit(3)"
+    assert run_printing([sys.executable, "-c", code], tmp_path) == 3
+    assert capsys.readouterr() == ("器官\rb\n", "odd\n")
+
+
+def test_a_message_shows_no_control_characters(capsys) -> None:
+    assert main(["plan", "a\x1b[31m\x07b"]) == 1
+    assert r"a\x1b[31m\x07b: neither a folder" in capsys.readouterr().err
 
 
 # select --name.

@@ -37,6 +37,10 @@ def test_test_images_may_be_missing_or_objects(tiny) -> None:
     assert datasets.load(tiny.folder).test == ()
 
 
+SAME = {"image": "labelsTr/case_0.nii.gz", "label": "./labelsTr/case_0.nii.gz"}
+OTHER = {"image": "imagesTr/case_1.nii.gz", "label": "labelsTr/case_1.nii.gz"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -66,6 +70,8 @@ def test_test_images_may_be_missing_or_objects(tiny) -> None:
         ({"test": [3]}, '"test" must be a list'),
         ({"test": ["imagesTs/test_0.npy"]}, "is neither an image"),
         ({"test": ["imagesTr/case_0.nii.gz"]}, "case_0: more than one image has this name"),
+        ({"test": ["imagesTs/CASE_0.nii.gz"]}, "case_0 and CASE_0 differ only in case"),
+        ({"training": [SAME, OTHER], "test": []}, "labelsTr/case_0.nii.gz is an image, of case_0, and a label, of"),
         ({"test": ["/etc/test_0.nii.gz"]}, "leaves the dataset's folder"),
         ({"test": ["imagesTs/../../test_0.nii.gz"]}, "leaves the dataset's folder"),
         ({"test": ["..\\test_0.nii.gz"]}, "leaves the dataset's folder"),

@@ -101,7 +101,7 @@ def test_refused(task: Path, command: str, arguments: list[str], said: str, caps
         (["--folds", "one"], "--folds takes numbers such as 0,1"),
         (["--jobs", "0"], "--jobs takes"),
         (["--device", "cuda:1"], "put CUDA_VISIBLE_DEVICES=1 before"),
-        (["--max_epochs", "x"], "--max_epochs takes a whole number, 1 or more, not x."),
+        (["--max_epochs", "x"], "--max_epochs takes a whole number, 1 or more, of at most 9 digits, not x."),
     ],
 )
 def test_run_refuses_flags_of_the_trainings_before_it_plans(

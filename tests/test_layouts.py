@@ -4,6 +4,7 @@ differs."""
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -284,6 +285,16 @@ FAULTS_OF_NNUNET = {
         lambda f: describe(f, file_ending=".nrrd"),
         r"imagesTr has no file that ends in .nrrd.*5 in .nii.gz",
     ),
+    "a list as a name": (lambda f: describe(f, labels={"0": "background", "1": ["a"]}), "regions|must map names"),
+    "an object as a name": (lambda f: describe(f, labels={"0": "background", "1": {}}), "must map names to whole"),
+    "a name twice": (lambda f: describe(f, labels={"0": "a", "1": "a"}), "a name more than once"),
+    "a channel without a name": (lambda f: describe(f, channel_names={"0": ["CT"]}), "channel 0 has no name"),
+    "a case with /": (lambda f: describe(f, dataset={"a/b": {"images": ["x"], "label": "y"}}), "'a/b' is no name"),
+    "NUL in a path": (lambda f: describe(f, dataset={"a": {"images": ["x\0"], "label": "y"}}), "is no path"),
+    "two labels": (
+        lambda f: shutil.copy(f / "labelsTr/case_0.nii.gz", f / "labelsTr/case_0.nii") and describe(f, file_ending=""),
+        "labelsTr has case_0.nii and case_0.nii.gz for case_0",
+    ),
     "no number": (lambda f: _rename(f, "imagesTr/case_0_0000.nii.gz", "imagesTr/x.nii.gz"), "x_0000"),
     "no label": (lambda f: (f / "labelsTr/case_0.nii.gz").unlink(), "1 images of imagesTr have no label.*case_0"),
     "no image": (lambda f: (f / "imagesTr/case_1_0000.nii.gz").unlink(), "1 labels of labelsTr have no image.*case_1"),
@@ -322,11 +333,11 @@ def test_channels_by_numbers_in_one_folder(pairs) -> None:
         shutil.copy(image, image.with_name(f"{name}_0001.nii.gz"))
         image.rename(image.with_name(f"{name}_0000.nii.gz"))
     found = layouts.load(pairs.folder, FOLDERS)
-    assert found.modalities == ("channel 0", "channel 1")
+    assert found.modalities == ("images 0", "images 1")
     assert found.training[0].images == ("images/case_0_0000.nii.gz", "images/case_0_0001.nii.gz")
     assert facts_of(found).cases[0].shape == (12, 10, 8)
     (pairs.folder / "images" / "case_1_0001.nii.gz").unlink()
-    with pytest.raises(DatasetError, match="some cases have 1 files of images, some 2"):
+    with pytest.raises(DatasetError, match=r"case_1 has case_1_0000.nii.gz, other cases have 2 files of images"):
         layouts.load(pairs.folder, FOLDERS)
 
 
@@ -346,6 +357,29 @@ def _mask(folder: Path, mode: str, value: object) -> None:
 FAULTS_OF_FOLDERS = {
     "one flag": (lambda f: None, {"labels": ""}, "belong together"),
     "no folder": (lambda f: None, {"images": "none"}, "none is no folder"),
+    "one folder": (lambda f: None, {"images": "labels"}, "no name in labels says image and none in labels says label"),
+    "channels of some": (
+        lambda f: (
+            [shutil.copy(f / "images/case_0.nii.gz", f / f"images/case_0_000{i}.nii.gz") for i in (0, 1)]
+            and (f / "images/case_0.nii.gz").unlink()
+        ),
+        {},
+        "no label",
+    ),
+    "two labels": (
+        lambda f: shutil.copy(f / "labels/case_0.nii.gz", f / "labels/case_0.nii"),
+        {},
+        "case_0.nii and case_0.nii.gz are labels of case_0",
+    ),
+    "names in two cases": (
+        lambda f: [shutil.copy(f / p / "case_0.nii.gz", f / p / "CASE_0.nii.gz") for p in ("images", "labels")],
+        {},
+        "CASE_0 and case_0 differ only in case",
+    ),
+    "bombs": (lambda f: None, {"group_by": "a{99999999999999999999}"}, "no regular expression"),
+    "brackets": (lambda f: None, {"group_by": "[" * 60}, "no regular expression"),
+    "deep": (lambda f: None, {"group_by": "(" * 100_000}, "no regular expression"),
+    "some without a group": (lambda f: None, {"group_by": r"case_([01])?"}, "matches nothing in the names of case_2"),
     "empty": (lambda f: (f / "empty").mkdir(), {"images": "empty"}, "empty has no images"),
     "unmatched": (
         lambda f: _rename(f, "labels/case_0.nii.gz", "labels/y.nii.gz"),
@@ -411,6 +445,11 @@ def folded(folds: str) -> list[str]:
     return [f"{n},images/{n}.nii.gz,labels/{n}.nii.gz,{k}" for n, k in zip(NAMES, folds, strict=True)]
 
 
+def renamed(*names: str) -> list[str]:
+    """Rows of the first cases, by other names."""
+    return [f"{n},images/case_{i}.nii.gz,labels/case_{i}.nii.gz" for i, n in enumerate(names)]
+
+
 FAULTS_OF_TABLES = {
     "no rows": (["case,t1,label"], "has no rows"),
     "no columns": (["name,mask", "a,b"], r"(?s)no column 'case'.*no column 'label'.*no column names images"),
@@ -428,9 +467,40 @@ FAULTS_OF_TABLES = {
         ["case,t1,label,fold", *folded("00000")],
         "only one fold",
     ),
+    "a superscript fold": (["case,t1,label,fold", "a,images/case_0.nii.gz,x.nii,²"], "the fold '²' is no number"),
+    "a fold of 5,000 digits": (
+        ["case,t1,label,fold", f"a,images/case_0.nii.gz,x.nii,{'9' * 5000}"],
+        "the fold '9{60}...' is no number",
+    ),
     "some folds": (
         ["case,t1,label,fold", *folded("010  ")],
         "2 cases have no fold: case_3, case_4",
+    ),
+    "an empty cell in the first row": (
+        ["case,t1,t2,label", "a,images/case_0.nii.gz,,x.nii", "b,images/case_1.nii.gz,images/case_2.nii.gz,x.nii"],
+        "a: there is no image in the column t2",
+    ),
+    "a cell that is no image": (
+        ["case,t1,label", "a,images/case_0.nii.gz,x.nii", "b,see below,x.nii"],
+        "b: 'see below' in the column t1 is no image",
+    ),
+    "a long field": (["case,t1,label", f"a,{'b' * 200_000},x.nii"], "field larger than field limit"),
+    "a column twice": (["case,t1,t1,label", "a,b,c,d"], "2 columns are called 't1'"),
+    "a comma in a path": (["case,t1,label", "a,images/case,0.nii.gz,x.nii"], "row of 'a' has 4 cells, and there are 3"),
+    "an open quotation mark": (["case,t1,label", 'a,"b,c'], "unexpected end of data"),
+    "names in two cases": (["case,t1,label", *renamed("b", "B")], "b and B differ only in case"),
+    "names in two Unicode forms": (["case,t1,label", *renamed("\u00e9", "e\u0301")], "Unicode form of their letters"),
+    "an image as its own label": (
+        ["case,t1,label", *(f"{n},labels/{n}.nii.gz,labels/{n}.nii.gz" for n in NAMES)],
+        "labels/case_0.nii.gz is an image, of case_0, and a label, of case_0",
+    ),
+    "an image of two cases": (
+        ["case,t1,label", *(f"{n},images/case_0.nii.gz,labels/{n}.nii.gz" for n in NAMES)],
+        "images/case_0.nii.gz is the image of case_0 and of case_1",
+    ),
+    "a file as two channels": (
+        ["case,t1,t2,label", *(f"{n},images/{n}.nii.gz,images/{n}.nii.gz,labels/{n}.nii.gz" for n in NAMES)],
+        "case_0: one file is two of its channels",
     ),
     "twice": (["case,t1,label", *["a,images/case_0.nii.gz,labels/case_0.nii.gz"] * 2], "a: more than one image"),
     "a name": (["case,t1,label", "a/b,images/case_0.nii.gz,labels/case_0.nii.gz"], "'a/b' is no name of a case"),
@@ -442,6 +512,52 @@ FAULTS_OF_TABLES = {
 def test_faults_of_tables(rows, message, pairs) -> None:
     with pytest.raises(DatasetError, match=message):
         layouts.load(pairs.folder, write_table(pairs.folder, *rows))
+
+
+def test_cases_that_share_a_label_are_told(pairs, capsys) -> None:
+    """Two images of one patient may; in two folds they make scores too good."""
+    lines = [f"{n},images/{n}.nii.gz,labels/case_{i // 2}.nii.gz,p{i // 2}" for i, n in enumerate(NAMES)]
+    words = ["plan", str(pairs.folder), "--bundles", str(pairs.folder / "b"), "--table", "cases.csv"]
+    words += ["--num_processes", "1"]
+    write_table(pairs.folder, "case,t1,label,patient", *lines)
+    assert main(words) == 0
+    assert re.search(r"Warning: .*/case_0\.nii\.gz is the label of case_0 and of case_1\. If", capsys.readouterr().out)
+    assert main([*words, "--group_by", "patient", "--force"]) == 0
+    assert "is the label of" not in capsys.readouterr().out
+
+
+def test_an_empty_group_is_told(pairs) -> None:
+    lines = [f"{n},images/{n}.nii.gz,labels/{n}.nii.gz,{'p' * i}" for i, n in enumerate(NAMES)]
+    layout = replace(write_table(pairs.folder, "case,t1,label,patient", *lines), group_by="patient")
+    with pytest.raises(DatasetError, match="case_0: the column patient is empty"):
+        layouts.load(pairs.folder, layout)
+
+
+def named(pairs: Tiny, kind: str, name: str) -> Layout:
+    """A layout in which all images are in one folder, or one column, of a name."""
+    if kind == "table":
+        return write_table(pairs.folder, f"case,{name},label", *renamed(*NAMES))
+    (pairs.folder / "images").rename(pairs.folder / name)
+    return replace(FOLDERS, images=name)
+
+
+@pytest.mark.parametrize("kind", ["table", "folders"])
+@pytest.mark.parametrize(
+    ("name", "channels", "expected"),
+    [
+        pytest.param("ct", 1, ("ct",), id="CT"),
+        pytest.param("flair", 1, ("flair",), id="MR"),
+        pytest.param("ct", 2, ("ct 0", "ct 1"), id="two channels"),
+    ],
+)
+def test_a_single_folder_or_column_names_its_channel(kind, name, channels, expected, pairs) -> None:
+    """So that the rules for CT apply where they should."""
+    for case in NAMES if channels > 1 else ():
+        path = pairs.folder / "images" / f"{case}.nii.gz"
+        pairs.write(path, np.stack([pairs.read(path)] * channels, axis=-1))
+    found = layouts.load(pairs.folder, named(pairs, kind, name))
+    assert found.modalities == expected
+    assert [statistics is not None for statistics in facts_of(found).intensities] == ["ct" in name] * channels
 
 
 def test_no_table(pairs) -> None:
@@ -496,7 +612,7 @@ def test_groups_are_whole_and_classes_even() -> None:
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        pytest.param(FOLDERS, "the image has 2 channels, case_0 has 1 (image). Correct either.", id="found"),
+        pytest.param(FOLDERS, "the image has 2 channels, case_0 has 1 (images). Correct either.", id="found"),
         pytest.param(
             replace(FOLDERS, channels="T1"),
             "the image has 2 channels, --channels names 1 (T1). Correct either.",

@@ -1,11 +1,13 @@
 """How much of a command's time is gone, over interruptions."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from autoplan import ledger
+from autoplan.errors import AutoplanError
 from autoplan.ledger import Ledger, Spent
 
 
@@ -35,22 +37,58 @@ def test_a_kill_hides_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
 
 
-@pytest.mark.parametrize("seconds", ["NaN", "-7", "true", "1" + "0" * 400, "1e999"])
-def test_seconds_that_are_none(tmp_path: Path, seconds: str) -> None:
-    entry = f'{{"run": {{"budget_seconds": {seconds}, "seconds": {seconds}, "decisions": {{}}}}}}'
-    (tmp_path / ledger.NAME).write_text(entry)
-    assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 99
+DAMAGED = [
+    "",
+    "[]",
+    "{",
+    "\xff",
+    '{"run": 7}',
+    '{"run": {"seconds": "x", "decisions": []}}',
+    '{"run": {}}',
+    '{"a": 1, "a": 2}',
+]
+DAMAGED += [
+    f'{{"run": {{"budget_seconds": {seconds}, "seconds": {seconds}, "decisions": {{}}}}}}'
+    for seconds in ("NaN", "-7", "true", "1" + "0" * 400, "1e999")
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:60])
+def test_a_damaged_file_is_told_and_stays(tmp_path: Path, text: str) -> None:
+    """It may have held the time of other commands."""
+    path = tmp_path / ledger.NAME
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(AutoplanError, match=r"budget\.json is damaged\. Remove it"):
+        Ledger(tmp_path, "run", 100)
     ledger.spent(tmp_path)
+    assert path.read_text(encoding="latin-1") == text
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"run": 7}', '{"run": {"seconds": "x", "decisions": []}}', "{"])
-def test_a_damaged_file_is_begun_anew(tmp_path: Path, text: str) -> None:
-    (tmp_path / ledger.NAME).write_text(text)
-    found = Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1)
-    assert (found.left, found.decisions) == (99, {})
-    assert ledger.spent(tmp_path) == []
-    found.decide("folds", [0])
-    assert Ledger(tmp_path, "run", 100, started=0, clock=lambda: 1).left == 98
+def test_what_is_damaged_meanwhile_is_told_and_stays(tmp_path: Path) -> None:
+    held, path = Ledger(tmp_path, "run", 100), tmp_path / ledger.NAME
+    path.write_text("{")
+    with pytest.raises(AutoplanError, match="is damaged"):
+        held.decide("folds", [0])
+    assert path.read_text() == "{"
+
+
+def _decide(folder: Path, key: str) -> None:
+    held = Ledger(folder, key, 100)
+    for number in range(20):
+        held.decide("number", number)
+
+
+def test_commands_at_a_time_keep_the_entries_of_each_other(tmp_path: Path) -> None:
+    keys = [f"run {i}" for i in range(4)]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_decide, args=(tmp_path, key)) for key in keys]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    entries = json.loads((tmp_path / ledger.NAME).read_text())
+    assert {key: entry["decisions"]["number"] for key, entry in entries.items()} == dict.fromkeys(keys, 19)
+    assert not list(tmp_path.glob(".*")), "no file of a lock is left"
 
 
 def test_what_each_command_has_used(tmp_path: Path) -> None:

@@ -16,17 +16,32 @@ SIZES = {
     "4 gb": 4 * 10**9,
     "1.5G": 15 * 10**8,
     "300MB": 3 * 10**8,
-    "2GiB": 2 * 10**9,
+    "2GiB": 2 * 2**30,
+    "0.5GB": 5 * 10**8,
+    "3.5 gib": 7 * 2**29,
+    "1KiB": 1024,
+    "8.589934592GB": 2**33,
+    "1TB": 10**12,
     7: 7,
     "1e3": None,
 }
-SIZES |= {"0": None, "-1GB": None, "much": None, "": None, None: None}
+SIZES |= {
+    "9" * 400 + "GB": None,
+    "1 GiBs": None,
+    "²GB": None,
+    "0.1": None,
+    "0": None,
+    "-1GB": None,
+    "much": None,
+    "": None,
+    None: None,
+}
 
 
 @pytest.mark.parametrize(("size", "expected"), SIZES.items(), ids=map(str, SIZES))
 def test_sizes(size, expected) -> None:
     if expected is None:
-        with pytest.raises(ValueError, match="is a size such as 4GB"):
+        with pytest.raises(ValueError, match="a size is written as 4GB"):
             memory.as_bytes(size)
     else:
         assert memory.as_bytes(size) == expected

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -188,10 +189,10 @@ def test_a_file_with_the_license(project: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("Für alle".encode("latin-1"), "holds no text in UTF-8", id="Latin-1"),
-        pytest.param("For all".encode("utf-16"), "holds no text in UTF-8", id="UTF-16"),
-        pytest.param(b"%PDF-1.7\n\0\1", "holds no text in UTF-8", id="binary"),
-        pytest.param(b"", "holds no text in UTF-8", id="empty"),
+        pytest.param("Für alle".encode("latin-1"), "as a text in UTF-8", id="Latin-1"),
+        pytest.param("For all".encode("utf-16"), "as a text in UTF-8", id="UTF-16"),
+        pytest.param(b"%PDF-1.7\n\0\1", "as a text in UTF-8", id="binary"),
+        pytest.param(b"", "as a text in UTF-8", id="empty"),
         pytest.param("\ufeffFür alle\r\n".encode(), "", id="UTF-8 as Windows writes it"),
     ],
 )
@@ -262,6 +263,21 @@ def test_the_version_before_comes_back_when_the_new_one_cannot_be_put_there(
         assert [p.name for p in folder.parent.iterdir()] == [NAME]
     assert number > 6
     assert metadata(folder)["version"] == "0.2.0"
+
+
+LICENSES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "it is a pipe or a device"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is a pipe or a device"),
+    "4 TB": (lambda path: path.touch() or os.truncate(path, 2**42), "it has more than 64 MiB"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), LICENSES.values(), ids=LICENSES)
+def test_licenses_that_are_no_texts(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    make(tmp_path / "terms.txt")
+    given = {**SAID, "data_license": str(tmp_path / "terms.txt")}
+    with pytest.raises(AutoplanError, match=said):
+        publishing.check(publishing.Request("ball_mri_segmentation", **given))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -59,9 +59,7 @@ def _described(folder: Path) -> Dataset:
     content = read_object(folder / datasets.DESCRIPTION)
     if "channel_names" in content:
         return nnunet.load(folder, content)
-    entries = content.get("training")
-    first = entries[0].get("image") if isinstance(entries, list) and entries and isinstance(entries[0], dict) else None
-    if isinstance(first, str) and nnunet.first_channel(folder / first).exists() and not (folder / first).exists():
+    if nnunet.is_version_1(folder, content):
         return nnunet.load(folder, content)
     if not (folder / datasets.DESCRIPTION).is_file():
         there = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")

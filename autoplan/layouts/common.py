@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autoplan import dataset as datasets
-from autoplan.errors import DatasetError
+from autoplan.errors import DatasetError, shortened
 from autoplan.facts import Dataset
 
 MAX_LISTED = 5
@@ -19,7 +19,7 @@ def naming(before: str, names: Sequence[str]) -> str:
 def some(names: Sequence[str]) -> str:
     """The first of many names."""
     more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shortened, names[:MAX_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def check(name: str, faults: Iterable[str]) -> None:
@@ -56,8 +56,7 @@ def unmatched(image_names: Sequence[str], label_names: Sequence[str], images_in:
 
 def checked(dataset: Dataset, source: str) -> Dataset:
     """The dataset, after checks of its names, classes, channels and folds."""
-    names = [case.name for case in (*dataset.training, *dataset.test)]
-    faults = datasets.faults_of(dataset.name, names, len(dataset.training), dataset.labels, dataset.modalities)
+    faults = datasets.faults_of(dataset)
     folds = sorted({case.fold for case in dataset.training if case.fold is not None})
     if folds and folds != list(range(len(folds))):
         faults.append(f"the folds are {some(list(map(str, folds)))}. Number them 0, 1, ... without gaps.")

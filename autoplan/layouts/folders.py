@@ -1,14 +1,14 @@
 """Pairs of folders: images in one, or in one a channel, and labels in another, matched by their names."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoplan import formats, images
 from autoplan.errors import DatasetError
 from autoplan.facts import Case, Dataset
-from autoplan.layouts.common import check, checked, unmatched
+from autoplan.layouts.common import MAX_LISTED, check, checked, unmatched
 from autoplan.layouts.found import channel_names, declared, found_classes, undeclared
 from autoplan.layouts.record import Layout
 
@@ -34,23 +34,44 @@ def load(folder: Path, layout: Layout) -> Dataset:
     labels = _by_name(files[layout.labels], label_end, strict=layout.labels in parts)
     channels = _channel_files(parts, files, image_end, strict=layout.labels in parts)
     named = {name: paths[0] for name, paths in channels[0].items()}
+    if not named and not labels:
+        raise DatasetError(
+            f"{folder.name}: no name in {parts[0]} says image and none in {layout.labels} says label, as CASE_image "
+            "and CASE_label do. Rename the files, or name a folder for each."
+        )
     faults = unmatched(list(named), list(labels), parts[0], layout.labels)
     for part, found in zip(parts[1:], channels[1:], strict=True):
         faults += unmatched(list(named), list(found), parts[0], part)
-    check(folder.name, faults)
+    faults += [f"{_listed(found)} are labels of {n}. Keep one." for n, found in labels.items() if len(found) > 1]
+    check(folder.name, [*faults, *_uneven(channels)])
     cases = [
         Case(n, tuple(_relative(folder, p) for c in channels for p in c[n]), _relative(folder, labels[n][0]))
         for n in sorted(named)
     ]
-    counts = {len(case.images) for case in cases}
-    if len(counts) > 1:
-        raise DatasetError(f"{folder.name}: some cases have {min(counts)} files of images, some {max(counts)}.")
-    names = channel_names(folder, layout, cases[0], parts if len(parts) > 1 else [])
+    names = channel_names(folder, layout, cases[0], parts)
     dataset = Dataset(
         folder, folder.name, names, found_classes(folder, cases, layout), tuple(cases), (),
         declared=declared(layout, cases[0], parts), undeclared=undeclared(layout),
     )  # fmt: skip
     return checked(dataset, "the files")
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " and ".join(path.name for path in paths[:MAX_LISTED])
+
+
+def _uneven(channels: Sequence[Mapping[str, Sequence[Path]]]) -> list[str]:
+    """Cases whose files are not the channels that most others have, by what follows the name of the case."""
+    faults = []
+    for found in channels:
+        ends = {
+            name: tuple(formats.case_name(p)[len(name) :].lower() for p in paths) if len(paths) > 1 else ("",)
+            for name, paths in found.items()
+        }
+        for usual, _ in Counter(ends.values()).most_common(1):
+            odd = [name for name, own in ends.items() if own != usual]
+            faults += [f"{n} has {_listed(found[n])}, other cases have {len(usual)} files of images." for n in odd]
+    return faults
 
 
 def _relative(folder: Path, path: Path) -> str:

@@ -11,25 +11,22 @@ from autoplan.layouts.record import Layout
 
 
 def channel_names(folder: Path, layout: Layout, case: Case, known: Sequence[str]) -> tuple[str, ...]:
-    """Names of the channels: those of --channels, or of the folders or columns, or what the first image suggests."""
+    """Names of the channels: those of --channels, or of the folders or columns; where one of these has several, as the
+    first case has, they are numbered, and called by the colours of a picture."""
     if layout.channels:
         return tuple(name.strip() for name in layout.channels.split(","))
-    if known:
-        return tuple(Path(name).name for name in known)
-    if len(case.images) > 1:
-        return tuple(f"channel {i}" for i in range(len(case.images)))
-    try:
-        count = images.read_grid(folder / case.images[0]).channels
-    except DatasetError as error:
-        raise DatasetError(f"{folder.name}, {case.name}: {case.images[0]} {error}") from None
-    colours = formats.format_of(folder / case.images[0]) in (formats.PICTURE, formats.TIFF) and count == 3
-    return (
-        ("red", "green", "blue")
-        if colours
-        else ("image",)
-        if count == 1
-        else tuple(f"channel {i}" for i in range(count))
-    )
+    names = tuple(Path(name).name or folder.name for name in known)
+    if len(names) > 1:
+        return names
+    count = len(case.images)
+    if count == 1:
+        try:
+            count = images.read_grid(folder / case.images[0]).channels
+        except DatasetError as error:
+            raise DatasetError(f"{folder.name}, {case.name}: {case.images[0]} {error}") from None
+        if count == 3 and formats.format_of(folder / case.images[0]) in (formats.PICTURE, formats.TIFF):
+            return ("red", "green", "blue")
+    return names if count == 1 else tuple(f"{names[0]} {i}" for i in range(count))
 
 
 def declared(layout: Layout, case: Case, known: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """nnU-Net's raw folders, of version 2 and 1."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from autoplan import dataset as datasets
 from autoplan import formats
-from autoplan.errors import DatasetError, one_line
+from autoplan.errors import DatasetError, one_line, shortened
 from autoplan.facts import Case, Dataset
 from autoplan.files import read_json
 from autoplan.layouts.common import check, checked, collect, some, unmatched
@@ -18,9 +19,18 @@ SPLITS = "splits_final.json"
 """nnU-Net's own division into folds."""
 
 
-def first_channel(image: Path) -> Path:
+def is_version_1(folder: Path, content: Mapping[str, Any]) -> bool:
+    """Whether what the Decathlon's dataset.json calls CASE lies there as CASE_0000, and nothing as CASE."""
+    entries = content.get("training")
+    named = [entry.get("image") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    paths = [folder / image for image in named if isinstance(image, str) and image]
+    is_there = os.path.exists  # False, not an error, for a text that is no path
+    return not any(map(is_there, paths)) and any(is_there(_first_channel(path)) for path in paths)
+
+
+def _first_channel(image: Path) -> Path:
     """The file of the first channel of an image, by nnU-Net's names."""
-    return image.with_name(f"{formats.case_name(image)}_0000{formats.suffix_of(image)}")
+    return image.parent / f"{formats.case_name(image)}_0000{formats.suffix_of(image)}"
 
 
 def load(folder: Path, content: Mapping[str, Any]) -> Dataset:
@@ -46,7 +56,9 @@ def _channels(content: Mapping[str, Any]) -> tuple[str, ...]:
     example = 'Write it as "channel_names": {"0": "MRI"}.'
     if not isinstance(named, dict) or sorted(named) != sorted(map(str, range(len(named)))) or not named:
         raise ValueError(f'"channel_names" must number the channels 0, 1, ... and name them. {example}')
-    return tuple(str(named[str(i)]) for i in range(len(named)))
+    if odd := [number for number, name in named.items() if not isinstance(name, str)]:
+        raise ValueError(f'"channel_names": channel {odd[0]} has no name. {example}')
+    return tuple(named[str(i)] for i in range(len(named)))
 
 
 def nnunet_classes(labels: Any) -> tuple[tuple[tuple[int, str], ...], int | None]:
@@ -58,7 +70,11 @@ def nnunet_classes(labels: Any) -> tuple[tuple[tuple[int, str], ...], int | None
     example = 'Write it as "labels": {"background": 0, "organ": 1}.'
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f'"labels" is missing or no object. {example}')
-    named = {v: int(k) for k, v in labels.items()} if all(re.fullmatch(r"\d{1,9}", k) for k in labels) else labels
+    named = labels
+    if all(re.fullmatch("[0-9]{1,9}", key) for key in labels) and all(isinstance(v, str) for v in labels.values()):
+        named = {name: int(key) for key, name in labels.items()}
+        if len(named) < len(labels):
+            raise ValueError(f'"labels" has a name more than once. Give each class a name of its own. {example}')
     if regions := [name for name, value in named.items() if isinstance(value, (list, tuple))]:
         raise ValueError(
             f'"labels" has regions, classes of several values ({some(regions)}), which overlap; a network here gives '
@@ -79,7 +95,12 @@ def _nnunet_cases(folder: Path, content: Mapping[str, Any], count: int) -> tuple
     if "dataset" in content:
         return _nnunet_section(folder, content["dataset"], count)
     found, faults = _numbered_files(folder / "imagesTr", count, content)
-    labels = {formats.case_name(path): path.name for path in _images_of(folder / "labelsTr", content)}
+    labels: dict[str, str] = {}
+    for path in _images_of(folder / "labelsTr", content):
+        name = formats.case_name(path)
+        if name in labels:
+            faults.append(f"labelsTr has {labels[name]} and {path.name} for {name}. Keep one.")
+        labels[name] = path.name
     faults += unmatched(list(found), list(labels), "imagesTr", "labelsTr")
     cases = [
         Case(name, tuple(f"imagesTr/{path.name}" for path in paths), f"labelsTr/{labels[name]}")
@@ -95,13 +116,14 @@ def _nnunet_section(folder: Path, section: Any, count: int) -> tuple[list[Case],
     for name, entry in section.items() if isinstance(section, dict) else ():
         files = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(files, list) or not all(isinstance(f, str) for f in [*files, entry.get("label")]):
-            faults.append(f'"dataset": {name} must have "images", a list of paths, and "label", a path.')
+            faults.append(f'"dataset": {shortened(name)} must have "images", a list of paths, and "label", a path.')
         elif len(files) != count:
             faults.append(
-                f'"dataset": {name} has {len(files)} images, and there are {count} channels. Name one a channel.'
+                f'"dataset": {shortened(name)} has {len(files)} images, and there are {count} channels. Name one a '
+                "channel."
             )
         else:
-            cases.append(Case(str(name), tuple(files), entry["label"]))
+            cases.append(Case(name, tuple(files), entry["label"]))
     if not cases and not faults:
         faults.append('"dataset" must map cases to {"images": [paths], "label": path}.')
     return cases, faults
@@ -109,9 +131,14 @@ def _nnunet_section(folder: Path, section: Any, count: int) -> tuple[list[Case],
 
 def _images_of(folder: Path, content: Mapping[str, Any]) -> list[Path]:
     """The images of a folder, those that end as dataset.json says."""
-    ending = content.get("file_ending", "")
+    ending = _ending(content)
     there = formats.image_files(folder) if folder.is_dir() else []
-    return [path for path in there if not ending or path.name.lower().endswith(str(ending).lower())]
+    return [path for path in there if not ending or path.name.lower().endswith(ending.lower())]
+
+
+def _ending(content: Mapping[str, Any]) -> str:
+    """How the files end; empty where dataset.json does not say."""
+    return str(content.get("file_ending") or "")
 
 
 def _numbered_files(folder: Path, count: int, content: Mapping[str, Any]) -> tuple[dict[str, list[Path]], list[str]]:
@@ -121,7 +148,7 @@ def _numbered_files(folder: Path, count: int, content: Mapping[str, Any]) -> tup
     if every and not there:
         endings = sorted({formats.suffix_of(path) for path in every})
         return {}, [
-            f"{folder.name} has no file that ends in {content.get('file_ending')}, which dataset.json gives as "
+            f"{folder.name} has no file that ends in {shortened(_ending(content))}, which dataset.json gives as "
             f'"file_ending", but {len(every)} in {", ".join(endings)}. Correct "file_ending".'
         ]
     if count > 1 and _are_pictures(there):
@@ -129,7 +156,7 @@ def _numbered_files(folder: Path, count: int, content: Mapping[str, Any]) -> tup
     faults = []
     for path in there:
         name = formats.case_name(path)
-        if not re.search(r"_\d{4}$", name):
+        if not re.search("_[0-9]{4}$", name):
             faults.append(f"{folder.name}/{path.name} has no number of a channel. Rename it to {name}_0000.")
         else:
             found[name[:-5]].append(path)

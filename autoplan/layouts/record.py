@@ -62,7 +62,8 @@ def notes(dataset: Dataset, layout: Layout) -> list[str]:
     found = [
         f"{dataset.name}: {len(dataset.training)} cases, such as {first.name}: {', '.join(first.images)} with "
         f"{first.label}",
-        f"channels: {', '.join(dataset.modalities)} (other names: --channels, such as CT); classes: {classes}",
+        f"channels: {', '.join(dataset.modalities)} (other names: --channels; one with ct gets the rules for CT)",
+        f"classes: {classes}",
     ]
     if [value for value, _ in dataset.labels] == [0, 255]:
         found.append("The labels hold 0 and 255: 255 is class 1, and segmentations have 255 as the labels do.")

@@ -6,14 +6,16 @@ An attack is a row of a table with a name: a way to damage a folder, or the word
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autoplan.__main__ import main
+from autoplan.__main__ import explained, main, visible
+from autoplan.errors import AutoplanError
 
 MAX_SECONDS = 60
 """Far above what any of these commands takes on a busy machine; a hang takes longer."""
@@ -40,6 +42,17 @@ DAMAGED_JSON = [
 
 
 KEPT = re.compile(r"(.*/)?bundles(/\w+(/readings\.jsonl|/cache(/contents\.json)?)?)?")
+
+HOSTILE_TEXTS = [
+    "", " ", "\0", "a\0b", "\n", "a\nb", "a\r\nb", "\t", "\x1b[31m", "\u2028", "\u202e", "a" * 300, "a" * 5000,
+    "a/" * 3000, "/", "//", ".", "..", "../..", "../x.nii.gz", "/etc/passwd", "/dev/zero", "/dev/stdin", "C:\\x.nii.gz",
+    "\\\\host\\x", "~", "-", "--", "-1", "0", "00", "1", "²", "٣", "1_0", "0x2", "1e3", "9" * 400, "9" * 5000, "nan",
+    "inf", "True", "None", "null", "[]", "{}", "$import this", "@x", "%y#z", "a::b", "{0}", "%s%n", "'; rm -rf /", '"',
+    '"a"b', "a,b", "a;b", "器官", "e\u0301", "é", "ß", "K", "CASE_1", "case_1", "Case_2", ".nii.gz", "x.nii.gz",
+    "a_case_1.nii.gz", "labelsTr/case_1.nii.gz", "labelsTr", "imagesTr", "nowhere/x.nii.gz", "=1+1", "<b>&amp;</b>",
+    "\ufeff", "\x85",
+]  # fmt: skip
+"""What a cell, a name, a path or a flag may hold instead of what it should."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,21 @@ def command(words: Sequence[str], capsys: pytest.CaptureFixture) -> Outcome:
     assert status in (0, 1)
     assert "Traceback" not in written.out + written.err
     return Outcome(status, written.out, written.err)
+
+
+def outcome(made: Callable[[], Any]) -> Any:
+    """What a function returns, or the message of what it refuses by: short, as the entry point would show it. Any other
+    error ends the test."""
+    try:
+        return made()
+    except AutoplanError as error:
+        said = visible(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        said = visible(explained(error))
+    check_message(f"Error: {said}", names="")
+    return said
 
 
 def refuse(

@@ -1,11 +1,20 @@
 """Every command with wrong values, and folders that cannot be what they are asked to be."""
 
+import io
+import math
 import os
+import random
+import re
 from pathlib import Path
 
 import pytest
-from attack import check_nothing_half_written, command, refuse
+from attack import HOSTILE_TEXTS, check_nothing_half_written, command, no_hang, outcome, refuse
 from conftest import Tiny, write_tiny
+
+from autoplan import allocation, budget, commands, flags, memory, settings
+from autoplan.__main__ import main
+from autoplan.facts import Case, Dataset
+from autoplan.layouts import Layout, groups
 
 TASK = "Task90_Tiny"
 LONG = "a" * 5000
@@ -138,8 +147,8 @@ def planned(small, capsys) -> Tiny:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_wrong_values(planned, tmp_path, capsys, name) -> None:
-    for flags in FLAGS[name]:
-        words = [name, TASK, *flags.split(" ")]
+    for given in FLAGS[name]:
+        words = [name, TASK, *given.split(" ")]
         refuse(words, capsys, names="", folder=tmp_path)
 
 
@@ -178,3 +187,114 @@ SLURM = ["", "[]", "7", "cores: x", "cores: -1", "cores: [1]\nmemory: {}", "a: &
 def test_wrong_slurm_jobs(planned, tmp_path, capsys, text) -> None:
     Path("slurm.yml").write_text(text)
     refuse(["train", TASK, "--slurm", "slurm.yml"], capsys, names="slurm.yml|dask|Slurm", folder=tmp_path)
+
+
+# What a value means, without the command around it.
+
+
+def texts(alphabet: str, number: int, longest: int = 12) -> list[str]:
+    """Texts at random, and those that are hostile anywhere."""
+    rng = random.Random(alphabet)
+    return [*HOSTILE_TEXTS, *("".join(rng.choices(alphabet, k=rng.randint(1, longest))) for _ in range(number))]
+
+
+def test_numbers() -> None:
+    """Decimal digits alone; then the number is that which Python reads."""
+    for text in texts("0123456789.eE+-_xj ²", 1000):
+        found = flags.number(text)
+        if found is None:
+            continue
+        assert found == float(text)
+        assert set(text) <= set("0123456789.eE+-")
+        assert re.match(r"-?(0|[1-9]|\.)", text)
+        assert type(found) is int or set(text) & set(".eE")
+
+
+def test_sizes() -> None:
+    """Of a GPU and of memory alike, whatever a setting takes."""
+    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    for text in texts("0123456789.KMGTiB g²", 1000, 6):
+        try:
+            size = memory.as_bytes(text)
+        except ValueError:
+            assert settings.refusal("max_memory", text) or text[0] in "$@", text
+            continue
+        number, unit = re.fullmatch(r"([0-9.]+) ?([KMGTi]*)B?", text.strip(), re.IGNORECASE).groups()
+        assert size == pytest.approx(float(number) * units.get(unit.upper(), 1), abs=0.5)
+        assert not settings.refusal("max_memory", text)
+        assert outcome(lambda text=text: budget.parsed(text)) == size or size <= budget.RESERVED_BYTES
+
+
+def test_times_and_spacings() -> None:
+    for text in texts("0123456789.hmsd, ²e-", 500):
+        found = outcome(lambda text=text: allocation.parsed(text))
+        assert isinstance(found, str) or 0 < found < math.inf
+        for given in (text, f"{text},1,1", f"1,{text},1"):
+            lengths = outcome(lambda given=given: commands._spacing(given))
+            assert isinstance(lengths, str) or (len(lengths) == 3 and all(0 < n < 1e4 for n in lengths))
+
+
+BOMBS = ["a{99999999999999999999}", "(" * 60, "[" * 60, "(?:" * 5000, "(" * 100_000, "a**", "(?P<n>.)(?P=x)",
+         "(?<=a+)b", "[[a]&&b]", "(a+)+$", "(a|aa)+$", "(a*)*b", "(?:a?){99}a{99}", "x?", "(x)?a", "\\"]  # fmt: skip
+
+
+def test_expressions_of_groups(monkeypatch) -> None:
+    """Each case gets the group that the expression finds, or the expression is refused, soon."""
+    monkeypatch.setattr(groups, "MAX_SECONDS", 0.2)
+    names = [f"{'a' * 60}{i % 3}_{i}" for i in range(6)]
+    cases = tuple(Case(name, (f"{name}.nii.gz",), f"l/{name}.nii.gz") for name in names)
+    dataset = Dataset(Path(), "Tiny", ("CT",), ((0, "b"), (1, "a")), cases, ())
+    with no_hang(["--group_by"]):
+        for text in [*BOMBS, *texts("a0_d()[]{}*+?|^$.\\w,", 500, 9)]:
+            found = outcome(lambda text=text: groups.grouped(dataset, Layout(group_by=text)))
+            if isinstance(found, Dataset):
+                assert all(case.group and case.group in case.name for case in found.training)
+                assert len({case.group for case in found.training}) > 1
+
+
+# What is printed to.
+
+
+class Odd(io.RawIOBase):
+    """A file that takes some bytes and then fails."""
+
+    def __init__(self, takes: int, number: int) -> None:
+        self.left, self.number = takes, number
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        if self.left <= 0:
+            raise OSError(self.number, os.strerror(self.number))
+        taken = min(len(data), self.left)
+        self.left -= taken
+        return taken
+
+
+ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "utf-8", "utf-16", "koi8-r", "shift_jis"]
+WORDS = [["--help"], ["plan", "--help"], ["status", TASK], ["plan", "器"], ["plan", "\x1b"], ["no", "-x"], ["train"]]
+
+
+@pytest.mark.parametrize("number", [32, 28, 5, 122, 9], ids=["EPIPE", "ENOSPC", "EIO", "EDQUOT", "EBADF"])
+@pytest.mark.parametrize("broken", ["stdout", "stderr"])
+def test_outputs_that_fail(planned, monkeypatch, broken, number) -> None:
+    """After any number of bytes, in any encoding: the exit status is that of the command, or 1 where the loss was told,
+    which the end of a reader is not."""
+    rng = random.Random(number)
+    for encoding in ENCODINGS:
+        for words in WORDS:
+            kept = {name: io.BytesIO() for name in ("stdout", "stderr")}
+            streams = {name: io.TextIOWrapper(file, encoding, "backslashreplace") for name, file in kept.items()}
+            for name, stream in streams.items():
+                monkeypatch.setattr(f"sys.{name}", stream)
+            usual = main(words)
+            raw = Odd(rng.choice((0, 1, 9, 100)), number)
+            monkeypatch.setattr(f"sys.{broken}", io.TextIOWrapper(io.BufferedWriter(raw), encoding))
+            status = main(words)
+            assert status in (usual, usual if number == 32 else 1)
+            for stream in streams.values():
+                stream.flush()
+            assert "Traceback" not in kept["stderr"].getvalue().decode(encoding)
+            if usual == 0 and broken == "stdout" and number != 32:
+                assert "could not be written" in kept["stderr"].getvalue().decode(encoding)
