@@ -618,6 +618,7 @@ def test_names(name, case, segmentation) -> None:
         pytest.param("a.nhdr", "NRRD0004\ndata file: a.nhdr", [], id="itself"),
         pytest.param("a.nhdr", "NRRD0004\ndata file: x%d 1 999999999 0", ["x1"], id="far too many"),
         pytest.param("a.nhdr", "data file: \0", [], id="no name"),
+        pytest.param("a.nhdr", "data file: " + 300 * "b", [], id="a name too long"),
     ],
 )
 def test_the_files_of_an_image(header, line, files, tmp_path) -> None:
@@ -625,6 +626,11 @@ def test_the_files_of_an_image(header, line, files, tmp_path) -> None:
     for name in {*files, "b", "b.bin", "x1"}:
         (tmp_path / name).touch()
     assert formats.files_of(tmp_path / header) == [tmp_path / name for name in (header, *files)]
+
+
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+def test_a_name_of_any_length_has_files(suffix) -> None:
+    assert formats.files_of("a" * 900 + suffix) == [Path("a" * 900 + suffix)]
 
 
 @pytest.mark.parametrize("name", ["A.NII.GZ", "A.Nii"])

@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,15 +169,15 @@ def files_of(image: str | Path) -> list[Path]:
     """The files that an image consists of: those of a series; or itself, the files that its header names, and what
     tells its spacing."""
     path = Path(image)
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes names of any length, as isfile does
         return sorted(p for p in path.iterdir() if p.is_file())
     found, beside = format_of(path), list[Path]()
-    if found in (NRRD, META) and path.is_file():
+    if found in (NRRD, META) and os.path.isfile(path):
         with contextlib.suppress(OSError):
             beside = _data_files(path)
     elif found is TIFF:
         beside = _spacing_files(path)
-    return [path, *(p for p in dict.fromkeys(beside) if p != path and p.is_file())]
+    return [path, *(p for p in dict.fromkeys(beside) if p != path and os.path.isfile(p))]
 
 
 def _data_files(path: Path) -> list[Path]:
@@ -405,7 +406,7 @@ def _open_itk(path: Path) -> Opened:
     """
     import SimpleITK as sitk  # noqa: N813
 
-    if missing := [p.name for p in _data_files(path) if not p.is_file()]:
+    if missing := [p.name for p in _data_files(path) if not os.path.isfile(p)]:
         raise UnsuitableError(f"its header names {missing[0]}, which is not there. Copy it beside the header.")
     reader = _itk_reader(path)
     rank, size, components = reader.GetDimension(), reader.GetSize(), reader.GetNumberOfComponents()
@@ -566,7 +567,7 @@ Lengths = tuple[float, float, float]
 
 def _json_spacing(path: Path) -> Lengths | None:
     """What nnU-Net reads: {"spacing": [...]}, in the order of the array, the planes first."""
-    for beside in filter(Path.is_file, _spacing_files(path)):
+    for beside in filter(os.path.isfile, _spacing_files(path)):
         with contextlib.suppress(OSError):
             try:
                 given = json.loads(beside.read_text(encoding="utf-8"))
