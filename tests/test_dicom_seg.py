@@ -75,17 +75,21 @@ def test_the_writer_of_a_bundle(tmp_path) -> None:
     classes, (header, _) = segmented(folder), formats.open_image(folder)
     writer = SegmentationWriter([0, 3, 9], dicom_seg=True, class_names=NAMES)
     meta = {"filename_or_obj": str(folder), "affine": header.affine, "original_affine": header.affine}
-    writer.set_data_array(MetaTensor(classes[None]))
-    writer.set_metadata(meta, resample=False)
+
+    def write() -> None:
+        writer.set_data_array(MetaTensor(classes[None]))
+        writer.set_metadata(meta, resample=False)
+        writer.write(tmp_path / "out" / "case")
+
     (tmp_path / "out").mkdir()
-    writer.write(tmp_path / "out" / "case")
+    write()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".written.json", "case.dcm", "case.nii.gz"]
     assert highdicom.seg.segread(tmp_path / "out" / "case.dcm").get_volume(combine_segments=True).array.max() == 2
     made = (tmp_path / "out" / "case.dcm").read_bytes()
-    writer.write(tmp_path / "out" / "case")
+    write()
     assert (tmp_path / "out" / "case.dcm").read_bytes() != made, "nobody has changed it"
     (tmp_path / "out" / "case.dcm").write_bytes(b"corrected")
-    writer.write(tmp_path / "out" / "case")
+    write()
     assert (tmp_path / "out" / "case.dcm").read_bytes() == b"corrected"
 
 
