@@ -250,7 +250,9 @@ class Checkpoint:
         for path in there:
             try:
                 return load_checked(path)
-            except _UNREADABLE as error:  # noqa: PERF203 (two files)
+            except PermissionError:  # noqa: PERF203 (two files)
+                raise  # it may be whole
+            except _UNREADABLE as error:
                 logger.warning("%s cannot be read (%s).", path, _first_line(error))
         if there:
             raise ValueError(

@@ -232,7 +232,7 @@ def test_wrong_headers(small, tmp_path, capsys, field, content) -> None:
     set_bytes(path, OFFSETS[field], content)
     if command([str(small.folder), *PLAN, "--bundles", "first"], capsys).status:
         refuse([str(small.folder), *PLAN], capsys, names="case_1", folder=tmp_path)
-        assert {p.name for p in (tmp_path / "first").rglob("*") if p.is_file()} <= {"readings.jsonl"}
+        assert {p.name for p in (tmp_path / "first").rglob("*") if p.is_file()} <= {"contents.json", "readings.jsonl"}
     else:
         check_as_monai(path)
 
