@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import dicoms
 import highdicom
 import numpy as np
 import pydicom
 import pytest
+from dicoms import PATIENT, absent, enhanced
 from monai.data import MetaTensor
 from scripts import formats
 from scripts.dicom_seg import write_segmentation
 from scripts.prediction import SegmentationWriter
-from test_formats import series as plain_series
 
 from autoplan.__main__ import main
 from autoplan.errors import DatasetError
@@ -37,12 +38,7 @@ def in_world(affine: np.ndarray, mask: np.ndarray) -> list[list[float]]:
 
 def series(folder: Path, **options: object) -> Path:
     """A series with what a scanner says of its patient."""
-    fields = {
-        "StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "Modality": "CT", "PatientID": "1",
-        "PatientName": "A^B", "PatientBirthDate": "", "PatientSex": "", "StudyDate": "20200101", "StudyTime": "101010",
-        "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "", "SeriesNumber": 1,
-    }  # fmt: skip
-    return plain_series(folder, **fields, **options)
+    return dicoms.series(folder, **{**PATIENT, **options})
 
 
 @pytest.mark.parametrize(

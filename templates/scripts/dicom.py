@@ -504,6 +504,7 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
         frames[slice_.path].append(place)
     for path, places in frames.items():
         dataset = read_file(path)
+        _fill(dataset)
         pixels = dataset.pixel_array
         for place in places:
             slice_ = slices[place]
@@ -512,6 +513,20 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
             planes[place] = _rescaled(plane.swapaxes(0, 1), slice_, dataset)
     ordered = [planes[place] for place in range(len(slices))]
     return np.stack(ordered, axis=2, dtype=np.result_type(*ordered))
+
+
+def _fill(dataset: Any) -> None:
+    """Give attributes that pydicom asks for, and that are not there or empty, what they can only mean."""
+    usual = {
+        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0,
+        "BitsStored": dataset.get("BitsAllocated"), "NumberOfFrames": None,
+    }  # fmt: skip
+    for name, value in usual.items():
+        if dataset.get(name) in (None, ""):
+            if value is not None:
+                setattr(dataset, name, value)
+            elif name in dataset:
+                delattr(dataset, name)
 
 
 def _rescaled(array: NDArray[Any], slice_: Slice, dataset: Any) -> NDArray[Any]:
