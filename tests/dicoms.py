@@ -93,7 +93,12 @@ def series(
 
 
 def enhanced(
-    folder: Path, *, places: Sequence[int] = (2, 0, 1), echoes: Sequence[float] = (), slope: float = 1.0, **fields: object
+    folder: Path,
+    *,
+    places: Sequence[int] = (2, 0, 1),
+    echoes: Sequence[float] = (),
+    slope: float = 1.0,
+    **fields: object,
 ) -> Path:
     """Writes one file of many frames; the frame at place k holds the values 10 k + 1, in each echo 1000 more."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -99,10 +99,20 @@ def _complete(source: Any, step: float) -> None:
                 kinds.get(name, str)(value)
         except (TypeError, ValueError, OverflowError):
             value = ""
-        setattr(source, name, value or "")
+        _put(source, name, value or "")
     source.Modality = source.get("Modality") or "OT"
     if "SharedFunctionalGroupsSequence" not in source:
-        source.SliceThickness = source.get("SliceThickness") or step
+        try:
+            thickness = float(source.get("SliceThickness") or step)
+        except (TypeError, ValueError):
+            thickness = step
+        _put(source, "SliceThickness", thickness)
+
+
+def _put(source: Any, name: str, value: object) -> None:
+    """Set an attribute; what was there may be no value of its kind, which pydicom would look at first."""
+    source.pop(name, None)
+    setattr(source, name, value)
 
 
 def _segments(class_names: Sequence[str]) -> list[object]:

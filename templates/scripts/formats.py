@@ -130,6 +130,11 @@ def name_of(case: Mapping[str, Any]) -> str:
     return str(case["name"]) if "name" in case else case_name(image if isinstance(image, (str, PurePath)) else image[0])
 
 
+def subject_of(file: str | PurePath, name: str | None) -> str:
+    """The path that an image would have if it were called as its case is."""
+    return str(file if name is None else PurePath(file).with_name(name + suffix_of(file)))
+
+
 def segmentation_name(image: str | PurePath, name: str | None = None) -> str:
     """File name of the segmentation of an image: its own, or that of its case, in a format that stores whole numbers
     unchanged."""
