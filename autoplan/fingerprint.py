@@ -1,6 +1,7 @@
 """The facts of a dataset, read case by case in parallel, each file once; saved as JSON and reused while nothing
 changed. What was read of each case is kept too, so a dataset that grew, or a reading that was ended, costs the rest."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -340,8 +341,9 @@ def _contents(dataset: Dataset, folder: Path | None) -> tuple[tuple[str, ...], .
     found = tuple(tuple(next(digests) for _ in range(1 + bool(case.label))) for case in _cases(dataset))
     now = {name: _known[name] for name in contents.names(groups) if name in _known}
     if kept is not None and {**before, **now} != before:
-        kept.parent.mkdir(exist_ok=True)
-        write_text_atomically(kept, json.dumps({**before, **now}))
+        with contextlib.suppress(OSError):  # without it, the files are read again
+            kept.parent.mkdir(exist_ok=True)
+            write_text_atomically(kept, json.dumps({**before, **now}))
     return found
 
 

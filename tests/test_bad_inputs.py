@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from autoplan import readings
+from autoplan import contents, readings
 from autoplan.__main__ import main
 
 LABEL, IMAGE = "labelsTr", "imagesTr"
@@ -179,7 +179,9 @@ def _bomb(tiny) -> None:
 
 def _tree(folder: Path) -> dict[Path, bytes]:
     """All files below a folder, but what is kept of the cases that are sound."""
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != readings.NAME}
+    return {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (readings.NAME, contents.NAME)
+    }
 
 
 @pytest.mark.parametrize("expect", EXPECT, ids=lambda e: e.id)

@@ -374,7 +374,7 @@ def test_faults(experiment, spoil, error, message) -> None:
 
 def test_the_command(experiment, capsys, monkeypatch) -> None:
     monkeypatch.setattr(cv, "segmentations", segment)
-    monkeypatch.setattr(sharing, "share", lambda *_, name, **__: experiment.folder / (name or "best"))
+    monkeypatch.setattr(sharing, "share", lambda *_, name, **__: (experiment.folder / (name or "best"),))
     arguments = ["select", str(experiment.dataset.root), "--bundles", str(experiment.bundles), "--num_processes", "1"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out

@@ -169,7 +169,7 @@ def test_strict_refuses_and_earlier_lines_stay(parse, project, images, tmp_path,
     after = json.loads((output / NAME).read_text())
     assert after["a"] == before["a"]
     assert after["b"]["error"].startswith("it is unlike the images of the training: spacing ")
-    assert sorted(p.name for p in output.iterdir()) == ["a.nii.gz", NAME]
+    assert sorted(p.name for p in output.iterdir()) == [".written.json", "a.nii.gz", NAME]
     (output / "a.nii.gz").unlink()
     (output / NAME).write_text("damaged")
     predict(parse, project, images, output, skip_existing=True)

@@ -125,7 +125,9 @@ class Network(torch.nn.Module):
 def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_path, caplog, monkeypatch) -> None:
     monkeypatch.setattr(memory, "LIBRARIES", 0)
     caplog.set_level(logging.INFO)
-    image = MetaTensor(torch.randn(1, 1, 20, 20, 20), meta={"filename_or_obj": ["case.nii.gz"]})
+    image = MetaTensor(
+        torch.randn(1, 1, 20, 20, 20), affine=torch.eye(4)[None], meta={"filename_or_obj": ["case.nii.gz"]}
+    )
     image.is_batch = True
     infer = MirroredWindowInferer((8, 8, 8), mirror=False)
     folders = [tmp_path / name if folder else None for name in ("whole", "blocks")]
@@ -140,7 +142,9 @@ def test_what_does_not_fit_is_predicted_in_blocks(max_memory, said, folder, tmp_
 
 
 def test_what_cannot_fit_is_refused() -> None:
-    image = MetaTensor(torch.zeros(1, 1, 40, 40, 40), meta={"filename_or_obj": ["case.nii.gz"]})
+    image = MetaTensor(
+        torch.zeros(1, 1, 40, 40, 40), affine=torch.eye(4)[None], meta={"filename_or_obj": ["case.nii.gz"]}
+    )
     image.is_batch = True
     segmenter = LabelInferer(MirroredWindowInferer((8, 8, 8)), 2, max_memory="100KB")
     with pytest.raises(ValueError, match=r"it would take about 41 MB of memory .* of which 1 MB are to be used"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoplan import dataset as datasets
-from autoplan import images, phantom
+from autoplan import images, phantom, standing
 from autoplan.__main__ import main
 from autoplan.fingerprint import fingerprint
 from autoplan.plan import plan
@@ -90,6 +90,7 @@ def test_the_commands_from_end_to_end(tmp_path, capsys, monkeypatch) -> None:
         asked.append((plan, dataset.root, bundles, force)) or [bundles / "x"]
     )
     monkeypatch.setitem(sys.modules, "autoplan.render", render)
+    monkeypatch.setattr(standing, "told", lambda *_: [])  # there are no bundles
     monkeypatch.chdir(tmp_path)
     assert main(["phantom", "data/Task00_Phantom", "--num_cases", "4", "--num_test", "1"]) == 0
     assert main(["--explain", "Task00_Phantom", "--cascade", "always"]) == 0

@@ -43,17 +43,14 @@ def runs(monkeypatch) -> list[list[str]]:
     """The names that each run of the bundle predicts; an image that holds "bad" fails."""
     found: list[list[str]] = []
 
-    class Done:
-        returncode = 0
-
-    def run(command, check, cwd, start_new_session, preexec_fn):
+    def run(command, folder):
         assert command[-2] == "--args_file"
         arguments = json.loads(Path(command[-1]).read_text())
         given = {k: eval(v[1:]) if str(v).startswith("$") else v for k, v in arguments.items()}
-        output, names = Path(given["output_dir"]), []
+        output, names, status = Path(given["output_dir"]), [], 0
         assert given["skip_existing"] is True
         assert Path(given["dataset_dir"]).is_absolute()
-        assert not (Path(cwd) / "scripts").exists()
+        assert not (folder / "scripts").exists()
         for image in map(Path, json.loads(Path(given["images"]).read_text())):
             target = output / f"{prediction.case_name(image.name)}.nii.gz"
             if not target.exists():
@@ -61,11 +58,11 @@ def runs(monkeypatch) -> list[list[str]]:
                 if "bad" not in image.read_text():
                     target.write_text(f"of {image.read_text()}")
                 else:
-                    Done.returncode = 1
+                    status = 1
         found.append(names)
-        return Done
+        return status
 
-    monkeypatch.setattr(prediction.subprocess, "run", run)
+    monkeypatch.setattr(prediction, "run_printing", run)
     return found
 
 

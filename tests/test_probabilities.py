@@ -217,6 +217,6 @@ def test_quantized_probabilities_give_the_very_same_segmentation(config, project
     found = between(labels_of_files([tmp_path / "probabilities" / "test_1.npz"]))["pred"]
     written = nibabel.load(tmp_path / "test_1.nii.gz")
     np.testing.assert_array_equal(values_of(parser)[found[0].numpy()], written.dataobj)
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"test_1.nii.gz", "test_1.npz"}
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {".written.json", "test_1.nii.gz", "test_1.npz"}
     whole = {"pred": MetaTensor(pred).copy_meta_from(data["image"], copy_attr=False), "image": data["image"]}
     assert float((between(whole)["pred"] == found).as_tensor().float().mean()) > 0.998

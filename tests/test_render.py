@@ -553,7 +553,7 @@ def test_templates_have_the_same_form(name) -> None:
         ({"a": {"b": "c"}, "d": "e"}, '{\n "a": {"b": "c"},\n "d": "e"\n}\n'),
         ({"long": list(range(90))}, '{\n "long": ' + str(list(range(90))) + "\n}\n"),
         ({"a": 1, "b": ["x" * 70] * 2}, '{\n "a": 1,\n\n "b": [\n  "' + "x" * 70 + '",\n  "' + "x" * 70 + '"\n ]\n}\n'),
-        ({"ä": None, "t": True}, '{\n "ä": null,\n "t": true\n}\n'),
+        ({"ä": None, "t": True}, '{\n "\\u00e4": null,\n "t": true\n}\n'),
     ],
     ids=["nothing", "numbers", "short", "many numbers", "a block", "other values"],
 )

@@ -23,7 +23,7 @@ from autoplan.report.training import Training
 RECIPE = results.Training("abc", 3, False, 9, True, {
     "mirror_prob": 0.5, "batch_size": 2, "learning_rate": 3e-4, "weight_decay": 3e-5, "epoch_length": 7,
     "patch_size": [16, 16],
-})  # fmt: skip
+}, {})  # fmt: skip
 FOR_A_TIME = replace(RECIPE, max_epochs=100_000, settings={
     **RECIPE.settings, "mirror_prob": 0.0, "budget_seconds": 300, "learning_rate": 0.01, "features": [16, 32, 64],
 })  # fmt: skip
@@ -68,12 +68,12 @@ def test_what_it_comes_from(found) -> None:
 def test_the_command_that_plans_has_what_was_given(tmp_path, monkeypatch) -> None:
     project = write_project(tmp_path)
     monkeypatch.chdir(project)
-    given = replace(TINY_PLAN, gpu_memory=8 * 2**30, own_spacing=(3.0, 1.488281, 10.0))
+    given = replace(TINY_PLAN, gpu_memory=15 * 2**29, own_spacing=(3.0, 1.488281, 10.0))
     dataset, folder = datasets.load(project / "data" / TINY_PLAN.name), Path("bundles") / TINY_PLAN.name
     layouts.save(Layout(channels="CT", group_by=r"(patient\d+)", found=((0, "background"),)), folder)
     found = provenance.read(dataset, given, folder, "k" * 64, [], [])
-    layout = r"--channels CT --group_by '(patient\d+)'"
-    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} {layout} --gpu_memory 8GB --spacing 3,1.488281,10"
+    given = r"--channels CT --group_by '(patient\d+)' --gpu_memory 7.5GiB --spacing 3,1.488281,10"
+    assert found.commands[0] == f"python -m autoplan {TINY_PLAN.name} {given}"
 
 
 def test_a_network_of_all_cases(tmp_path) -> None:

@@ -269,7 +269,7 @@ def test_run_for_a_time(
         monkeypatch.setattr(commands, name, lambda _, n=name, **given: called.append((n, given)))
     assert main(["run", TINY_PLAN.name, "--budget", "30s", *words]) == 0
     assert [name for name, _ in called] == ["plan", "select", "report", "predict"]
-    assert called[1][1] == {"root": "data", "bundles": "bundles", **selected}
+    assert called[1][1] == {"root": "data", "bundles": "bundles", "force": False, **selected}
     said = capsys.readouterr().out
     assert re.search(r"It took \d+ s of 30 s\.", said)
     assert "No time for 2d" in said

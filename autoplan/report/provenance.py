@@ -140,7 +140,8 @@ def _commands(plan: Plan, folder: Path, trainings: Sequence[Training]) -> list[s
     where = crossvalidation.where_flag(folder / first)
     given = layouts.read(folder).flags
     if plan.gpu_memory:
-        given["gpu_memory"] = f"{plan.gpu_memory / 1e9:.15g}GB"
+        either = (f"{plan.gpu_memory / 1e9:.15g}GB", f"{plan.gpu_memory / 2**30:.15g}GiB")
+        given["gpu_memory"] = min(either, key=len)
     if plan.own_spacing:
         given["spacing"] = as_flag(plan.own_spacing)
     commands = [crossvalidation.planning_command(folder / first) + flags(given)]

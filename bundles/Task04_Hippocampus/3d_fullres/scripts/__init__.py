@@ -31,7 +31,7 @@ def root(name: str) -> str:
     here = Path(__file__).resolve().parent.parent
     candidates = [Path(entry).resolve() for entry in sys.path if (Path(entry) / "scripts" / "__init__.py").is_file()]
     others = sorted({str(c) for c in candidates if c != here and (c / "configs" / "metadata.json").is_file()})
-    found = json.loads((here / "configs" / "metadata.json").read_text())["name"]
+    found = json.loads((here / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
     if others or found != name:
         wanted = f"the bundle in {', '.join(others)}" if others else f"the bundle named {name!r}"
         raise RuntimeError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import logging
 import mmap
 import os
@@ -34,7 +35,8 @@ from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from scripts.files import TEMPORARY, write_atomically
+from scripts import contents
+from scripts.files import TEMPORARY, write_atomically, write_text_atomically
 from scripts.formats import files_of, name_of
 
 FORMAT = 2
@@ -213,7 +215,7 @@ class CaseCache:
 
     The files lie in a subfolder that is named by what the preprocessing does, so configurations and folds that
     preprocess alike share them, and another `target_spacing` never meets the files of this one. A file's name also
-    holds size and time of its image and label: a changed case is preprocessed again.
+    has a digest of the content of its image and label: a changed case is preprocessed again.
 
     Args:
         folder: where caches lie; made when it does not exist.
@@ -238,13 +240,23 @@ class CaseCache:
         self.max_locations = int(max_locations)
         what = [FORMAT, describe(preprocessing), self.slice_axis, self.num_classes, self.max_locations]
         self.folder = Path(folder) / settings_digest(what, 12)
+        self.kept = Path(folder) / contents.NAME
+        self.known = contents.read_known(self.kept)
+
+    def contents(self, items: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+        """Digests of the content of cases, by name: of the image, all its channels together, and of the label."""
+        groups = [
+            [file for path in ensure_tuple(item[key]) for file in files_of(Path(path))]
+            for item in items
+            for key in ("image", "label")
+        ]
+        found = contents.digests(groups, self.known)
+        return {name_of(item): found[2 * i : 2 * i + 2] for i, item in enumerate(items)}
 
     def path(self, item: Mapping[str, Any]) -> Path:
         """File of a case, which may not exist yet."""
-        paths = [path for key in ("image", "label") for path in ensure_tuple(item[key])]
-        stats = [os.stat(file) for path in paths for file in files_of(path)]
-        stamp = settings_digest([(s.st_size, s.st_mtime_ns) for s in stats], 8)
-        return self.folder / f"{name_of(item)}-{stamp}.npys"
+        name = name_of(item)
+        return self.folder / f"{name}-{settings_digest(self.contents([item])[name], 8)}.npys"
 
     def write(self, item: Mapping[str, Any]) -> Path:
         """Preprocess one case unless its file exists, and give the file."""
@@ -280,6 +292,8 @@ class CaseCache:
             num_workers: processes that preprocess at the same time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.contents(items)
+        self._keep()
         remove_damaged([self.path(item) for item in items], num_workers)
         missing = [item for item in items if not self.path(item).exists()]
         if missing:
@@ -296,6 +310,12 @@ class CaseCache:
             for _ in tqdm(jobs, total=len(missing), desc="preprocessing", unit="case", disable=None):
                 pass
         return [self.path(item) for item in items]
+
+    def _keep(self) -> None:
+        """Keep the digests that are known, beside those that others have kept meanwhile."""
+        kept = contents.read_known(self.kept)
+        if {**kept, **self.known} != kept:
+            write_text_atomically(self.kept, json.dumps({**kept, **self.known}))
 
     def _remove_stale(self) -> None:
         for left in self.folder.glob(TEMPORARY):

@@ -46,7 +46,8 @@ class LowresSegmentations:
         Raises:
             FileNotFoundError: it is not there, or by a network that was trained on since then; the message has the
                 command that makes it.
-            ValueError: no fold has the case, as with images that another program adds.
+            ValueError: no fold has the case, as with images that another program adds; or the network was trained on
+                it, before the folds changed.
         """
         if name not in self.fold_of:
             raise ValueError(
@@ -56,15 +57,26 @@ class LowresSegmentations:
         fold = self.fold_of[name]
         folder = self.bundle / "models" / f"fold_{fold}"
         path = folder / "validation" / "probabilities" / f"{name}.npz"
+        seen = _read(folder / "finished.json").get("cases")
+        if isinstance(seen, dict) and name in seen:
+            raise ValueError(
+                f"The network of fold {fold} of {self.bundle} was trained on the case {name}, which it has to segment: "
+                f"the folds have changed since. Remove {folder} and train it anew."
+            )
         if path.is_file() and not self._is_outdated(folder):
             return path
-        configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
         what = (
             f"{path} is by another network than {folder / 'model.pt'}" if path.is_file() else f"{path} does not exist"
         )
         raise FileNotFoundError(
-            f"The first stage has not segmented the case {name} of fold {fold}: {what}. Train fold {fold} of "
-            f"{self.bundle} and predict its cases, with the settings of its training: "
+            f"The first stage has not segmented the case {name} of fold {fold}: {what}. {self._remedy(fold)}"
+        )
+
+    def _remedy(self, fold: int) -> str:
+        """What predicts the cases of a fold."""
+        configs = ",".join(f"'{self.bundle / 'configs' / config}.json'" for config in ("train", "evaluate"))
+        return (
+            f"Train fold {fold} of {self.bundle} and predict its cases, with the settings of its training: "
             f'python -m monai.bundle run evaluating --config_file "[{configs}]" --fold {fold}'
         )
 
@@ -89,8 +101,11 @@ class LowresSegmentations:
         missing = [t for t in zip(cases, sources, targets, strict=True) if not t[2].exists()]
         for case, source, target in tqdm(missing, desc="first stage", unit="case", disable=None):
             shape = read_case(case, self.cache.slice_axis).label.shape[1:]
-            stored = Stored(source)
-            low = labels_of(stored.rows(), [stored.shape], stored.axis)
+            try:
+                stored = Stored(source)
+                low = labels_of(stored.rows(), [stored.shape], stored.axis)
+            except ValueError as error:
+                raise ValueError(f"{error}. Delete it. {self._remedy(self.fold_of[source.stem])}") from None
             labels = resample(low[None], shape, "nearest")
             write_arrays(target, [np.moveaxis(labels[0].numpy(), self.cache.slice_axis, 0)])
         return targets
@@ -106,13 +121,19 @@ class LowresSegmentations:
         return np.moveaxis(labels, 0, self.cache.slice_axis)[None]
 
 
-def _model(path: Path) -> str | None:
-    """The network that finished.json or dice.json names; None where it names none."""
+def _read(path: Path) -> dict[str, Any]:
+    """What finished.json or dice.json says; nothing where it says nothing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return found.get("model") if isinstance(found, dict) and isinstance(found.get("model"), str) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _model(path: Path) -> str | None:
+    """The network that finished.json or dice.json names; None where it names none."""
+    found = _read(path).get("model")
+    return found if isinstance(found, str) else None
 
 
 class SecondStage(torch.nn.Module):

@@ -19,6 +19,7 @@ from ignite.engine import Engine, Events
 
 from scripts.datalists import ALL
 from scripts.files import continued, file_digest, link_atomically, write_atomically, write_text_atomically
+from scripts.seen import Seen
 from scripts.stopping import OtherRecipeError
 
 logger = logging.getLogger(__name__)
@@ -129,9 +130,9 @@ class Checkpoint:
     read. `model.pt` is the network's flat state dict, for inference. SIGTERM and Ctrl-C end the training after the
     iteration under way, with everything saved. `finished.json` is there while, and only while, the training in the
     folder has come to its end: by the stop rule or by its number of epochs. It holds "epochs", "stopped" (by the stop
-    rule), "model", the digest of model.pt, and the recipe: "max_epochs", whether the learning rate had a
-    "schedule", and the other "settings". `model.json`, beside model.pt, has its digest and
-    the settings. Only rank 0 writes.
+    rule), "model", the digest of model.pt, the recipe: "max_epochs", whether the learning rate had a "schedule", and
+    the other "settings"; and the "cases" that the network has seen. `model.json`, beside model.pt, has its digest, the
+    settings and the cases. Only rank 0 writes.
 
     Where another program has put weights into the network (the server of a federation, MONAI Label), the training
     begins with these and not with a checkpoint. It leaves the fold alone: its files go to a folder beside that of the
@@ -145,6 +146,7 @@ class Checkpoint:
             None, or None in answer, for no copy.
         interval: epochs between two savings.
         settings: of the training, to be recorded in finished.json and beside every model.pt.
+        seen: what the network has seen, recorded likewise; a training goes on only where it fits.
     """
 
     def __init__(
@@ -155,9 +157,10 @@ class Checkpoint:
         model_file: Callable[[], str | None] | None = None,
         interval: int = 1,
         settings: Mapping[str, Any] | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self.ckpt_dir, self.network, self.objects = Path(ckpt_dir), network, dict(objects)
-        self.settings = dict(settings or {})
+        self.settings, self.seen = dict(settings or {}), seen
         self.model_file = model_file
         self.interval = int(interval)
         self.started = False
@@ -207,12 +210,14 @@ class Checkpoint:
         if state is None:
             self._unmark()
             return
-        self.network.load_state_dict(state["network"])
         try:
+            if self.seen is not None and "seen" in state:  # one of an older version has not recorded it
+                self.seen.load_state_dict(state["seen"])
             for name, thing in self.objects.items():
                 thing.load_state_dict(state["objects"][name])
         except OtherRecipeError as error:
             raise ValueError(f"{error} Go on with that one, or remove {self.ckpt_dir} to start anew.") from None
+        self.network.load_state_dict(state["network"])
         if getattr(engine, "scaler", None) is not None and state["scaler"]:
             engine.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"])
@@ -222,6 +227,8 @@ class Checkpoint:
         engine.state.iteration = state["epoch"] * length + (state["batches"] if same_length else 0)
         if self._stopped() or engine.state.epoch >= engine.state.max_epochs:
             engine.terminate()
+            if self.seen is not None:  # it does not see the cases that were added since then
+                self.seen.cases = dict(state.get("seen", {}).get("cases", {}))
             self._restore_model()
             logger.info(
                 "The training in %s is finished: %d epochs. More are trained with --max_epochs, a new training "
@@ -243,7 +250,9 @@ class Checkpoint:
         for path in there:
             try:
                 return load_checked(path)
-            except _UNREADABLE as error:  # noqa: PERF203 (two files)
+            except PermissionError:  # noqa: PERF203 (two files)
+                raise  # it may be whole
+            except _UNREADABLE as error:
                 logger.warning("%s cannot be read (%s).", path, _first_line(error))
         if there:
             raise ValueError(
@@ -266,6 +275,8 @@ class Checkpoint:
             "batches": batches,
             "epoch_length": length,
         }
+        if self.seen is not None:
+            state["seen"] = self.seen.state_dict()
         if idist.get_rank() == 0:
             last = self.ckpt_dir / "last.pt"
             if last.is_file():
@@ -277,19 +288,25 @@ class Checkpoint:
     def _save_model(self, network: Mapping[str, Any]) -> None:
         model = self.ckpt_dir / "model.pt"
         save_atomically(network, model)
-        record = json.dumps({"model": file_digest(model), "settings": self.settings}) + "\n"
+        record = json.dumps({"model": file_digest(model), "settings": self.settings, **self._cases()}) + "\n"
         write_text_atomically(self.ckpt_dir / RECORD, record)
         used = None if self.model_file is None else self.model_file()
         if used is not None:
             link_atomically(model, Path(used))
             write_text_atomically(Path(used).with_name(RECORD), record)
 
+    def _cases(self) -> dict[str, Any]:
+        return {} if self.seen is None else {"cases": self.seen.cases}
+
     def _restore_model(self) -> None:
         """Write the model.pt of a finished training where it is not the one that finished.json names: the process was
-        killed between last.pt and it, or somebody took it away."""
+        killed between last.pt and it, or somebody took it away. One that no training has left here is kept."""
         if idist.get_rank() == 0:
             model = self.ckpt_dir / "model.pt"
             if not model.is_file() or self._marked().get("model") != file_digest(model):
+                if model.is_file() and _trained_with(model) is None:
+                    model.replace(kept := model.with_name("model.before.pt"))
+                    logger.warning("%s was not the network of this training. It is kept as %s.", model, kept)
                 self._save_model(self.network.state_dict())
 
     def _marked(self) -> dict[str, Any]:
@@ -309,6 +326,7 @@ class Checkpoint:
                 "max_epochs": engine.state.max_epochs,
                 "schedule": bool(self._schedules()),
                 "settings": self.settings,
+                **self._cases(),
             }
             # Another maximum changes nothing in a training that is finished.
             if {**self._marked(), "max_epochs": found["max_epochs"], "settings": self.settings} != found:

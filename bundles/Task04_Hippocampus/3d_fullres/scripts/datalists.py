@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.files import is_changed
 from scripts.formats import by_case, case_name, image_files, name_of, segmentation_name
+
+logger = logging.getLogger(__name__)
 
 ALL = "all"
 """The fold whose network is trained on all cases, and validated on nothing."""
@@ -128,7 +132,8 @@ def images_to_predict(
         dataset_dir: folder with a dataset.json or with images. Files CASE_0000, CASE_0001 and so on are the channels of
             one image where there is one for each channel.
         output_dir: folder of the segmentations.
-        skip_existing: leave out images whose segmentation is there.
+        skip_existing: leave out images whose segmentation is there; else only those whose segmentation was changed by
+            hand since it was predicted.
         images: a folder of images, or a JSON file with a list of images: each a path, or {"name", "image"} with a path
             or a list of paths. These are predicted, whatever lies in `dataset_dir`.
         channels: of an image.
@@ -141,10 +146,18 @@ def images_to_predict(
         cases = _named(Path(images))
     else:
         cases = _listed(Path(dataset_dir), channels) if images is None else _found(Path(images), channels)
-    if skip_existing and output_dir is not None:
-        done = Path(output_dir)
-        cases = [c for c in cases if not (done / segmentation_name(_paths(c["image"])[0], c["name"])).is_file()]
+    if output_dir is not None:
+        targets = [Path(output_dir) / segmentation_name(_paths(c["image"])[0], c["name"]) for c in cases]
+        cases = [c for c, path in zip(cases, targets, strict=True) if not _stays(path, whatever=skip_existing)]
     return cases
+
+
+def _stays(path: Path, *, whatever: bool) -> bool:
+    """Whether a segmentation that is there is left as it is: any, or one that was changed by hand."""
+    if whatever or not is_changed(path):
+        return whatever and path.is_file()
+    logger.warning("%s was changed by hand, so it stays. Remove it to have it predicted anew", path)
+    return True
 
 
 def _listed(root: Path, channels: int) -> list[dict[str, Any]]:

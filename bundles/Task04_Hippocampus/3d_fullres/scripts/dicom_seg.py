@@ -9,8 +9,9 @@ import numpy as np
 from monai import __version__ as monai_version
 from numpy.typing import NDArray
 
-from scripts.files import write_atomically
-from scripts.formats import open_image, series_files
+from scripts.dicom import series_files
+from scripts.files import write_noted
+from scripts.formats import open_image
 
 MAX_LABEL = 64
 """Characters of a segment's name that DICOM allows."""
@@ -62,7 +63,7 @@ def write_segmentation(
         )
     except AttributeError as error:
         raise ValueError(f"its DICOM files lack what a DICOM Segmentation needs: {error}") from error
-    write_atomically(Path(path), lambda temporary: made.save_as(temporary))
+    write_noted(path, lambda temporary: made.save_as(temporary))
 
 
 def _segments(class_names: Sequence[str]) -> list[object]:

@@ -36,6 +36,7 @@ class DiceReport:
         model_file: its file; dice.json tells which one it was, or null where another program gave the network weights.
         settings: of the prediction; dice.json repeats them.
         ignore_value: voxels of this value in the references are not known, and do not count; None: all are known.
+        contents: digests of the image and the label of each case, by name; dice.json repeats them.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class DiceReport:
         model_file: str | Path,
         settings: Mapping[str, Any],
         ignore_value: int | None = None,
+        contents: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir, self.contents = Path(output_dir), dict(contents or {})
         self.classes = list(class_names)[1:]
         self.values = list(label_values)[1:]
         self.ignore_value = ignore_value
@@ -97,6 +99,7 @@ class DiceReport:
             "cases": {name: dict(zip(self.classes, row, strict=True)) for name, row in self.rows.items()},
             "model": self.model,
             "settings": self.settings,
+            "contents": {name: self.contents[name] for name in self.rows if name in self.contents},
         }
         engine.state.metrics["val_mean_dice"] = math.nan if foreground is None else foreground
         engine.state.metrics.update(class_metrics("val_dice", self.classes, means))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from pathlib import Path
 
 TEMPORARY = ".????????.*"
 """Pattern of the names that files have while they are written."""
+
+WRITTEN = ".written.json"
+"""File in a folder of segmentations with their digests."""
 
 FULL = "there is no space left on the disk of"
 """What is said of a full disk, before the folder."""
@@ -63,6 +67,35 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 def write_text_atomically(path: str | Path, text: str) -> None:
     """Write a text in UTF-8, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_noted(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a file as `write_atomically` does, and note its digest in .written.json beside it, by which it is seen when
+    somebody changes it."""
+    path = Path(path)
+
+    def noted(temporary: Path) -> None:
+        write(temporary)
+        digests = {**_noted(path.parent), path.name: file_digest(temporary)}
+        write_text_atomically(path.with_name(WRITTEN), json.dumps(digests, indent=1, ensure_ascii=False) + "\n")
+
+    write_atomically(path, noted)
+
+
+def is_changed(path: str | Path) -> bool:
+    """Whether a file is not as `write_noted` wrote it any more."""
+    path = Path(path)
+    digest = _noted(path.parent).get(path.name)
+    return digest is not None and path.is_file() and digest != file_digest(path)
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    """Digests of the files in a folder; none where nobody has noted them, or the file is damaged."""
+    try:
+        found = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def link_atomically(source: Path, target: str | Path) -> None:

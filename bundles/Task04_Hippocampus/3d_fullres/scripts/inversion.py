@@ -261,6 +261,9 @@ class InvertToLabeld(Invertd):
     the image's own grid, which may be much finer, there is never more than the largest probability so far and those of
     one class.
 
+    What it gives is on the host, wherever the network is: what comes after it (components, files, scores) meets no
+    tensor of another device.
+
     Args:
         keys: the probabilities, (classes, X, Y, Z), or class numbers, uint8 (1, X, Y, Z).
         transform: the preprocessing.
@@ -275,7 +278,7 @@ class InvertToLabeld(Invertd):
         for key, orig_key in self.key_iterator(d, self.orig_keys):
             if d[key].dtype == torch.uint8:
                 found = super().__call__({key: MetaTensor(d[key].as_tensor()), orig_key: d[orig_key]})[key]
-                d[key] = MetaTensor(found.as_tensor().to(torch.uint8)).copy_meta_from(found)
+                d[key] = MetaTensor(found.as_tensor().to("cpu", torch.uint8)).copy_meta_from(found)
                 continue
             largest = label = torch.empty(0)
             for number, probabilities in enumerate(d[key]):
@@ -287,5 +290,5 @@ class InvertToLabeld(Invertd):
                 else:
                     label.masked_fill_(values > largest, number)
                     torch.maximum(largest, values, out=largest)
-            d[key] = MetaTensor(label).copy_meta_from(found)
+            d[key] = MetaTensor(label.cpu()).copy_meta_from(found)
         return d

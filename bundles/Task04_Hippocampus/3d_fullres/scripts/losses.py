@@ -33,6 +33,15 @@ class KnownVoxelsLoss(DiceCELoss):
         known = target < number
         classes = torch.where(known, target, 0).long()
         code = torch.zeros_like(input).scatter_(1, classes, 1) * known
-        dice = self.dice(torch.softmax(input, 1) * known, code)
+        dice = self.dice_of(torch.softmax(input, 1) * known, code)
         entropy = cross_entropy(input, classes[:, 0], reduction="none") * known[:, 0]
-        return self.lambda_dice * dice + self.lambda_ce * entropy.sum() / known.sum().clamp(min=1)
+        return self.lambda_dice * dice + self.lambda_ce * entropy.sum() / self.count(known).clamp(min=1)
+
+    def dice_of(self, probabilities: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Dice loss of probabilities and one-hot labels, both 0 where nothing is known."""
+        loss: torch.Tensor = self.dice(probabilities, truth)
+        return loss
+
+    def count(self, known: torch.Tensor) -> torch.Tensor:
+        """Voxels that the cross-entropy is the mean of."""
+        return known.sum()

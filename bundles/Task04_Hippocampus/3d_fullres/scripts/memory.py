@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS = "KMGT"
+"""Of 10^3, 10^6, 10^9 and 10^12 bytes; with an i, as in GiB, of 2^10, 2^20, 2^30 and 2^40."""
 LAYERS = 6
 """Outputs of the first layers that are there at once while a network predicts, measured: benchmarks/inference_memory.py
 of autoplan."""
@@ -25,15 +26,17 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def as_bytes(size: str | float) -> int:
-    """Bytes of a size such as "4GB", or of a number of bytes.
+    """Bytes of a size such as "4GB" or "3.5 GiB", or of a number of bytes.
 
     Raises:
         ValueError: it is no size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d*)?) ?([KMGT]?)i?B?", str(size).strip(), re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
-        raise ValueError(f"max_memory is a size such as 4GB, not {size!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    found = re.fullmatch(r"(?ai)(\d{1,15}(?:\.\d{0,15})?) ?(?:([KMGT])(i?))?B?", str(size).strip())
+    base = 1024 if found and found[3] else 1000
+    count = round(float(found[1]) * base ** (UNITS.find(found[2].upper()) + 1 if found[2] else 0)) if found else 0
+    if count <= 0:
+        raise ValueError(f"a size is written as 4GB or 3.5GiB, not {str(size)[:40]!r}")
+    return count
 
 
 def as_text(size: float) -> str:

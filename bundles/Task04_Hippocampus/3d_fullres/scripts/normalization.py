@@ -9,6 +9,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from scripts.intensities import CONSTANT
+
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
     """Mask of the nonzero voxels, the region that images are cropped to.
@@ -32,8 +34,8 @@ class NormalizeChannelsd(MapTransform):
     """Normalize every channel of an image, each by its own rule.
 
     A channel with statistics (CT) is clipped to [lower, upper], then mean and std of the dataset are taken out. A
-    channel without (None) is z-scored by itself. Where the data hold a mask, only voxels inside it count and all others
-    become 0.
+    channel without (None) is z-scored by itself; one of a single value, but for what resampling leaves, becomes 0.
+    Where the data hold a mask, only voxels inside it count and all others become 0.
 
     Args:
         keys: images, (C, X, Y, Z); changed to float32.
@@ -73,7 +75,8 @@ class NormalizeChannelsd(MapTransform):
             mean: Any
             std: Any
             std, mean = torch.std_mean(voxels, correction=0)
-            std = torch.where(std > 0, std, torch.ones_like(std))
+            least, most = torch.aminmax(voxels)
+            std = torch.where(std > CONSTANT * torch.maximum(-least, most), std, torch.inf)
         else:
             channel.clamp_(statistics["lower"], statistics["upper"])
             mean, std = statistics["mean"], statistics["std"]

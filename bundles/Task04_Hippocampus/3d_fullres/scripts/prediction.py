@@ -9,24 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor, NibabelWriter
 from monai.engines import SupervisedEvaluator
-from monai.utils import ensure_tuple
+from monai.utils import convert_to_numpy, ensure_tuple
 
 from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
-from scripts.files import FULL, write_atomically
-from scripts.formats import NIFTI, case_name, format_of, segmentation_name, suffix_of, write_image
+from scripts.files import FULL, is_changed, write_noted
+from scripts.formats import PALETTE, case_name, segmentation_name, write_image
+from scripts.readers import COLOURS
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
-AFFINE_TOLERANCE_MM = 0.1
-"""Distance in mm that a corner of an image may have under two affines that count as equal; as in planning."""
 
 
 class SegmentationWriter(NibabelWriter):
@@ -63,33 +61,34 @@ class SegmentationWriter(NibabelWriter):
         return data_array, affine
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **_: Any) -> None:
-        """Take class numbers (1, X, Y, Z). MONAI would also drop trailing axes of one voxel."""
-        classes = np.asarray(data_array if channel_dim is None else data_array.squeeze(channel_dim))
+        """Take class numbers (1, X, Y, Z), of any device. MONAI would also drop trailing axes of one voxel."""
+        classes = convert_to_numpy(data_array if channel_dim is None else data_array.squeeze(channel_dim))
         self.classes, self.data_obj = classes, self.label_values.astype(self.output_dtype)[classes]
 
-    def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
+    def write(self, filename: str | Path, verbose: bool = False, **_: Any) -> None:
         """Write the image that was set, with the suffix of its image's format in place of `filename`'s."""
-        work = partial(self._write, self._target(Path(filename)), partial(super().write, verbose=verbose, **kwargs))
+        work = partial(self._write, self._target(Path(filename)))
         if self.writing is None:
             work()
         else:
             self.writing.do(self.subject, work)
 
-    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
+    def _write(self, path: Path) -> None:
         if self.dicom_seg:  # first: where the other file is, the image is done
             target = path.with_name(f"{case_name(path)}.dcm")
-            write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
-        if format_of(path) is NIFTI:
-            write_atomically(path, write)
-        else:
-            write_atomically(path, lambda temporary: write_image(temporary, self._values(), np.asarray(self.affine)))
+            if is_changed(target):
+                logger.warning("%s was changed by hand, so it stays", target)
+            else:
+                write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
+        values, affine = self._values(), np.asarray(self.affine, dtype=np.float64)
+        write_noted(path, lambda temporary: write_image(temporary, values, affine, self.file))
 
     def _target(self, path: Path) -> Path:
-        """The path of the segmentation. MONAI takes the last part of a folder's name for a suffix."""
-        whole = segmentation_name(self.subject)
-        if not suffix_of(self.subject):
-            return path.with_name(whole)
-        return path.with_name(case_name(path) + whole.removeprefix(case_name(self.subject)))
+        """The path of the segmentation. MONAI takes the last part of any name for its suffix, and no other but ".gz"
+        behind it."""
+        name, whole = case_name(self.subject), segmentation_name(self.subject)
+        without = Path(Path(self.subject).name.removesuffix(".gz")).stem
+        return path.with_name(name + case_name(path).removeprefix(without) + whole.removeprefix(name))
 
     def _values(self) -> np.ndarray:
         """The segmentation as numbers of the file's type."""
@@ -120,32 +119,11 @@ class ImageDataset(Dataset):
         start = time.monotonic()
         try:
             item = super().__getitem__(index)
-            if isinstance(item["image"], MetaTensor):
-                check_geometry(item["image"].meta)
+            if isinstance(item["image"], MetaTensor) and item["image"].meta.get(COLOURS):
+                raise ValueError(PALETTE)
             return {**item, "reading_seconds": time.monotonic() - start}
         except Exception as error:
             return {FAULT: _cause(error), "image": ensure_tuple(self.data[index]["image"])[0]}
-
-
-def check_geometry(meta: Mapping[str, Any]) -> None:
-    """Check that a segmentation of an image will lie on it in other programs: MONAI 1.6.1 replaces the affine of a
-    header whose voxel sizes do not fit it, other programs do not.
-
-    Raises:
-        ValueError: they put a corner of the image at different places.
-    """
-    path = meta.get("file", meta["filename_or_obj"])
-    if format_of(path) is not NIFTI:
-        return
-    image: Any = nibabel.load(path)
-    difference = (image.affine - np.asarray(meta["original_affine"]))[:3]
-    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * (*(np.array(image.shape[:3]) - 1), 1)
-    distance = np.linalg.norm(difference @ corners.T, axis=0).max()
-    if not distance <= AFFINE_TOLERANCE_MM:
-        raise ValueError(
-            f"its header contradicts itself: sform, qform and voxel sizes (pixdim) put a corner up to {distance:.3g} "
-            "mm apart; write the header anew with one geometry"
-        )
 
 
 class ImageEvaluator(SupervisedEvaluator):

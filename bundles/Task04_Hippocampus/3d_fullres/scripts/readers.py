@@ -13,6 +13,9 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, ensure_tuple
 
 from scripts import formats
 
+MEASURED, COLOURS = "measured", "colours"
+"""Keys of an image's metadata: whether its file says how large its voxels are, and has numbers of a palette."""
+
 
 class FormatReader(ImageReader):
     """Reader for `LoadImaged` that goes by the suffix: NIfTI by MONAI's NibabelReader, all else by `scripts.formats`.
@@ -40,18 +43,20 @@ class FormatReader(ImageReader):
         array, meta = read[0]
         if len(read) == 1:
             return array, meta
+        shape = tuple(meta[MetaKeys.SPATIAL_SHAPE])
         for path, (_, other) in zip(img, read, strict=True):
             same = np.array_equal(other[MetaKeys.SPATIAL_SHAPE], meta[MetaKeys.SPATIAL_SHAPE])
-            if not same or not np.allclose(other[MetaKeys.AFFINE], meta[MetaKeys.AFFINE], atol=1e-3):
+            measured = meta.get(MEASURED, True) and other.get(MEASURED, True)
+            if not same or (measured and not _alike(other[MetaKeys.AFFINE], meta[MetaKeys.AFFINE], shape)):
                 raise ValueError(f"{Path(path).name} has another shape or affine than {Path(img[0]).name}")
-        shape = tuple(meta[MetaKeys.SPATIAL_SHAPE])
         channels = np.concatenate([part.reshape(*shape, -1) for part, _ in read], axis=-1)
         return channels, {**meta, MetaKeys.ORIGINAL_CHANNEL_DIM: -1}
 
 
 class LoadImageCased(LoadImaged):
     """MONAI's LoadImaged, with the name of the case, the item "name", in place of the name of its first file. What is
-    written of a case is named after it. `meta["file"]` is the file."""
+    written of a case is named after it. `meta["file"]` is the file. Where a label does not say how large its voxels
+    are, it lies on the image, the first of the keys."""
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         d = super().__call__(data, reader)
@@ -62,14 +67,25 @@ class LoadImageCased(LoadImaged):
                 d[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(
                     file.with_name(str(data["name"]) + formats.suffix_of(file))
                 )
+        first, *others = self.key_iterator(d)
+        for key in others:
+            if not d[key].meta.get(MEASURED, True) and d[key].shape == d[first].shape:
+                d[key].affine = d[first].affine
         return d
+
+
+def _alike(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether two channels lie at the same place."""
+    return formats.corner_distance_mm(shape, first, second) <= formats.place_tolerance_mm(second)
 
 
 def _read(path: str) -> tuple[np.ndarray, dict[Any, Any]]:
     """Array and metadata of one file."""
     if formats.format_of(path) is formats.NIFTI:
-        reader = NibabelReader()
-        return reader.get_data(reader.read(path))
+        image, reader = formats.open_nifti(path), NibabelReader()
+        affine, reader.filenames = formats.nifti_affine(image.header), (path,)
+        array, meta = reader.get_data(image)
+        return array, {**meta, MetaKeys.AFFINE: affine.copy(), MetaKeys.ORIGINAL_AFFINE: affine}
     header, load = formats.open_image(path)
     meta = {
         MetaKeys.AFFINE: header.affine.copy(),
@@ -77,5 +93,7 @@ def _read(path: str) -> tuple[np.ndarray, dict[Any, Any]]:
         MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: -1,
+        MEASURED: header.measured,
+        COLOURS: header.colours,
     }
     return load(), meta

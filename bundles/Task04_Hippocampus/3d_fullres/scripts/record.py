@@ -109,7 +109,7 @@ class PredictionRecord:
         counts = torch.bincount(numbers, minlength=len(self.classes) + 1)[1:].tolist()
         ml = abs(float(np.linalg.det(np.asarray(classes.affine)[:3, :3]))) / 1000
         named = dict(zip(self.classes, counts, strict=True))
-        return {"voxels": named, "ml": {name: round(ml * count, 4) for name, count in named.items()}}
+        return {"voxels": named, "ml": {name: float(f"{ml * count:.6g}") for name, count in named.items()}}
 
     def _write(self) -> None:
         try:

@@ -49,7 +49,8 @@ class LossRules:
         validator: engine whose `state.metrics["val_loss"]` is the validation loss of the epoch.
         schedule: a learning-rate schedule of torch's, stepped every epoch, that takes the place of the rule for the
             learning rate, or a :class:`scripts.budget.TimeBudget`; None for the rule.
-        warm_up: another, stepped every iteration, on top of either; None for no warm-up.
+        warm_up: another, stepped every iteration, on top of either, but for a TimeBudget, which sets every rate and has
+            a warm-up of its own; None for no warm-up.
         train_average_weight, val_average_weight: weight of the old average against the epoch's loss.
         lr_patience, lr_delta: no improvement of the training average by at least `lr_delta` in `lr_patience` epochs ...
         lr_divisor: ... divides the learning rate by this, and counting starts again.
