@@ -507,7 +507,10 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
     for path, places in frames.items():
         dataset = read_file(path)
         _fill(dataset)
-        pixels = dataset.pixel_array
+        try:
+            pixels = dataset.pixel_array
+        except TypeError:
+            raise UnsuitableError(f"{path.name}: a number of its header is none. Correct the header.") from None
         for place in places:
             slice_ = slices[place]
             several = slice_.frame is not None and pixels.ndim > 2 + (slice_.number("SamplesPerPixel", 1) > 1)
