@@ -82,11 +82,11 @@ class CaseFacts:
     intensities: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
-            shape=_are_sizes(self.shape, 3),
-            spacing=_are_lengths(self.spacing, 3),
-            cropped_shape=_are_sizes(self.cropped_shape, 3) and _none_above(self.cropped_shape, self.shape),
+            shape=are_sizes(self.shape, 3),
+            spacing=are_lengths(self.spacing, 3),
+            cropped_shape=are_sizes(self.cropped_shape, 3) and _none_above(self.cropped_shape, self.shape),
             class_voxels=_none_above([0] * len(self.class_voxels), self.class_voxels),
             class_components=_none_above([0] * len(self.class_voxels), self.class_components),
             forms_apart_mm=self.forms_apart_mm >= 0,
@@ -112,7 +112,7 @@ class Intensities:
     percentile_99_5: float
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
             count=self.count >= 0,
             std=self.std >= 0,
@@ -140,7 +140,7 @@ class Fingerprint:
     contents: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
             modalities=bool(self.modalities),
             labels=_are_labels(self.labels),
@@ -166,7 +166,7 @@ class ChannelNormalization:
     std: float
 
     def __post_init__(self) -> None:
-        _check(self, upper=self.lower <= self.upper, std=self.std > 0)
+        check(self, upper=self.lower <= self.upper, std=self.std > 0)
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,16 @@ class Configuration:
 
     def __post_init__(self) -> None:
         axes = 2 if self.name == "2d" else 3
-        _check(
+        check(
             self,
-            spacing=_are_lengths(self.spacing, 3),
-            median_shape=_are_sizes(self.median_shape, axes),
-            patch_size=_are_sizes(self.patch_size, axes),
+            spacing=are_lengths(self.spacing, 3),
+            median_shape=are_sizes(self.median_shape, axes),
+            patch_size=are_sizes(self.patch_size, axes),
             batch_size=1 <= self.batch_size < LARGEST_SIZE,
             strides=bool(self.strides)
             and all(len(step) == axes and {*step} <= {1, 2} for step in self.strides)
             and {*self.strides[0]} == {1},
-            features=_are_sizes(self.features, len(self.features)),
+            features=are_sizes(self.features, len(self.features)),
         )
         if any(size % divisor for size, divisor in zip(self.patch_size, self.must_be_divisible_by, strict=True)):
             raise ValueError(f"patch {self.patch_size} is not a multiple of {self.must_be_divisible_by}")
@@ -257,7 +257,7 @@ class TrainingRange:
 
     def __post_init__(self) -> None:
         pairs = (*self.spacing, *self.size, *(pair for channel in self.intensities for pair in channel))
-        _check(
+        check(
             self,
             spacing=len(self.spacing) == 3,
             size=len(self.size) == 3,
@@ -297,7 +297,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         names = [configuration.name for configuration in self.configurations]
-        _check(
+        check(
             self,
             modalities=bool(self.modalities),
             labels=_are_labels(self.labels),
@@ -308,7 +308,7 @@ class Plan:
             and sum(map(len, self.folds)) == self.num_training,
             configurations=bool(names) and len({*names}) == len(names),
             gpu_memory=self.gpu_memory is None or self.gpu_memory > 0,
-            own_spacing=self.own_spacing is None or _are_lengths(self.own_spacing, 3),
+            own_spacing=self.own_spacing is None or are_lengths(self.own_spacing, 3),
         )
 
     @property
@@ -323,17 +323,17 @@ class Plan:
         return by_name[name]
 
 
-def _check(value: object, **holds: bool) -> None:
+def check(value: object, **holds: bool) -> None:
     """Raises ValueError with the first field of a value that does not hold."""
     if (field := next((name for name, sound in holds.items() if not sound), None)) is not None:
         raise ValueError(f"{type(value).__name__} cannot have the {field} {str(getattr(value, field))[:60]}")
 
 
-def _are_sizes(values: Sequence[int], num: int) -> bool:
+def are_sizes(values: Sequence[int], num: int) -> bool:
     return len(values) == num and all(1 <= value < LARGEST_SIZE for value in values)
 
 
-def _are_lengths(values: Sequence[float], num: int) -> bool:
+def are_lengths(values: Sequence[float], num: int) -> bool:
     return len(values) == num and all(1 / LARGEST_MM <= value <= LARGEST_MM for value in values)
 
 

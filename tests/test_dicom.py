@@ -134,7 +134,7 @@ def test_uneven_slices_are_refused(tmp_path) -> None:
     moved = pydicom.dcmread(folder / "7.dcm")
     moved.ImagePositionPatient = [5, 6, 9.6]
     moved.save_as(folder / "7.dcm")
-    with pytest.raises(formats.UnsuitableError, match="not evenly spaced: one lies 0.6 mm from its place"):
+    with pytest.raises(formats.UnsuitableError, match=r"not evenly spaced: one lies 0.6 mm from its place"):
         read(folder)
 
 
@@ -276,7 +276,7 @@ def test_highdicom_reads_the_same_of_enhanced_files(tmp_path) -> None:
 
 
 def test_echoes_of_an_enhanced_file_are_refused_by_name(tmp_path) -> None:
-    with pytest.raises(formats.UnsuitableError, match="holds 2 images: .*echo time 4.*echo time 9.*file of its own"):
+    with pytest.raises(formats.UnsuitableError, match=r"holds 2 images: .*echo time 4.*echo time 9.*file of its own"):
         read(enhanced(tmp_path / "case", echoes=(4.0, 9.0)))
 
 
@@ -324,7 +324,7 @@ def test_a_localizer_of_three_planes(tmp_path, caplog) -> None:
     assert [f"orientation {plane}" in caplog.text for plane in ("axial", "sagittal", "coronal")] == [True] * 3
     for path in folder.glob("*.dcm"):
         path.unlink()
-    with pytest.raises(formats.UnsuitableError, match="holds 3 images: .*axial.*coronal.*sagittal"):
+    with pytest.raises(formats.UnsuitableError, match=r"holds 3 images: .*axial.*coronal.*sagittal"):
         read(folder)
 
 
@@ -335,7 +335,8 @@ def test_a_localizer_alone_is_read(tmp_path, caplog) -> None:
 
 ECHO = {"SeriesDescription": "T2", "SeriesNumber": 4, "uid": "1.2.7"}
 SEVERAL = {
-    "series": ({"T1": {}, "T2": {"number": 5}}, r'"T1" \(series 1, 4 slices, such as T1_0\); "T2" \(series 2, 5 slices'),
+    "series": ({"T1": {}, "T2": {"number": 5}},
+               r'"T1" \(series 1, 4 slices, such as T1_0\); "T2" \(series 2, 5 slices'),
     "echoes": ({"a": {**ECHO, "EchoNumbers": 1}, "b": {**ECHO, "EchoNumbers": 2}},
                r'"T2" \(series 4, echo 1, 4 slices, such as a_0\); "T2" \(series 4, echo 2, 4 slices, such as b_0\)'),
     "acquisitions": ({"a": {**ECHO, "AcquisitionNumber": 1}, "b": {**ECHO, "AcquisitionNumber": 2}},
@@ -344,7 +345,8 @@ SEVERAL = {
         {f"{kind}{echo}": {**ECHO, "EchoNumbers": echo, "ImageType": ["ORIGINAL", "PRIMARY", kind]}
          for echo in (1, 2) for kind in "MP"},
         "holds 4 images: .*'M'.*echo 1.*'P'.*echo 2"),
-    "orientations": ({"a": {**ECHO}, "b": {**ECHO, "orientation": SAGITTAL}}, "orientation axial.*orientation sagittal"),
+    "orientations": ({"a": {**ECHO}, "b": {**ECHO, "orientation": SAGITTAL}},
+                     "orientation axial.*orientation sagittal"),
     "sizes": ({"a": {**ECHO}, "b": {**ECHO, "Rows": 3, "PixelData": np.zeros(27, np.uint16).tobytes()}},
               "size 9 x 6.*size 9 x 3"),
 }  # fmt: skip

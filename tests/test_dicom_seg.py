@@ -93,8 +93,8 @@ EMPTIED = [n for n in PATIENT if n not in ("StudyInstanceUID", "FrameOfReference
 ANONYMIZED = {
     "absent": dict.fromkeys(EMPTIED, absent),
     "empty": dict.fromkeys(EMPTIED),
-    "no values of their kind": {"PatientSex": "X", "PatientBirthDate": raw(b"anonymous", "DA"), "StudyDate": raw(b"?", "DA"),
-                                "StudyTime": raw(b"noon", "TM")},
+    "no values of their kind": {"PatientSex": "X", "PatientBirthDate": raw(b"anonymous", "DA"),
+                                "StudyDate": raw(b"?", "DA"), "StudyTime": raw(b"noon", "TM")},
     "a thickness that is no number": {"SliceThickness": raw(b"thin")},
 }  # fmt: skip
 

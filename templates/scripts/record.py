@@ -31,7 +31,8 @@ class PredictionRecord:
     whose network the file is written; "peak_memory", bytes of this process meanwhile (null where the system does not
     tell), and on a GPU "peak_gpu_memory"; "voxels" and "ml" of each foreground class; of an ensemble the "agreement" of
     its networks, see :class:`scripts.agreement.Agreement`; "incomplete", why there is no DICOM Segmentation beside the
-    segmentation, where one was asked for. An image that could not be predicted has its "error" instead. Images of earlier runs stay, while their segmentations are there.
+    segmentation, where one was asked for. An image that could not be predicted has its "error" instead. Images of
+    earlier runs stay, while their segmentations are there.
 
     Args:
         output_dir: folder of the segmentations.

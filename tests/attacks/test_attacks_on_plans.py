@@ -1,16 +1,12 @@
 """fingerprint.json and plan.json with single values replaced, left out or doubled: each is refused by its name, or the
 plan that comes out is sound."""
 
-import copy
 import json
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from attack import no_hang, outcome
+from attack import mutated, no_hang, outcome
 from conftest import TINY_PLAN
 
 from autoplan import budget, render, rules, saved
@@ -32,39 +28,6 @@ FINGERPRINT = Fingerprint(
     (Intensities(900, 40.0, 12.0, -5.0, 90.0), None), contents=tuple(("x", "y") for _ in NAMES),
 )  # fmt: skip
 PLANNED = replace(plan(FINGERPRINT, cascade="always"), gpu_memory=8 * 10**9, own_spacing=(1.0, 1.25, 3.0))
-VALUES = [
-    None, True, False, -1, 0, 1, 2, 3, 7, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), 2**31, 10**30, 10**400,
-    "", "x", "3d_fullres", "$import os", [], [0], [1, 1, 1], [None], [[1, 2], [3, 4]], {}, {"a": 1},
-]  # fmt: skip
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the values of a JSON file lie, the file itself left out."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in entries:
-        yield (*path, key)
-        yield from places(inner, (*path, key))
-
-
-def mutated(content: dict[str, Any], seed: int) -> tuple[str, dict[str, Any]]:
-    """A file with one change, and what was changed."""
-    draw = random.Random(seed)
-    found = copy.deepcopy(content)
-    path = draw.choice(list(places(content)))
-    holder: Any = found
-    for key in path[:-1]:
-        holder = holder[key]
-    kind = draw.choice(["replaced", "replaced", "replaced", "left out", "twice", "swapped"])
-    value = holder[path[-1]]
-    if kind == "left out":
-        del holder[path[-1]]
-    elif kind == "twice" and isinstance(holder, list):
-        holder.insert(path[-1], copy.deepcopy(value))
-    elif kind == "swapped" and isinstance(value, list):
-        value.reverse()
-    else:
-        holder[path[-1]] = draw.choice(VALUES)
-    return f"{'.'.join(map(str, path))} {kind} (seed {seed})", found
 
 
 def check_sound(planned: Plan) -> None:
