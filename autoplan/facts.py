@@ -8,6 +8,7 @@ is a ValueError where it is made: what computes with these values need not ask, 
 import contextlib
 import dataclasses
 import functools
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -381,7 +382,7 @@ def from_dict(kind: Any, data: Any) -> Any:
     if kind is float and type(data) in (int, float) and not abs(data) < LARGEST_NUMBER:
         raise ValueError(f"{str(data)[:20]} is no number to compute with")
     if type(data) not in {float: (int, float), Path: (str,)}.get(kind, (kind,)):
-        raise TypeError(f"{data!r} is no {kind.__name__}")
+        raise TypeError(f"{reprlib.repr(data)} is no {kind.__name__}")
     return kind(data)
 
 

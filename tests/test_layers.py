@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "cost": {"allocation", "files", "axes", "facts", "footprint", "render", "rules", "topology"},
     "budget": {"errors", "axes", "facts", "memory", "topology", "rules", "plan"},
     "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
-    "weights": {"files", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
+    "weights": {"files", "memory", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
     "lease": {"files", "processes"},
     "written": {"errors", "files", "processes"},
@@ -94,7 +94,7 @@ MAY_IMPORT = {
         "written",
     },
     "probe": set(),
-    "verification": {"tables", "files", "errors", "images", "processes", "probe"},
+    "verification": {"tables", "files", "errors", "facts", "memory", "weights", "images", "processes", "probe"},
     "publishing": {
         *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
         *("prediction", "probe", "verification", "faster", "written", "processes"),

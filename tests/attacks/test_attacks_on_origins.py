@@ -2,9 +2,7 @@
 of theirs runs."""
 
 import json
-import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from attack import DAMAGED_JSON, mutated, no_hang, outcome
 from conftest import TINY_PLAN, dataset_of
+from kinds import CANARY, KINDS
 
 from autoplan import finetuning, pretrained, weights
 from autoplan.files import read_object
@@ -19,7 +18,6 @@ from autoplan.files import read_object
 CONFIGURATION = "3d_fullres"
 NUM_MUTATIONS = 300
 """Of each file."""
-CANARY = "canary"
 
 
 @pytest.fixture(scope="module")
@@ -93,60 +91,7 @@ def test_values_that_cannot_be(name, bundle, tmp_path, monkeypatch) -> None:
     assert not (tmp_path / CANARY).exists()
 
 
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
-def sparse(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(2**42)
-
-
-def sparse_archive(path: Path) -> None:
-    """A list of files at its end that says how much they are."""
-    path.unlink()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x" * 100)
-    content = path.read_bytes()
-    at = content.index(b"PK\x01\x02")
-    size = (2**32 - 2).to_bytes(4, "little")
-    path.write_bytes(content[: at + 20] + size * 2 + content[at + 28 :])
-
-
-def bomb(path: Path) -> None:
-    path.unlink()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 10**7)
-
-
-def code(path: Path) -> None:
-    """A pickle that would run a command."""
-    path.unlink()
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", f"cos\nsystem\n(S'touch {CANARY}'\ntR.".encode())
-        archive.writestr("archive/version", b"3")
-        archive.writestr("archive/byteorder", b"little")
-
-
-@pytest.mark.parametrize(
-    "spoil", [pipe, folder, device, loop, sparse, sparse_archive, bomb, code], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("spoil", KINDS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["models/model.pt", "configs/inference.json", "configs/metadata.json"])
 def test_files_of_another_kind(name: str, spoil: Callable[[Path], None], bundle, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
