@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
     "lease": {"files", "processes"},
     "written": {"errors", "files", "processes"},
+    "weak": {"files", "results"},
     "results": {"errors", "facts", "files", "saved"},
     "failures": {"files", "errors"},
     "jobs": {"axes", "settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
@@ -77,6 +78,7 @@ MAY_IMPORT = {
     "crossvalidation": {
         *("files", "errors", "facts", "images", "dataset", "overlays", "processes", "evaluation", "choice"),
         *("results", "jobs"),
+        "weak",
     },
     "sharing": {
         "settings",
@@ -92,6 +94,7 @@ MAY_IMPORT = {
         "results",
         "weights",
         "written",
+        "weak",
     },
     "probe": set(),
     "verification": {"tables", "files", "errors", "facts", "memory", "weights", "images", "processes", "probe"},
