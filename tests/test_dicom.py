@@ -336,7 +336,8 @@ def test_a_localizer_alone_is_read(tmp_path, caplog) -> None:
 
 ECHO = {"SeriesDescription": "T2", "SeriesNumber": 4, "uid": "1.2.7"}
 SEVERAL = {
-    "series": ({"T1": {}, "T2": {"number": 5}}, r'"T1" \(series 1, 4 slices, such as T1_0\); "T2" \(series 2, 5'),
+    "series": ({"T1": {}, "T2": {"number": 5}},
+               r'"T1" \(series 1, 4 slices, such as T1_0\); "T2" \(series 2, 5 slices'),
     "echoes": ({"a": {**ECHO, "EchoNumbers": 1}, "b": {**ECHO, "EchoNumbers": 2}},
                r'"T2" \(series 4, echo 1, 4 slices, such as a_0\); "T2" \(series 4, echo 2, 4 slices, such as b_0\)'),
     "acquisitions": ({"a": {**ECHO, "AcquisitionNumber": 1}, "b": {**ECHO, "AcquisitionNumber": 2}},
@@ -345,7 +346,8 @@ SEVERAL = {
         {f"{kind}{echo}": {**ECHO, "EchoNumbers": echo, "ImageType": ["ORIGINAL", "PRIMARY", kind]}
          for echo in (1, 2) for kind in "MP"},
         "holds 4 images: .*'M'.*echo 1.*'P'.*echo 2"),
-    "orientations": ({"a": ECHO, "b": {**ECHO, "orientation": SAGITTAL}}, "orientation axial.*orientation sagittal"),
+    "orientations": ({"a": {**ECHO}, "b": {**ECHO, "orientation": SAGITTAL}},
+                     "orientation axial.*orientation sagittal"),
     "sizes": ({"a": {**ECHO}, "b": {**ECHO, "Rows": 3, "PixelData": np.zeros(27, np.uint16).tobytes()}},
               "size 9 x 6.*size 9 x 3"),
 }  # fmt: skip
