@@ -139,9 +139,8 @@ def test_evaluate(raw, tmp_path) -> None:
 
 def test_the_choice(raw, tmp_path) -> None:
     found = predicted(raw, tmp_path / "found")
-    job = crossvalidation.Unscored(
-        "case_4", raw.image("case_4", "labelsTr"), ((choice.Candidate(("2d",)), (tmp_path,), tmp_path),)
-    )
+    label = raw.image("case_4", "labelsTr")
+    job = crossvalidation.Unscored("case_4", label, label, ((choice.Candidate(("2d",)), (tmp_path,), tmp_path),))
     wrong = np.where(found == 1, 0, found)
     for pair, expected in (((found, found), (1.0, 1.0)), ((found, wrong), (1.0, 0.0))):
         _, [(_, case)] = crossvalidation._score(job, segmenter=lambda *_, p=pair: p, values=[1], ignore=NOT_KNOWN)

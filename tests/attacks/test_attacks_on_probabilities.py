@@ -59,7 +59,7 @@ def whole(bundle, label, parse, tmp_path_factory) -> Path:
 
 def score(path: Path, bundle: Path, label: Path) -> Any:
     """What `select` makes of a file."""
-    job = crossvalidation.Unscored(CASE, label, ((choice.Candidate((BUNDLE,)), (path,), bundle),))
+    job = crossvalidation.Unscored(CASE, label, label, ((choice.Candidate((BUNDLE,)), (path,), bundle),))
     segmenter = crossvalidation.segmentations
     return crossvalidation._score(job, segmenter=segmenter, values=VALUES, ignore=None)
 
