@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from scripts.distributed import SharedDiceCELoss
-from scripts.losses import KnownVoxelsLoss
+from scripts.losses import SparseDiceCELoss
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 

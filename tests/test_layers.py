@@ -154,7 +154,7 @@ SCRIPTS_MAY_IMPORT = {
     "degradation": set(),
     "dicom": set(),
     "dicom_seg": {"dicom", "files", "formats"},
-    "distributed": {"losses"},
+    "distributed": set(),
     "evaluation": {"checkpoint", "files", "formats"},
     "familiarity": {"intensities"},
     "files": set(),

@@ -77,8 +77,8 @@ def test_a_prediction_stays_on_its_device(name, on_meta) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_on_the_cpu_is_noticed(name, on_meta, monkeypatch) -> None:
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *a, **k: zeros(*a, **{**k, "device": "cpu"}))
+    zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **k: zeros(*a, **{**k, "device": "cpu"}))
     parser = on_meta(name, "train")
     with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
         step(parser)
