@@ -171,7 +171,7 @@ SCRIPTS_MAY_IMPORT = {
     "prediction": {"beside", "dicom_seg", "familiarity", "files", "formats", "readers"},
     "record": {"familiarity", "files", "formats", "memory"},
     "probabilities": {"blocks", "files", "formats", "memory"},
-    "progress": {"datalists", "evaluation", "files", "formats"},
+    "progress": {"agreement", "datalists", "evaluation", "files", "formats"},
     "readers": {"formats"},
     "resampling": {"memory"},
     "seen": {"cache", "stopping"},

@@ -27,8 +27,8 @@ class SparseDiceCELoss(torch.nn.Module):
         shared: whether the batch is divided over the processes of `torch.distributed`. Sums over the batch are then
             taken over all of them, with gradients: the step of the ranks, whose gradients DistributedDataParallel
             averages, equals that of one process with the whole batch, also if one rank knows more voxels than another.
-            The ranks add in another order; Adam makes of a gradient that is only rounding a whole step, so weights
-            whose gradient is about 0 differ by up to a learning rate after each step.
+            Equal up to rounding, as the ranks add in another order. Adam divides a gradient by its size: where it is
+            only rounding, the weight moves by a whole learning rate in each training, to one side or the other.
 
     Source: arXiv:1809.10486, section 2.3, equations 1 and 2, and the pseudo-volume of the batch.
     """
@@ -80,7 +80,9 @@ class _ClassSums(torch.autograd.Function):
     true class, probabilities, and voxels, summed over the voxels of each sample. The last has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, label: torch.Tensor, unknown: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, logits: torch.Tensor, label: torch.Tensor, unknown: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         log = torch.log_softmax(logits, 1, dtype=torch.promote_types(logits.dtype, torch.float32))
         number = log.shape[1]
         classes, known = _known_classes(label, number, unknown)
@@ -91,7 +93,7 @@ class _ClassSums(torch.autograd.Function):
         ctx.save_for_backward(probabilities, label)
         ctx.unknown = unknown
         overlap = _sum_by_class(probabilities.gather(1, classes), classes, number)
-        true = _sum_by_class(known.to(log.dtype), classes, number)
+        true = _sum_by_class(known.to(log.dtype).expand(label.shape), classes, number)
         return entropy, torch.stack([overlap, probabilities.flatten(2).sum(2), true])
 
     @staticmethod
@@ -108,8 +110,10 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _known_classes(label: torch.Tensor, number: int, unknown: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The class of each voxel, 0 where it is not known, and whether it is."""
-    known = label < number if unknown else torch.ones_like(label, dtype=torch.bool)
+    """The class of each voxel, 0 where it is not known, and whether it is: one value for all if all are."""
+    if not unknown:
+        return label.long(), label.new_ones((), dtype=torch.bool)
+    known = label < number
     return torch.where(known, label, 0).long(), known
 
 
