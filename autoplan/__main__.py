@@ -17,6 +17,8 @@ SHOWN = 200
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+WITH_NETWORKS = ("cost", "predict", "report", "run", "select", "share", "train", "verify")
+"""Commands that load PyTorch, here or in processes of theirs."""
 OTHERS = (errno.ENOENT, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
@@ -49,6 +51,9 @@ def _status(words: list[str]) -> int:
         if error.filename is None and error.errno not in (*FULL, *NOT_WRITABLE, *IN_THE_WAY, *OTHERS):
             raise
         print(f"Error: {visible(explained(error))}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("Error: there is not enough memory. Give more, or close other programs.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -117,6 +122,7 @@ def _run(given: list[str]) -> None:
     _check_text(given)
     from autoplan import flags  # here, so that an interrupt during the imports is no traceback
     from autoplan.commands import COMMANDS, known_settings
+    from autoplan.processes import check_limits
 
     if not given or given[0] in flags.HELP or given == ["help"]:
         print(flags.overview(COMMANDS))
@@ -127,6 +133,8 @@ def _run(given: list[str]) -> None:
         print(flags.help_of(name, COMMANDS[name], settings=settings))
         return
     positional, values = flags.parse(name, COMMANDS[name], words, settings=settings, hidden=hidden)
+    if name in WITH_NETWORKS:
+        check_limits()
     COMMANDS[name](*positional, **values)
 
 

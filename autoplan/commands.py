@@ -304,20 +304,23 @@ def predict(
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
 
-    def tell() -> None:
-        _preview(bundle, folder, cases if preview else [], results, force=force)
+    def tell() -> int:
+        failed = _preview(bundle, folder, cases if preview else [], results, force=force)
         for line in predictions.changed_by_hand(results, cases):
             print(line)
+        return failed
 
     try:
         done = predictions.predict(bundle, folder, cases, results, force=force, settings=settings)
     except AutoplanError:
         tell()
         raise
-    tell()
+    failed = tell()
     for line in predictions.warnings(results, cases):
         print(line)
     print(f"{results}: {len(cases)} segmentations, {done} of them new")
+    if failed:
+        raise AutoplanError(f"{failed} of {len(cases)} segmentations have no preview; the reasons are above.")
 
 
 def train(
@@ -1005,16 +1008,17 @@ def _planned_by(
     return budget.fitted(planned, gpu_memory, footprint.training_bytes)
 
 
-def _preview(bundle: Path, folder: Path, cases: list[Case], output: Path, *, force: bool) -> None:
-    """Draws what was predicted."""
+def _preview(bundle: Path, folder: Path, cases: list[Case], output: Path, *, force: bool) -> int:
+    """Draws what was predicted; returns how many pictures could not be drawn."""
     from autoplan.report import preview
     from autoplan.report.blocks import counted
 
-    written, faults = preview.write(bundle, folder, cases, output, force=force)
-    for fault in faults:
+    written, stay, faults = preview.write(bundle, folder, cases, output, force=force)
+    for fault in (*stay, *faults):
         print(f"Warning: {fault}")
     if written:
         print(f"{written[0].parent}: {counted(len(written), 'preview')}")
+    return len(faults)
 
 
 def _render(planned: Plan, dataset: Dataset, bundles: Path, *, force: bool) -> list[Path]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from autoplan import results
+from autoplan import results, weak
 from autoplan.choice import ORDER, Candidate, CaseDice, Choice, Missing, Setting, candidates, choose
 from autoplan.errors import DatasetError, TemplateError, one_line
 from autoplan.evaluation import class_masks, dice, read_classes
@@ -242,7 +242,12 @@ def select(
         num_folds=len(planned.folds),
         num_cases=planned.num_training,
         missing=tuple(missing),
-        notes=(*_notes(comparison, folds), *_grown(comparison, planned, folder), *_origin(planned)),
+        notes=(
+            *_notes(comparison, folds),
+            *_weak(comparison, folder),
+            *_grown(comparison, planned, folder),
+            *_origin(planned),
+        ),
     )
     choice = choose(setting, scores)
     _write(folder / RESULT, {**_result(choice), **_state(comparison, scores)})
@@ -385,6 +390,13 @@ def _notes(comparison: Comparison, folds: Sequence[int]) -> tuple[str, ...]:
             notes.append(f"Warning: the predictions differ in {setting}, so they are not quite comparable: {listed}.")
     mixed = (_mixed_recipe(name, comparison.found[name]) for name in comparison.configurations)
     return (*notes, *filter(None, mixed))
+
+
+def _weak(comparison: Comparison, folder: Path) -> list[str]:
+    """Networks that are far worse than the others of their configuration, or were trained far shorter."""
+    return [
+        line for name in comparison.configurations for line in weak.told(folder / name, list(comparison.found[name]))
+    ]
 
 
 def _grown(comparison: Comparison, planned: Plan, folder: Path) -> list[str]:

@@ -1,21 +1,29 @@
 """Frozen values that the other modules compute and pass on: facts about a dataset, and the decisions of a plan.
 
 Nothing here reads a file or decides anything. Values hold plain ints, floats, strings and tuples only, so that
-`to_dict` and `from_dict` are the one edge to JSON.
+`to_dict` and `from_dict` are the one edge to JSON. A value that cannot be, such as a spacing of 0 or a class too many,
+is a ValueError where it is made: what computes with these values need not ask, whatever file they came from.
 """
 
 import contextlib
 import dataclasses
 import functools
+import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from autoplan.axes import Shape, Spacing
 
+LARGEST_SIZE = 2**31
+"""Voxels along an axis, at most."""
+LARGEST_NUMBER = 1e100
+"""Of a file's numbers, far above any that is meant, and far below what overflows."""
+LARGEST_MM = 1e6
+"""Spacings lie between this and its inverse."""
 Fold = int | Literal["all"]
 """A training of a configuration: a fold of the cross-validation, or the one on all cases, validated on none."""
 ALL: Literal["all"] = "all"
@@ -74,6 +82,17 @@ class CaseFacts:
     orientation: str = ""
     intensities: tuple[tuple[float, ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            shape=are_sizes(self.shape, 3),
+            spacing=are_lengths(self.spacing, 3),
+            cropped_shape=are_sizes(self.cropped_shape, 3) and _none_above(self.cropped_shape, self.shape),
+            class_voxels=_none_above([0] * len(self.class_voxels), self.class_voxels),
+            class_components=_none_above([0] * len(self.class_voxels), self.class_components),
+            forms_apart_mm=self.forms_apart_mm >= 0,
+        )
+
     @property
     def fraction_kept(self) -> float:
         """Voxels after the crop to nonzero, divided by voxels before."""
@@ -92,6 +111,14 @@ class Intensities:
     std: float
     percentile_00_5: float
     percentile_99_5: float
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            count=self.count >= 0,
+            std=self.std >= 0,
+            percentile_99_5=self.percentile_00_5 <= self.percentile_99_5,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,21 @@ class Fingerprint:
     ignore: int | None = None
     contents: tuple[tuple[str, ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            modalities=bool(self.modalities),
+            labels=_are_labels(self.labels),
+            cases=bool(self.cases)
+            and len({case.name for case in self.cases}) == len(self.cases)
+            and all(len(case.class_voxels) == len(self.labels) - 1 for case in self.cases)
+            and len({len(profile) for case in self.cases for profile in case.intensities}) <= 1
+            and all(len(case.intensities) in (0, len(self.modalities)) for case in self.cases),
+            intensities=len(self.intensities) == len(self.modalities),
+            contents=not self.contents
+            or (len(self.contents) >= len(self.cases) and all(map(all, self.contents)) and all(self.contents)),
+        )
+
 
 @dataclass(frozen=True)
 class ChannelNormalization:
@@ -123,6 +165,9 @@ class ChannelNormalization:
     upper: float
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        check(self, upper=self.lower <= self.upper, std=self.std > 0)
 
 
 @dataclass(frozen=True)
@@ -156,6 +201,18 @@ class Configuration:
     augmentation: AugmentationMode
 
     def __post_init__(self) -> None:
+        axes = 2 if self.name == "2d" else 3
+        check(
+            self,
+            spacing=are_lengths(self.spacing, 3),
+            median_shape=are_sizes(self.median_shape, axes),
+            patch_size=are_sizes(self.patch_size, axes),
+            batch_size=1 <= self.batch_size < LARGEST_SIZE,
+            strides=bool(self.strides)
+            and all(len(step) == axes and {*step} <= {1, 2} for step in self.strides)
+            and {*self.strides[0]} == {1},
+            features=are_sizes(self.features, len(self.features)),
+        )
         if any(size % divisor for size, divisor in zip(self.patch_size, self.must_be_divisible_by, strict=True)):
             raise ValueError(f"patch {self.patch_size} is not a multiple of {self.must_be_divisible_by}")
         if len(self.features) != len(self.strides):
@@ -199,6 +256,15 @@ class TrainingRange:
     size: tuple[tuple[float, float], ...]
     intensities: tuple[tuple[tuple[float, float], ...], ...]
 
+    def __post_init__(self) -> None:
+        pairs = (*self.spacing, *self.size, *(pair for channel in self.intensities for pair in channel))
+        check(
+            self,
+            spacing=len(self.spacing) == 3,
+            size=len(self.size) == 3,
+            intensities=all(least <= largest for least, largest in pairs),
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -230,6 +296,22 @@ class Plan:
     training_range: TrainingRange | None = None
     own_spacing: Spacing | None = None
 
+    def __post_init__(self) -> None:
+        names = [configuration.name for configuration in self.configurations]
+        check(
+            self,
+            modalities=bool(self.modalities),
+            labels=_are_labels(self.labels),
+            slice_axis=0 <= self.slice_axis < 3,
+            normalization=len(self.normalization) == len(self.modalities),
+            folds=sorted({case for fold in self.folds for case in fold})
+            == sorted(c for fold in self.folds for c in fold)
+            and sum(map(len, self.folds)) == self.num_training,
+            configurations=bool(names) and len({*names}) == len(names),
+            gpu_memory=self.gpu_memory is None or self.gpu_memory > 0,
+            own_spacing=self.own_spacing is None or are_lengths(self.own_spacing, 3),
+        )
+
     @property
     def spacing(self) -> Spacing:
         """Spacing that every case is resampled to, mm: that of 3d_fullres, or else of 2d."""
@@ -240,6 +322,30 @@ class Plan:
         """The configuration of that name. Raises KeyError when the plan has none."""
         by_name: dict[str, Configuration] = {c.name: c for c in self.configurations}
         return by_name[name]
+
+
+def check(value: object, **holds: bool) -> None:
+    """Raises ValueError with the first field of a value that does not hold."""
+    if (field := next((name for name, sound in holds.items() if not sound), None)) is not None:
+        raise ValueError(f"{type(value).__name__} cannot have the {field} {str(getattr(value, field))[:60]}")
+
+
+def are_sizes(values: Sequence[int], num: int) -> bool:
+    return len(values) == num and all(1 <= value < LARGEST_SIZE for value in values)
+
+
+def are_lengths(values: Sequence[float], num: int) -> bool:
+    return len(values) == num and all(1 / LARGEST_MM <= value <= LARGEST_MM for value in values)
+
+
+def _none_above(values: Sequence[int], limits: Sequence[int]) -> bool:
+    return len(values) == len(limits) and all(value <= limit for value, limit in zip(values, limits, strict=True))
+
+
+def _are_labels(labels: Iterable[tuple[int, str]]) -> bool:
+    """Whether there are a background and classes, each value and each name once."""
+    values, names = ({pair[k] for pair in labels} for k in (0, 1))
+    return len(values) == len(names) == len(tuple(labels)) > 1
 
 
 def to_dict(value: Any) -> Any:
@@ -273,8 +379,10 @@ def from_dict(kind: Any, data: Any) -> Any:
         if data not in arguments:
             raise ValueError(f"{data!r} is none of {', '.join(map(repr, arguments))}")
         return data
+    if kind is float and type(data) in (int, float) and not abs(data) < LARGEST_NUMBER:
+        raise ValueError(f"{str(data)[:20]} is no number to compute with")
     if type(data) not in {float: (int, float), Path: (str,)}.get(kind, (kind,)):
-        raise TypeError(f"{data!r} is no {kind.__name__}")
+        raise TypeError(f"{reprlib.repr(data)} is no {kind.__name__}")
     return kind(data)
 
 

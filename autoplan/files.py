@@ -112,13 +112,15 @@ def read_json(path: Path) -> Any:
 
     Raises:
         AutoplanError: the system does not give it.
-        OSError: there is no such file.
+        OSError: there is no such file, or it is larger than `MAX_JSON_BYTES`.
         ValueError: it is no JSON, is nested too deeply, has a key twice in one object, or holds half a character (a
             lone surrogate), which no file can be written with.
     """
     try:
         with granted(path):
-            text = regular(path).read_text(encoding="utf-8")
+            if regular(path).stat().st_size > MAX_JSON_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {MAX_JSON_BYTES >> 20} MiB", str(path))
+            text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=_each_key_once)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
@@ -147,3 +149,7 @@ def file_digest(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()[:16]
+
+
+MAX_JSON_BYTES = 2**29
+"""Of a JSON file; that of 10,000 cases has some 10 MB."""

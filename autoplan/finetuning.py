@@ -4,19 +4,34 @@ What the weights depend on comes from the bundle: topology, patch, spacing, norm
 on the dataset alone stays: classes, folds, batch size, loss and postprocessing.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoplan import rules, topology
 from autoplan.axes import Shape, Spacing, without_axis
 from autoplan.errors import PlanError
-from autoplan.facts import ChannelNormalization, Configuration, ConfigurationName, Decision, Origin, Plan
+from autoplan.facts import (
+    ChannelNormalization,
+    Configuration,
+    ConfigurationName,
+    Decision,
+    Origin,
+    Plan,
+    are_lengths,
+    are_sizes,
+    check,
+)
 from autoplan.plan import WARNING, base_voxels
 from autoplan.tables import table
 
 SUPPORTED: tuple[ConfigurationName, ...] = ("2d", "3d_fullres")
 """Configurations that can go on. The stages of a cascade are trained one after the other, and the second sees the
 classes of the first as channels."""
+LARGEST_PATCH = 2**31
+"""Voxels, far above what any GPU takes."""
+MOST_STAGES, MOST_FEATURES = 32, 2**16
+"""Of a network."""
 KEPT = (WARNING, "single_component", "folds", "batch_dice")
 """Decisions about the dataset that the bundle does not touch."""
 
@@ -30,6 +45,21 @@ class Network:
     strides: tuple[tuple[int, ...], ...]
     features: tuple[int, ...]
     prefix: str = ""
+
+    def __post_init__(self) -> None:
+        axes = 2 if self.configuration == "2d" else 3
+        steps = [step for step in self.strides if len(step) == axes]
+        coarsest = [math.prod(column) for column in zip(*steps, strict=True)]
+        check(
+            self,
+            patch_size=are_sizes(self.patch_size, axes)
+            and math.prod(self.patch_size) <= LARGEST_PATCH
+            and all(size % factor == 0 for size, factor in zip(self.patch_size, coarsest, strict=False)),
+            strides=0 < len(steps) == len(self.strides) <= MOST_STAGES
+            and {*steps[0]} == {1}
+            and {n for step in steps for n in step} <= {1, 2},
+            features=are_sizes(self.features, len(self.strides)) and max(self.features) <= MOST_FEATURES,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +87,16 @@ class Source:
     nonzero_only: bool
     networks: tuple[Network, ...]
     others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            channels=bool(self.channels),
+            classes=len(self.classes) > 1,
+            spacing=are_lengths(self.spacing, 3),
+            slice_axis=0 <= self.slice_axis < 3,
+            normalization=len(self.normalization) == len(self.channels),
+        )
 
 
 def adapted(own: Plan, source: Source) -> Plan:

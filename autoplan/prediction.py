@@ -71,7 +71,9 @@ def predict(
             status = _run(bundle, found, {"skip_existing": True, **values})
         finally:
             _note_others(output, missing, noted)
-        _check_outcome(status, targets)
+        _check_outcome(status, targets, output if dicom_seg else None)
+    elif dicom_seg:
+        _check_outcome(0, targets, output)
     return len(missing)
 
 
@@ -127,19 +129,44 @@ def _check_dicom(cases: Sequence[Case]) -> None:
         raise DatasetError("--dicom_seg needs highdicom. Install it: python -m pip install 'autoplan[formats]'")
 
 
-def _check_outcome(status: int, targets: Mapping[Case, Path]) -> None:
-    """Raises AutoplanError unless the bundle ended well and every image has its segmentation."""
+def _check_outcome(status: int, targets: Mapping[Case, Path], dicom_segs: Path | None = None) -> None:
+    """Raises AutoplanError unless the bundle ended well and every image has its segmentation, and its DICOM
+    Segmentation where these are asked for: then their folder is given."""
     failed = [case.images[0] for case, target in targets.items() if not target.is_file()]
     if status < 0 or status > 128:
         raise AutoplanError(f"the prediction was stopped (exit status {status}). The same command continues it.")
+    incomplete = {} if dicom_segs is None else _incomplete(targets, dicom_segs)
+    beside = "".join(f"\n  {image}: {cause}" for image, cause in incomplete.items())
+    if incomplete:
+        beside = (
+            f"{len(incomplete)} of {len(targets)} images have their segmentation, but no DICOM Segmentation:{beside}\n"
+            "Correct what is named and remove the segmentation of such an image; the same command then writes both. Or "
+            "leave --dicom_seg out."
+        )
     if failed:
         lines = "\n".join(f"  {image}" for image in failed)
         raise AutoplanError(
             f"{len(failed)} of {len(targets)} images have no segmentation:\n{lines}\n"
             "The reasons are above. Correct what they name; the same command then predicts what is missing."
+            + (f"\n{beside}" if beside else "")
         )
+    if beside:
+        raise AutoplanError(beside)
     if status:
         raise AutoplanError(f"the prediction ended with exit status {status}; the reason is above.")
+
+
+def _incomplete(targets: Mapping[Case, Path], output: Path) -> dict[str, str]:
+    """Images with a segmentation and no DICOM Segmentation, and why, by predictions.json. A segmentation that was
+    changed by hand stays alone."""
+    changed, known = set(written.edited(output)), read_object(output / PREDICTIONS)
+    found = {}
+    for case, target in targets.items():
+        if target.is_file() and target.name not in changed and not (output / _dicom(case)).is_file():
+            entry = known.get(case.name)
+            told = entry.get("incomplete") if isinstance(entry, dict) else None
+            found[case.images[0]] = str(told or "it is not known why")
+    return found
 
 
 def warnings(output: Path, cases: Sequence[Case]) -> list[str]:

@@ -24,7 +24,9 @@ WEIGHTS = "models/pretrained.pt"
 """Where a bundle that goes on has the weights that its trainings start from."""
 OUTPUT = "output_block.conv.conv."
 """How the names of the weights begin that have a channel for each class."""
-_DAMAGED = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
+_DAMAGED = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError
+)  # fmt: skip
 
 
 def read(bundle: Path) -> Source:
@@ -44,6 +46,7 @@ def read(bundle: Path) -> Source:
         listed = (bundle / "large_files.yml").is_file()
         how = "Download what large_files.yml lists first" if listed else "Train it, or name a bundle that is trained"
         raise TemplateError(f"{bundle}: has no weights, models/model.pt. {how}.")
+    weights.check(model, f"Get {bundle} anew.")
     try:
         return _source(config, metadata, file_digest(model))
     except _DAMAGED as error:
@@ -58,11 +61,12 @@ def _source(config: Mapping[str, Any], metadata: Mapping[str, Any], model: str) 
     channels = metadata["network_data_format"]["inputs"]["image"]["channel_def"]
     about = metadata["autoplan"]
     dataset = about["dataset"]["name"] if "dataset" in about else metadata["data_source"]
-    names = [n for n in get_args(ConfigurationName) if f"{MEMBERS[n]}_folds" in config] or [about["configuration"]]
+    members = [n for n in get_args(ConfigurationName) if f"{MEMBERS[n]}_folds" in config]
+    names = members or [from_dict(str, about["configuration"])]
     networks = [_network(config, name) for name in names if name in finetuning.SUPPORTED]
     return Source(
-        origin=Origin(str(metadata["name"]), str(metadata["version"]), model, str(dataset)),
-        channels=tuple(str(channels[str(i)]) for i in range(len(channels))),
+        origin=Origin(*(from_dict(str, said) for said in (metadata["name"], metadata["version"], model, dataset))),
+        channels=tuple(from_dict(str, channels[str(i)]) for i in range(len(channels))),
         classes=tuple(map(_text, config["class_names"])),
         spacing=from_dict(tuple[float, float, float], config["target_spacing"]),
         slice_axis=from_dict(int, config["slice_axis"]),
@@ -156,18 +160,19 @@ def inherited(
     Raises:
         TemplateError: a weight is missing, or has another shape than the bundle's configs say.
     """
-    classes = finetuning.inherited_classes(plan, source)
-    found = dict(weights.fresh(plan, configuration))
-    for name, tensor in found.items():
+    for name, tensor in weights.fresh(plan, configuration, device="meta").items():
         old = there.get(f"{network.prefix}{name}")
-        output = name.startswith(OUTPUT)
-        shape = (len(source.classes), *tensor.shape[1:]) if output else tensor.shape
+        shape = (len(source.classes), *tensor.shape[1:]) if name.startswith(OUTPUT) else tensor.shape
         if old is None or tuple(old.shape) != tuple(shape):
             raise TemplateError(
                 f"{source.origin.title}: its weights are of another network than its configs describe: {network.prefix}"
                 f"{name} {'is not there' if old is None else f'has the shape {tuple(old.shape)}'}, not {tuple(shape)}."
             )
-        if output:
+    classes = finetuning.inherited_classes(plan, source)
+    found = dict(weights.fresh(plan, configuration))
+    for name, tensor in found.items():
+        old = there[f"{network.prefix}{name}"]
+        if name.startswith(OUTPUT):
             found[name] = tensor.clone()
             for number, inherits in enumerate(classes):
                 if inherits is not None:

@@ -18,10 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from autoplan.errors import DatasetError
+from autoplan.errors import AutoplanError, DatasetError
 
 MAX_PROCESSES = 8
 """Processes at most unless asked for: each holds one case in memory."""
+LEAST_MEMORY, LEAST_FILES = 2 * 10**9, 64
+"""Address space in bytes and open files that networks need. Measured: with 1.4 GB PyTorch and MONAI do not load, or
+wait for ever for a thread that was not started, and with 32 files predictions fail; our choice is somewhat above."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent ends."""
 
@@ -29,6 +32,29 @@ PR_SET_PDEATHSIG = 1
 def num_processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_limits() -> None:
+    """Refuses to load networks where `ulimit` leaves too little.
+
+    Raises:
+        AutoplanError: it leaves less than `LEAST_MEMORY` or `LEAST_FILES`.
+    """
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return
+    for what, kind, least, flag, unit in (
+        ("of memory", resource.RLIMIT_AS, LEAST_MEMORY, "-v", 1024),
+        ("open files", resource.RLIMIT_NOFILE, LEAST_FILES, "-n", 1),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < least:
+            there, needed = (f"{n / 1e9:.3g} GB" if unit > 1 else str(n) for n in (limit, least))
+            raise AutoplanError(
+                f"this shell allows {there} {what}, and at least {needed} are needed: ulimit {flag} {least // unit}, "
+                "or a job with more."
+            )
 
 
 @contextmanager

@@ -563,6 +563,7 @@ def _best_readme(
     networks = [
         f"- `{t.configuration.name}`: patches of {' x '.join(map(str, t.configuration.patch_size))} voxels, "
         f"{len(t.folds)} network{'s' if len(t.folds) > 1 else ''} ({told_folds(t.folds)})"
+        f"{_told_without(t.folds, performance)}"
         for t in trained
     ]
     more = _NEXT if shared is None else (templates_folder() / "docs" / "shared.md").read_text(encoding="utf-8").strip()
@@ -586,6 +587,13 @@ def _best_readme(
         keys=_explained(config),
         clients=(templates_folder() / "docs" / "clients.md").read_text(encoding="utf-8"),
     )
+
+
+def _told_without(folds: Sequence[Fold], performance: Performance | None) -> str:
+    """Which folds count in the scores, while their networks are not there."""
+    scored = [] if performance is None or ALL in folds else performance.folds
+    absent = [str(k) for k in scored if k not in folds]
+    return f"; without fold {' and '.join(absent)}, whose scores are far below the others'" if absent else ""
 
 
 def told_folds(folds: Sequence[Fold]) -> str:

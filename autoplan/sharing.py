@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoplan import render, results, weights, written
+from autoplan import render, results, weak, weights, written
 from autoplan.choice import Candidate, Choice, Score
 from autoplan.errors import TemplateError, one_line
 from autoplan.facts import ALL, Configuration, Fold, Plan
@@ -33,7 +33,8 @@ def share(
     fingerprint_key: str,
     force: bool = False,
 ) -> list[Path]:
-    """Write the bundle of the chosen model, with the networks of all its finished folds.
+    """Write the bundle of the chosen model, with the networks of its finished folds, but for those that are far worse
+    than the others; see `weak`.
 
     Args:
         plan: the plan of the bundles that the networks come from.
@@ -54,7 +55,7 @@ def share(
     root = bundles / plan.name
     folder = root / (name or "best")
     check_name(name)
-    found: Finished = {m: _finished(plan, root / m) for m in choice.winner.members}
+    found: Finished = {m: _without_weak(root / m, _finished(plan, root / m)) for m in choice.winner.members}
     _, kept = _write(
         plan, found, root, folder, render.relative_path(dataset_root, folder), name=name or f"{plan.name}_best",
         performance=_performance(choice, choice.scores[0]), about=_about(plan, fingerprint_key, "cross-validation"),
@@ -157,7 +158,8 @@ def share_configuration(
         root: folder of the task's bundles.
         folder: where to write.
         configuration: its name.
-        folds: whose networks; all that are finished if empty, but for fold "all", which goes alone.
+        folds: whose networks; if empty, all that are finished and not far worse than the others, but for fold "all",
+            which goes alone.
         name: of the bundle.
         fingerprint_key: of the dataset, for the metadata.
 
@@ -177,7 +179,8 @@ def share_configuration(
         if absent := [k for k in scored if k not in finished]:
             there = ", ".join(map(str, finished))
             raise TemplateError(f"{bundle}: fold {absent[0]} is not finished. Finished are: {there}.")
-        found = {configuration: {k: finished[k] for k in scored}}
+        networks = scored if folds else tuple(_without_weak(bundle, finished))
+        found = {configuration: {k: finished[k] for k in networks}}
     performance = _validated(plan, bundle, scored) if scored else None
     about = _about(plan, fingerprint_key, "by hand")
     _write(plan, found, root, folder, "data", name=name, performance=performance, about=about)
@@ -252,6 +255,12 @@ def _finished(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:
         first = results.read(results.fold_folder(bundle, 0), plan.folds[0])
         raise TemplateError(f"{bundle}: no fold is finished any more: fold 0 {first}. Choose again.")
     return found
+
+
+def _without_weak(bundle: Path, found: Mapping[Fold, FoldResult]) -> dict[Fold, FoldResult]:
+    """The folds whose networks an ensemble averages: all but those that are far worse than the others."""
+    out = weak.left_out(weak.case_means(bundle, [k for k in found if k != ALL]))
+    return {k: fold for k, fold in found.items() if k not in out}
 
 
 def _finished_folds(plan: Plan, bundle: Path) -> dict[Fold, FoldResult]:

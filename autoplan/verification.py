@@ -1,20 +1,25 @@
 """Checks of a bundle that somebody got: what the Model Zoo asks for, as far as that needs no internet, and whether it
 predicts what it predicted where it was shared."""
 
+import ast
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autoplan import images, probe, tables
+from autoplan import images, probe, tables, weights
 from autoplan.errors import AutoplanError, DatasetError, TemplateError, one_line
-from autoplan.files import read_json, read_object
+from autoplan.facts import from_dict
+from autoplan.files import read_json, read_object, read_text
+from autoplan.memory import as_text, memory_bytes
 from autoplan.processes import dying_with
 
 MAX_DIFFERENCE = 0.01
@@ -44,6 +49,10 @@ PACKAGES = {"monai": "monai", "torch": "pytorch", "numpy": "numpy"}
 """Packages whose versions have fields of their own, and how these begin."""
 VERSION, PIN = r"\d+\.\d+\.\d+[-.+a-z0-9]*", r"\d[\w.+]*"
 PLACEHOLDER = "fill.in"
+MAX_SECONDS = 3600
+"""What trying a bundle may take."""
+LEAST_COPIES = 8
+"""Of the voxels of a window, in 32 bits: what any network holds at a time. Our choice, on the low side."""
 
 SHOWN = 100
 """Characters of a reason in the error at the end."""
@@ -61,7 +70,7 @@ class Check:
 
 
 def verify(bundle: Path, *, max_difference: float = MAX_DIFFERENCE) -> list[Check]:
-    """Check a bundle. It runs the bundle's own code.
+    """Check a bundle. It runs the bundle's own code, unless its files, names or sizes speak against it.
 
     Args:
         bundle: its folder; nothing is written into it.
@@ -80,7 +89,17 @@ def verify(bundle: Path, *, max_difference: float = MAX_DIFFERENCE) -> list[Chec
         ("metadata.json has the fields of the schema", _metadata),
         ("network_data_format describes image and pred", _tensors),
     ]
+    before: list[tuple[str, Callable[[Path], Iterator[str]]]] = [
+        ("files are such as can be read", _unreadable),
+        ("names are no code", _code),
+        ("a window fits into memory", _too_large),
+    ]
     checks = [_check(name, problems(bundle)) for name, problems in named]
+    cautions = [_check(name, list(problems(bundle))) for name, problems in before]
+    if any(check.state == "FAILS" for check in cautions):
+        untried = Check("the bundle's code runs", "skipped", "what is named above speaks against it")
+        return [*checks, *cautions, untried, versions(bundle)]
+    checks += cautions
     with tempfile.TemporaryDirectory(prefix="autoplan-") as folder:
         tried = _tried(bundle, Path(folder))
         return [
@@ -126,7 +145,7 @@ def _large_files(bundle: Path) -> list[str]:
     listed = next((p for s in probe.SUFFIXES if (p := bundle / f"large_files.{s}").is_file()), None)
     try:
         entries = [] if listed is None else _read(listed)["large_files"]
-        addresses = {str(entry["path"]): str(entry["url"]) for entry in entries}
+        addresses = {from_dict(str, entry["path"]): from_dict(str, entry["url"]) for entry in entries}
     except Exception as error:  # a YAML file fails in too many ways to name
         return [f"{listed} cannot be read ({one_line(error)[:100]})"]
     problems = [f"{name} has no address" for name, url in addresses.items() if not re.match(r"https?://", url)]
@@ -143,7 +162,7 @@ def _read(path: Path) -> Any:
         return read_json(path)
     import yaml
 
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.safe_load(read_text(path))
 
 
 def _typed(found: Mapping[str, Any], fields: Mapping[str, type], *, where: str = "", needed: bool = True) -> list[str]:
@@ -203,17 +222,98 @@ def versions(bundle: Path) -> Check:
     return Check("versions of packages", "note" if others else "ok", ", ".join(others))
 
 
+# What speaks against running a bundle's code.
+
+
+def _unreadable(bundle: Path) -> Iterator[str]:
+    """Files that reading would not come to an end with, or that hold more than the memory there is."""
+    for path in sorted(bundle.rglob("*")):
+        if not path.is_file() and not path.is_dir():
+            yield f"{path.relative_to(bundle)} is no file"
+        elif path.is_file() and 0 < memory_bytes() < path.stat().st_size:
+            yield f"{path.relative_to(bundle)} has {as_text(path.stat().st_size)}, more than there is of memory"
+        elif path.parent == bundle / "configs" and path.suffix[1:] in probe.SUFFIXES:
+            try:
+                _read(path)
+            except OSError as error:
+                yield f"{path.relative_to(bundle)}: {error.strerror}"
+            except Exception:  # MONAI says what is wrong with it
+                pass
+    model = bundle / "models" / "model.pt"
+    if model.is_file() and zipfile.is_zipfile(model):
+        try:
+            weights.check(model, "Get it anew.")
+        except TemplateError as error:
+            yield one_line(error).removeprefix(f"{bundle}/")
+
+
+def _code(bundle: Path) -> Iterator[str]:
+    """Texts of metadata.json and names of classes that MONAI's config parser would run: it takes what begins with $ for
+    an expression, and a dictionary with a _target_ for a call. A name that is written as a literal is a name."""
+    yield from _expressions(read_object(bundle / "configs" / "metadata.json"), "metadata.json")
+    for name in ("inference", "train"):
+        names = _value(bundle, name, "class_names")
+        for text in names if isinstance(names, list) else [names]:
+            if isinstance(text, str) and text.startswith("$") and not _is_literal(text[1:]):
+                yield f"{name}.json, class_names: {text[:60]} is an expression and no name"
+
+
+def _expressions(value: Any, place: str) -> Iterator[str]:
+    if isinstance(value, dict) and "_target_" in value:
+        yield f"{place}: _target_ calls {str(value['_target_'])[:60]}"
+    if isinstance(value, str) and value.startswith("$"):
+        yield f"{place}: {value[:60]} is an expression"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from _expressions(item, f"{place}#{str(key)[:60]}")
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), str)
+    except (MemoryError, RecursionError, SyntaxError, ValueError):
+        return False
+
+
+def _value(bundle: Path, name: str, key: str) -> Any:
+    """A value of a config; None where there is none, or MONAI will say what is wrong with the config."""
+    path = probe.config_file(bundle, name)
+    try:
+        return _read(path)[key] if path else None
+    except Exception:  # a YAML file fails in too many ways to name
+        return None
+
+
+def _too_large(bundle: Path) -> Iterator[str]:
+    """Windows whose voxels alone need more than the memory there is."""
+    shapes = {f"{name}.json, patch_size": _value(bundle, name, "patch_size") for name in ("inference", "train")}
+    try:
+        image = _value(bundle, "metadata", "network_data_format")["inputs"]["image"]
+        shapes["metadata.json, spatial_shape"] = [image["num_channels"], *image["spatial_shape"]]
+    except (KeyError, TypeError):
+        pass  # told above
+    memory = memory_bytes()
+    for place, shape in shapes.items():
+        sizes = [size for size in shape if type(size) is int and size > 1] if isinstance(shape, list) else []
+        needed = 4 * LEAST_COPIES * math.prod(min(size, 2**62) for size in sizes)
+        if 0 < memory < needed:
+            yield f"{place}: a window needs {as_text(float(needed))} at least, and there are {as_text(memory)}"
+
+
 # What the bundle does.
 
 
 def _tried(bundle: Path, folder: Path) -> list[Check]:
     """The checks of `probe`, in a process of its own, for a bundle brings its own code."""
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, probe.__file__, str(bundle), str(folder)],
-        cwd=bundle, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, **quiet},
-        preexec_fn=dying_with(os.getpid()),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, probe.__file__, str(bundle), str(folder)],
+            cwd=bundle, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, **quiet},
+            preexec_fn=dying_with(os.getpid()), stdin=subprocess.DEVNULL, timeout=MAX_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return [Check("the bundle's code runs", "FAILS", f"it does not end within {MAX_SECONDS} s")]
     if not (folder / "results.json").is_file():
         said = (done.stderr.strip() or "it says nothing").splitlines()[-1]
         return [Check("the bundle's code runs", "FAILS", f"exit status {done.returncode}: {said[: probe.LENGTH]}")]

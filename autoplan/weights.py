@@ -1,5 +1,6 @@
 """Weights of networks: flat dictionaries of tensors by name, their files, and those that a configuration has."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,33 @@ from typing import Any
 from autoplan.errors import AutoplanError, TemplateError
 from autoplan.facts import Configuration, Plan, to_dict
 from autoplan.files import granted, regular, write_atomically
+from autoplan.memory import as_text, memory_bytes
 from autoplan.overlays import read_template, templates_folder
 from autoplan.plan import num_input_channels
 
 SEED = 0
 """Of random weights."""
+
+
+def check(path: Path, remedy: str) -> None:
+    """Refuses what cannot be a file of weights at first sight. Nothing is read but the list at its end, so a file that
+    somebody else made costs no time and no memory.
+
+    Raises:
+        TemplateError: it is none, or holds more than the memory there is; `remedy` ends the message.
+    """
+    try:
+        with granted(path), zipfile.ZipFile(regular(path)) as archive:
+            entries = archive.infolist()
+    except AutoplanError:
+        raise
+    except Exception as error:  # a damaged archive fails in too many ways to name
+        raise TemplateError(f"{path}: is no file of weights ({type(error).__name__}). {remedy}") from error
+    size, memory = sum(entry.file_size for entry in entries), memory_bytes()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or size > path.stat().st_size:
+        raise TemplateError(f"{path}: is no file of weights as PyTorch writes it. {remedy}")
+    if 0 < memory < size:
+        raise TemplateError(f"{path}: needs {as_text(size)} of memory, and there are {as_text(memory)}. {remedy}")
 
 
 def load(path: Path, remedy: str) -> dict[str, Any]:
@@ -22,11 +45,9 @@ def load(path: Path, remedy: str) -> dict[str, Any]:
     """
     import torch
 
+    check(path, remedy)
     try:
-        with granted(path):
-            found = torch.load(regular(path), map_location="cpu", weights_only=True)
-    except AutoplanError:
-        raise
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in too many ways to name
         raise TemplateError(f"{path}: is no file of weights ({type(error).__name__}). {remedy}") from error
     named = isinstance(found, dict) and all(

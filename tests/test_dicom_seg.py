@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import dicoms
 import highdicom
 import numpy as np
 import pydicom
 import pytest
+from dicoms import PATIENT, absent, enhanced, raw
 from monai.data import MetaTensor
 from scripts import formats
 from scripts.dicom_seg import write_segmentation
 from scripts.prediction import SegmentationWriter
-from test_formats import series as plain_series
 
 from autoplan.__main__ import main
 from autoplan.errors import DatasetError
@@ -37,12 +38,7 @@ def in_world(affine: np.ndarray, mask: np.ndarray) -> list[list[float]]:
 
 def series(folder: Path, **options: object) -> Path:
     """A series with what a scanner says of its patient."""
-    fields = {
-        "StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "Modality": "CT", "PatientID": "1",
-        "PatientName": "A^B", "PatientBirthDate": "", "PatientSex": "", "StudyDate": "20200101", "StudyTime": "101010",
-        "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "", "SeriesNumber": 1,
-    }  # fmt: skip
-    return plain_series(folder, **fields, **options)
+    return dicoms.series(folder, **{**PATIENT, **options})
 
 
 @pytest.mark.parametrize(
@@ -91,6 +87,57 @@ def test_the_writer_of_a_bundle(tmp_path) -> None:
     (tmp_path / "out" / "case.dcm").write_bytes(b"corrected")
     write()
     assert (tmp_path / "out" / "case.dcm").read_bytes() == b"corrected"
+
+
+EMPTIED = [n for n in PATIENT if n not in ("StudyInstanceUID", "FrameOfReferenceUID")]
+ANONYMIZED = {
+    "absent": dict.fromkeys(EMPTIED, absent),
+    "empty": dict.fromkeys(EMPTIED),
+    "no values of their kind": {"PatientSex": "X", "PatientBirthDate": raw(b"anonymous", "DA"),
+                                "StudyDate": raw(b"?", "DA"), "StudyTime": raw(b"noon", "TM")},
+    "a thickness that is no number": {"SliceThickness": raw(b"thin")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ANONYMIZED.values(), ids=ANONYMIZED)
+def test_anonymized_series(fields, tmp_path) -> None:
+    """Values that are not known are empty, which DICOM asks for."""
+    folder = series(tmp_path / "case", **fields)
+    classes = segmented(folder)
+    write_segmentation(tmp_path / "case.dcm", folder, classes, NAMES)
+    found = pydicom.dcmread(tmp_path / "case.dcm")
+    for name in set(fields) - {"Modality", "SeriesNumber", "SliceThickness"}:
+        assert found[name].value in ("", None)
+    volume = highdicom.seg.segread(tmp_path / "case.dcm").get_volume(combine_segments=True)
+    assert (volume.array == 2).sum() == (classes == 2).sum()
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_what_a_segmentation_refers_to_must_be_there(name, tmp_path) -> None:
+    folder = series(tmp_path / "case", **{name: absent})
+    with pytest.raises(ValueError, match=f"its files have no {name}, which a DICOM Segmentation refers to"):
+        write_segmentation(tmp_path / "case.dcm", folder, segmented(folder), NAMES)
+    assert not (tmp_path / "case.dcm").exists()
+
+
+def test_enhanced_series(tmp_path) -> None:
+    """Its frames lie in another order than their places."""
+    folder = enhanced(tmp_path / "case", places=(2, 0, 3, 1))
+    classes, (header, _) = segmented(folder), formats.open_image(folder)
+    write_segmentation(tmp_path / "case.dcm", folder, classes, NAMES)
+    volume = highdicom.seg.segread(tmp_path / "case.dcm").get_volume(combine_segments=True)
+    ours = in_world(formats.LPS @ header.affine, classes == 2)
+    np.testing.assert_allclose(ours, in_world(volume.affine, volume.array == 2), atol=2e-3)
+
+
+def test_a_tilted_gantry(tmp_path) -> None:
+    folder = series(tmp_path / "case", shear=(0, 0.7, 0))
+    classes, (header, _) = segmented(folder), formats.open_image(folder)
+    write_segmentation(tmp_path / "case.dcm", folder, classes, NAMES)
+    found = pydicom.dcmread(tmp_path / "case.dcm")
+    places = {tuple(f.PlanePositionSequence[0].ImagePositionPatient) for f in found.PerFrameFunctionalGroupsSequence}
+    ours = {tuple((formats.LPS @ header.affine @ [0, 0, k, 1])[:3].round(4)) for k in range(3)}
+    assert {tuple(round(float(v), 4) for v in place) for place in places} == ours
 
 
 def test_what_is_no_series_is_refused(tmp_path) -> None:

@@ -219,6 +219,8 @@ def other_channels(bundle: Path, *names: str) -> None:
     metadata = read_object(path)
     metadata["network_data_format"]["inputs"]["image"]["channel_def"] = {str(i): n for i, n in enumerate(names)}
     path.write_text(json.dumps(metadata))
+    path = bundle / "configs" / "inference.json"
+    path.write_text(json.dumps({**read_object(path), "normalization": [None for _ in names]}))
 
 
 @pytest.mark.parametrize(

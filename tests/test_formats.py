@@ -7,16 +7,14 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
+from dicoms import series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.testing import data_path
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scripts import formats
 
 RNG = np.random.default_rng(0)
@@ -644,68 +642,6 @@ def test_suffixes_of_any_case_are_read(name, tmp_path) -> None:
     volume, (array, meta) = images.read_volume(path), FormatReader().get_data([str(path)])
     np.testing.assert_array_equal(volume.array[..., 0], array)
     np.testing.assert_array_equal(volume.affine, meta["affine"])
-
-
-def series(folder, *, number=4, orientation=(1, 0, 0, 0, 1, 0), leave_out=(), **fields):
-    """Writes slices of 2 mm in any order of files; slice k holds the values 10 k - 1000."""
-    folder.mkdir()
-    uid, normal = generate_uid(), np.cross(orientation[:3], orientation[3:])
-    for k in set(range(number)) - set(leave_out):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        slice_ = FileDataset("slice", {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.SeriesInstanceUID, slice_.InstanceNumber = uid, k + 1
-        slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 6, 9, 1
-        slice_.PhotometricInterpretation, slice_.PixelRepresentation = "MONOCHROME2", 0
-        slice_.BitsAllocated = slice_.BitsStored = 16
-        slice_.HighBit, slice_.RescaleSlope, slice_.RescaleIntercept = 15, 1, -1000
-        slice_.PixelSpacing, slice_.ImageOrientationPatient = [0.5, 0.75], list(orientation)
-        slice_.ImagePositionPatient = [float(v) for v in np.array([5.0, 6.0, 7.0]) + 2.0 * k * normal]
-        slice_.PixelData = np.full((6, 9), 10 * k, np.uint16).tobytes()
-        for name, value in fields.items():
-            setattr(slice_, name, value)
-        slice_.save_as(folder / f"{(7 * k) % 10}.dcm", enforce_file_format=True)
-    return folder
-
-
-def test_a_series_is_sorted_by_place(tmp_path) -> None:
-    header, array = read(series(tmp_path / "case"))
-    assert (header.shape, array.dtype) == ((9, 6, 4), np.int32)
-    np.testing.assert_array_equal(array[0, 0, :, 0], [-1000, -990, -980, -970])
-    np.testing.assert_allclose(
-        header.affine, formats.LPS @ [[0.75, 0, 0, 5], [0, 0.5, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]]
-    )
-
-
-def test_an_oblique_series_keeps_its_directions(tmp_path) -> None:
-    c, s = np.cos(0.3), np.sin(0.3)
-    header, _ = read(series(tmp_path / "case", orientation=(c, s, 0, -s, c, 0)))
-    np.testing.assert_allclose((formats.LPS @ header.affine)[:3, 0], [0.75 * c, 0.75 * s, 0])
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"leave_out": (2,)}, "a slice is missing between"),
-        ({"NumberOfFrames": 3}, "many frames"),
-        ({"ImagePositionPatient": [0.0, 0.0, 0.0]}, "lie at the same place"),
-        ({"PixelSpacing": None}, "has no PixelSpacing"),
-    ],
-)
-def test_series_that_are_refused(fields, message, tmp_path) -> None:
-    with pytest.raises(ValueError, match=message):
-        formats.open_image(series(tmp_path / "case", number=5, **fields))
-
-
-def test_two_series_in_one_folder_are_refused(tmp_path) -> None:
-    series(tmp_path / "case")
-    for path in series(tmp_path / "other").iterdir():
-        header = pydicom.dcmread(path)
-        header.save_as(tmp_path / "case" / f"other_{path.name}")
-    with pytest.raises(ValueError, match="holds 2 series"):
-        formats.open_image(tmp_path / "case")
 
 
 def test_files_of_no_known_format_are_refused(tmp_path) -> None:

@@ -57,10 +57,11 @@ MAY_IMPORT = {
     "cost": {"allocation", "files", "axes", "facts", "footprint", "render", "rules", "topology"},
     "budget": {"errors", "axes", "facts", "memory", "topology", "rules", "plan"},
     "finetuning": {"tables", "errors", "axes", "facts", "topology", "rules", "plan"},
-    "weights": {"files", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
+    "weights": {"files", "memory", "errors", "axes", "facts", "topology", "rules", "overlays", "plan"},
     "pretrained": {"files", "errors", "axes", "facts", "saved", "settings", "render", "finetuning", "weights"},
     "lease": {"files", "processes"},
     "written": {"errors", "files", "processes"},
+    "weak": {"files", "results"},
     "results": {"errors", "facts", "files", "saved"},
     "failures": {"files", "errors"},
     "jobs": {"axes", "settings", "tables", "files", "errors", "facts", "lease", "results", "failures"},
@@ -77,6 +78,7 @@ MAY_IMPORT = {
     "crossvalidation": {
         *("files", "errors", "facts", "images", "dataset", "overlays", "processes", "evaluation", "choice"),
         *("results", "jobs"),
+        "weak",
     },
     "sharing": {
         "settings",
@@ -92,9 +94,10 @@ MAY_IMPORT = {
         "results",
         "weights",
         "written",
+        "weak",
     },
     "probe": set(),
-    "verification": {"tables", "files", "errors", "images", "processes", "probe"},
+    "verification": {"tables", "files", "errors", "facts", "memory", "weights", "images", "processes", "probe"},
     "publishing": {
         *("errors", "facts", "files", "overlays", "settings", "saved", "images", "render", "results", "sharing"),
         *("prediction", "probe", "verification", "faster", "written", "processes"),

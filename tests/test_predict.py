@@ -9,6 +9,7 @@ import pytest
 from autoplan import prediction, written
 from autoplan.__main__ import main
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
+from autoplan.facts import Case
 from autoplan.files import file_digest
 
 
@@ -225,6 +226,36 @@ def test_a_bad_image_is_named_and_tried_again(bundle, images, runs, tmp_path) ->
         with pytest.raises(AutoplanError, match=r"1 of 2 images have no segmentation:\n.*a\.nii\.gz"):
             predict(bundle, images, tmp_path / "out")
     assert runs == [["a.nii.gz", "b.nii"], ["a.nii.gz"]]
+
+
+def test_a_dicom_segmentation_that_is_missing_is_named(bundle, runs, tmp_path, monkeypatch) -> None:
+    """The images have their segmentations, and the counts say so; so does the same command once more."""
+    monkeypatch.setattr(prediction, "segmentation_name", lambda image, name: f"{name}.nii.gz")
+    (bundle / "configs" / "inference.json").write_text('{"dicom_seg": false}')
+    cases, output = [Case(name, (str(tmp_path / name),)) for name in "abc"], tmp_path / "out"
+    for case in cases:
+        (tmp_path / case.name).mkdir()
+
+    def run(_, cases, __):
+        for case in cases:
+            (output / f"{case.name}.nii.gz").write_text("predicted")
+            written.record(output, [f"{case.name}.nii.gz"])
+        (output / "a.dcm").write_text("beside")
+        (output / prediction.PREDICTIONS).write_text(json.dumps({"b": {"incomplete": "its files have no StudyID"}}))
+        return 1
+
+    monkeypatch.setattr(prediction, "_run", run)
+    for _ in range(2):
+        with pytest.raises(AutoplanError) as caught:
+            prediction.predict(bundle, tmp_path, cases, output, force=False, settings={"dicom_seg": True})
+        first, *lines, remedy = str(caught.value).splitlines()
+        assert first == "2 of 3 images have their segmentation, but no DICOM Segmentation:"
+        assert lines == [f"  {tmp_path / 'b'}: its files have no StudyID", f"  {tmp_path / 'c'}: it is not known why"]
+        assert remedy.startswith("Correct what is named and remove the segmentation of such an image")
+        monkeypatch.setattr(prediction, "_run", lambda *_: pytest.fail("nothing is left to predict"))
+    (output / "b.nii.gz").write_text("corrected")
+    (output / "c.dcm").write_text("made by hand")
+    assert prediction.predict(bundle, tmp_path, cases, output, force=False, settings={"dicom_seg": True}) == 0
 
 
 def test_errors(bundle, images, tmp_path) -> None:

@@ -11,9 +11,11 @@ from functools import partial
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from conftest import TINY_PLAN
+from dicoms import PATIENT, absent, series
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from scripts.datalists import images_to_predict
@@ -261,6 +263,39 @@ def test_a_run_that_has_nothing_left_to_do_ends_well(run, image, tmp_path, caplo
     assert (results / "a.nii.gz").stat().st_mtime_ns == before
 
 
+def test_a_dicom_segmentation_that_fails_is_no_failed_prediction(run, tmp_path, caplog) -> None:
+    """Of an anonymized series it is written; of one that names no study the segmentation is; one that cannot be read is
+    named apart."""
+    anonymized = {**PATIENT, **dict.fromkeys(("PatientBirthDate", "AccessionNumber", "StudyID"), absent)}
+    kinds = {"a": anonymized, "b": {**PATIENT, "StudyInstanceUID": absent}, "c": {**PATIENT, "leave_out": [3]}}
+    cases, random = [], np.random.default_rng(0)
+    for name, fields in kinds.items():
+        channels = [tmp_path / f"{name}{channel}" for channel in range(2)]
+        for channel in channels:
+            series(channel, number=8, **fields)
+            for path in channel.iterdir():
+                slice_ = pydicom.dcmread(path)
+                slice_.PixelData = random.integers(0, 900, (6, 9)).astype(np.uint16).tobytes()
+                slice_.save_as(path)
+        cases.append({"name": name, "image": [str(channel) for channel in channels]})
+    (tmp_path / "images.json").write_text(json.dumps(cases))
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as stopped:
+        run(tmp_path, tmp_path / "out", images=str(tmp_path / "images.json"), dicom_seg=True)
+    assert stopped.value.code == 1
+    [beside, failed] = caplog.messages[-2:]
+    assert beside.splitlines()[0] == "1 of 3 segmentations were written without their DICOM Segmentation:"
+    assert beside.endswith("b0: its files have no StudyInstanceUID, which a DICOM Segmentation refers to")
+    assert failed.splitlines()[0] == "1 of 3 images could not be predicted:"
+    assert "c0: a slice is missing between" in failed, "the file"
+    assert any(message.startswith("c could not be predicted: ") for message in caplog.messages), "the case"
+    assert not any("b could not be predicted" in message for message in caplog.messages)
+    there = sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".gz", ".dcm"))
+    assert there == ["a.dcm", "a.nii.gz", "b.nii.gz"]
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert told["b"]["incomplete"] == "its files have no StudyInstanceUID, which a DICOM Segmentation refers to"
+    assert ("error" in told["c"], "incomplete" in told["a"], "error" in told["b"]) == (True, False, False)
+
+
 # The parts.
 
 
@@ -322,7 +357,7 @@ def test_an_image_that_cannot_be_preprocessed_becomes_an_item_that_says_why() ->
     dataset = ImageDataset([{"image": "good.nii.gz"}, {"image": "bad.nii.gz"}], transform)
     assert dataset[0]["image"] == "good.nii.gz"
     assert FAULT not in dataset[0]
-    assert dataset[1] == {FAULT: "it has 3 channels", "image": "bad.nii.gz"}
+    assert dataset[1] == {FAULT: "it has 3 channels", "image": "bad.nii.gz", "file": "bad.nii.gz"}
 
 
 SKIP = {

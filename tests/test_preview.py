@@ -46,9 +46,9 @@ def colors(path) -> set[tuple[int, ...]]:
 
 def test_outlines_of_all_classes_through_the_largest(predicted) -> None:
     """Class 2 is in the planes of class 5, too; colours are those of the bundle's classes."""
-    written, faults = preview.write(predicted[0], predicted[1], CASES, predicted[2])
+    written, stay, faults = preview.write(predicted[0], predicted[1], CASES, predicted[2])
     assert written == [predicted[2] / "previews" / "a.png"]
-    assert faults == []
+    assert (stay, faults) == ([], [])
     assert colors(written[0]) == set(pictures.COLORS[:2])
     width, height = Image.open(written[0]).size
     assert width <= preview.WIDTH
@@ -56,7 +56,7 @@ def test_outlines_of_all_classes_through_the_largest(predicted) -> None:
 
 
 def test_drawn_again_only_for_a_newer_segmentation(predicted) -> None:
-    [path], _ = preview.write(*predicted[:2], CASES, predicted[2])
+    [path], *_ = preview.write(*predicted[:2], CASES, predicted[2])
     first = path.stat().st_mtime_ns
     assert preview.write(*predicted[:2], CASES, predicted[2])[0] == [path]
     assert path.stat().st_mtime_ns == first
@@ -66,25 +66,25 @@ def test_drawn_again_only_for_a_newer_segmentation(predicted) -> None:
 
 
 def test_one_that_somebody_drew_in_stays(predicted) -> None:
-    [path], _ = preview.write(*predicted[:2], CASES, predicted[2])
+    [path], *_ = preview.write(*predicted[:2], CASES, predicted[2])
     drawn = path.read_bytes()
     path.write_bytes(b"an arrow")
     os.utime(path, ns=(0, 0))
-    _, [fault] = preview.write(*predicted[:2], CASES, predicted[2])
+    _, [fault], _ = preview.write(*predicted[:2], CASES, predicted[2])
     assert (path.read_bytes(), fault.startswith(f"{path}: ")) == (b"an arrow", True)
-    assert preview.write(*predicted[:2], CASES, predicted[2], force=True) == ([path], [])
+    assert preview.write(*predicted[:2], CASES, predicted[2], force=True) == ([path], [], [])
     assert path.read_bytes() == drawn
 
 
 def test_an_empty_segmentation_has_a_picture(predicted) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 16, 8), np.uint8), AFFINE), predicted[2] / "a.nii.gz")
-    [path], _ = preview.write(*predicted[:2], CASES, predicted[2])
+    [path], *_ = preview.write(*predicted[:2], CASES, predicted[2])
     assert colors(path) == set()
 
 
 def test_a_damaged_file_is_one_line(predicted) -> None:
     (predicted[2] / "a.nii.gz").write_bytes(b"x")
-    written, [fault] = preview.write(*predicted[:2], CASES, predicted[2])
+    written, _, [fault] = preview.write(*predicted[:2], CASES, predicted[2])
     assert written == []
     assert fault.startswith("a: no preview: ")
 
@@ -104,3 +104,17 @@ def test_the_command(predicted, capsys, monkeypatch, fails) -> None:
     assert main([*words, "--preview"]) == int(fails)
     assert f"{output / 'previews'}: 1 preview" in capsys.readouterr().out
     assert (output / "previews" / "a.png").is_file()
+
+
+def test_a_preview_that_fails_is_told_as_such(predicted, capsys, monkeypatch) -> None:
+    """The segmentations count, and the exit status says that something failed."""
+    monkeypatch.setattr(prediction, "predict", lambda *_, **__: 1)
+    monkeypatch.setattr(pictures, "sheet", lambda *_, **__: (_ for _ in ()).throw(ValueError("too thin to draw")))
+    bundle, images, output = predicted
+    (images / "b.nii.gz").unlink()
+    words = ["predict", "T", "--bundles", str(bundle.parent.parent), "--images", str(images), "--output", str(output)]
+    assert main([*words, "--preview"]) == 1
+    printed = capsys.readouterr()
+    assert f"{output}: 1 segmentations, 1 of them new" in printed.out
+    assert "Warning: a: no preview: too thin to draw" in printed.out
+    assert "1 of 1 segmentations have no preview; the reasons are above." in printed.err

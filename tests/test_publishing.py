@@ -413,6 +413,6 @@ def test_the_way_to_somebody_else(project: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["verify", str(copy)]) == 1
     said = capsys.readouterr()
-    assert "2 of 16 checks failed: model.ts equals the network" in said.err
+    assert "2 of 19 checks failed: model.ts equals the network" in said.err
     assert f"{probe.PREDICTS} (" in said.err
     assert said.err.count("\n") == 1

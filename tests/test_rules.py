@@ -214,7 +214,9 @@ def test_the_batch_of_the_bundle_to_share() -> None:
         pytest.param({"spacing": (0.1, 0.1, 0.1)}, True, id="centimetres for millimetres"),
         pytest.param({"spacing": (11.0, 1.0, 1.0)}, True, id="one axis"),
         pytest.param({"spacing": (9.0, 1.0, 1.0)}, False, id="within the factor"),
-        pytest.param({"spacing": (0.5, 0.5, 0.5), "cropped_shape": (80, 80, 80)}, False, id="finer, of equal size"),
+        pytest.param(
+            {"spacing": (0.5,) * 3, "shape": (80,) * 3, "cropped_shape": (80,) * 3}, False, id="finer, of equal size"
+        ),
         pytest.param({"cropped_shape": (40, 40, 3)}, True, id="a few slices"),
     ],
 )

@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 1200, 480
 
 def write(
     bundle: Path, folder: Path, cases: Sequence[Case], output: Path, *, force: bool = False
-) -> tuple[list[Path], list[str]]:
+) -> tuple[list[Path], list[str], list[str]]:
     """Writes previews/<case>.png for each segmentation; one that is newer than its segmentation stays, and one that was
     changed by hand.
 
@@ -36,10 +36,12 @@ def write(
         force: draw those anew that were changed by hand, where their segmentations are newer.
 
     Returns:
-        The paths, and one line for each preview that could not be drawn, or was not since it was changed by hand.
+        The paths, one line for each preview that stays since it was changed by hand, and one for each that could not be
+        drawn.
     """
     known = read_object(bundle / "configs" / "inference.json").get("label_values", [])
     done: list[Path] = []
+    stay: list[str] = []
     faults: list[str] = []
     for case in cases:
         source, target = output / segmentation_name(case.images[0], case.name), output / FOLDER / f"{case.name}.png"
@@ -49,16 +51,16 @@ def write(
             is_old = target.is_file() and target.stat().st_mtime_ns < source.stat().st_mtime_ns
             name = target.relative_to(output).as_posix()
             if is_old and not force and written.foreign(output, [name]):
-                faults.append(f"{target}: not as it was drawn, so it stays. --force draws it anew.")
+                stay.append(f"{target}: not as it was drawn, so it stays. --force draws it anew.")
             elif is_old or not target.is_file():
                 drawn = _drawn(folder / case.images[0], source, list(known)[1:])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
                 write_atomically(target, partial(_save, drawn, output, name))
             done.append(target)
-        except AutoplanError as error:
+        except (AutoplanError, OSError, ValueError, MemoryError) as error:
             faults.append(f"{case.name}: no preview: {one_line(error)}")
-    return done, faults
+    return done, stay, faults
 
 
 def _save(drawn: NDArray[np.uint8], output: Path, name: str, path: Path) -> None:

@@ -3,7 +3,9 @@
 An attack is a row of a table with a name: a way to damage a folder, or the words of a command.
 """
 
+import copy
 import os
+import random
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +55,42 @@ HOSTILE_TEXTS = [
     "\ufeff", "\x85",
 ]  # fmt: skip
 """What a cell, a name, a path or a flag may hold instead of what it should."""
+
+
+JSON_VALUES = [
+    None, True, False, -1, 0, 1, 2, 3, 7, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"), 2**31, 10**30, 10**400,
+    "", "x", "3d_fullres", "$import os", [], [0], [1, 1, 1], [None], [[1, 2], [3, 4]], {}, {"a": 1},
+]  # fmt: skip
+"""What may stand in a JSON file in place of any value."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the values of a JSON file lie, the file itself left out."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def mutated(content: dict[str, Any], seed: int) -> tuple[str, dict[str, Any]]:
+    """A file with one change, and what was changed."""
+    draw = random.Random(seed)
+    found = copy.deepcopy(content)
+    path = draw.choice(list(places(content)))
+    holder: Any = found
+    for key in path[:-1]:
+        holder = holder[key]
+    kind = draw.choice(["replaced", "replaced", "replaced", "left out", "twice", "swapped"])
+    value = holder[path[-1]]
+    if kind == "left out":
+        del holder[path[-1]]
+    elif kind == "twice" and isinstance(holder, list):
+        holder.insert(path[-1], copy.deepcopy(value))
+    elif kind == "swapped" and isinstance(value, list):
+        value.reverse()
+    else:
+        holder[path[-1]] = draw.choice(JSON_VALUES)
+    return f"{'.'.join(map(str, path))} {kind} (seed {seed})", found
 
 
 @dataclass(frozen=True)

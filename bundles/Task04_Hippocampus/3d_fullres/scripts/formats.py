@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 from . import dicom
 
+UnsuitableError = dicom.UnsuitableError
+
 
 @dataclass(frozen=True)
 class Format:
@@ -75,10 +77,6 @@ PALETTE = "the image holds the numbers of a palette, not colours. Convert it to 
 MAX_LINES, MAX_LINE, MAX_FILES = 10_000, 10_000, 10_000
 """What of a text header is read, and how many files it may name."""
 logger = logging.getLogger(__name__)
-
-
-class UnsuitableError(ValueError):
-    """A file that is whole and cannot be used. The message says why, and what helps; copying it again does not."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,11 @@ def name_of(case: Mapping[str, Any]) -> str:
     """Name of a case of a datalist: its item "name", or that of its first image, where a program gives none."""
     image = case["image"]
     return str(case["name"]) if "name" in case else case_name(image if isinstance(image, (str, PurePath)) else image[0])
+
+
+def subject_of(file: str | PurePath, name: str | None) -> str:
+    """The path that an image would have if it were called as its case is."""
+    return str(file if name is None else PurePath(file).with_name(name + suffix_of(file)))
 
 
 def segmentation_name(image: str | PurePath, name: str | None = None) -> str:
@@ -391,8 +394,8 @@ def nifti_mm(header: Any) -> NDArray[np.float64]:
 
 def _open_series(path: Path) -> Opened:
     """A DICOM series; see `scripts.dicom`."""
-    shape, channels, affine, load = dicom.open_series(path)
-    return _header(shape, channels, LPS @ affine, 4), load
+    shape, channels, affine, itemsize, load = dicom.open_series(path)
+    return _header(shape, channels, LPS @ affine, itemsize), load
 
 
 # NRRD and MetaImage.

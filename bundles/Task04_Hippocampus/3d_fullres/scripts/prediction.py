@@ -20,11 +20,19 @@ from scripts.beside import Beside
 from scripts.dicom_seg import write_segmentation
 from scripts.familiarity import UNLIKE
 from scripts.files import FULL, is_changed, write_noted
-from scripts.formats import PALETTE, case_name, segmentation_name, write_image
+from scripts.formats import PALETTE, case_name, segmentation_name, subject_of, write_image
 from scripts.readers import COLOURS
 
 logger = logging.getLogger(__name__)
 FAULT = "fault"
+FILE = "file"
+DICOM_SEG = "DICOM Segmentation"
+MAX_CAUSE = 600
+"""Characters of a cause that are told."""
+
+
+class SideProductError(RuntimeError):
+    """What is written beside a segmentation could not be made, and the segmentation was. Its cause is the reason."""
 
 
 class SegmentationWriter(NibabelWriter):
@@ -74,14 +82,23 @@ class SegmentationWriter(NibabelWriter):
             self.writing.do(self.subject, work)
 
     def _write(self, path: Path) -> None:
-        if self.dicom_seg:  # first: where the other file is, the image is done
-            target = path.with_name(f"{case_name(path)}.dcm")
-            if is_changed(target):
-                logger.warning("%s was changed by hand, so it stays", target)
-            else:
-                write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
+        fault = self._write_dicom_seg(path) if self.dicom_seg else None  # first: where the other file is, all is done
         values, affine = self._values(), np.asarray(self.affine, dtype=np.float64)
         write_noted(path, lambda temporary: write_image(temporary, values, affine, self.file))
+        if fault is not None:
+            raise SideProductError(f"{path.name} is written, but no {DICOM_SEG}: {_cause(fault)}") from fault
+
+    def _write_dicom_seg(self, path: Path) -> Exception | None:
+        """Write the DICOM Segmentation beside a file; what keeps it from that keeps the file from nothing."""
+        target = path.with_name(f"{case_name(path)}.dcm")
+        if is_changed(target):
+            logger.warning("%s was changed by hand, so it stays", target)
+            return None
+        try:
+            write_segmentation(target, self.file, np.asarray(self.classes), self.class_names)
+        except Exception as error:  # pydicom and highdicom raise of many kinds
+            return error
+        return None
 
     def _target(self, path: Path) -> Path:
         """The path of the segmentation. MONAI takes the last part of any name for its suffix, and no other but ".gz"
@@ -123,12 +140,19 @@ class ImageDataset(Dataset):
                 raise ValueError(PALETTE)
             return {**item, "reading_seconds": time.monotonic() - start}
         except Exception as error:
-            return {FAULT: _cause(error), "image": ensure_tuple(self.data[index]["image"])[0]}
+            file = str(ensure_tuple(self.data[index]["image"])[0])
+            return {FAULT: _cause(error), "image": subject_of(file, self.data[index].get("name")), FILE: file}
 
 
 class ImageEvaluator(SupervisedEvaluator):
     """Evaluator of batches of one image that goes on when an image fails, unless the disk is full, names those that did
-    in the end and then leaves with exit status 1.
+    in the end and then leaves with exit status 1. So it does for segmentations whose side product failed, which count
+    as predicted.
+
+    Attributes:
+        faults: why images could not be predicted, by the path of the case.
+        incomplete: why segmentations have no side product, likewise.
+        files: the files of images, likewise: a case may have another name than its file.
 
     Args:
         writing: what writes the segmentations beside the network.
@@ -139,6 +163,8 @@ class ImageEvaluator(SupervisedEvaluator):
         super().__init__(*args, **kwargs)
         self.writing, writing.is_on = writing, True
         self.faults: dict[str, str] = {}
+        self.incomplete: dict[str, str] = {}
+        self.files: dict[str, str] = {}
 
     def run(self, global_epoch: int = 1) -> None:
         """Predict all images."""
@@ -147,9 +173,12 @@ class ImageEvaluator(SupervisedEvaluator):
             return
         super().run(global_epoch)
         # Not in a handler, where the engine would log the exit as an error of its own, below the list.
-        if self.faults:
-            lines = "\n".join(f"  {path}: {cause}" for path, cause in self.faults.items())
-            logger.error("%d of %d images could not be predicted:\n%s", len(self.faults), self.state.iteration, lines)
+        verdicts = (f"segmentations were written without their {DICOM_SEG}", "images could not be predicted")
+        for found, verdict in zip((self.incomplete, self.faults), verdicts, strict=True):
+            if found:
+                lines = "\n".join(f"  {self.files.get(path, path)}: {cause}" for path, cause in found.items())
+                logger.error("%d of %d %s:\n%s", len(found), self.state.iteration, verdict, lines)
+        if self.faults or self.incomplete:
             raise SystemExit(1)
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
@@ -162,14 +191,20 @@ class ImageEvaluator(SupervisedEvaluator):
 
     def _look_at_writing(self, *, wait: bool) -> None:
         for path, error in self.writing.errors(wait=wait).items():
-            self._fail(path, _cause(error))
+            if isinstance(error, SideProductError):
+                logger.error("%s", error)
+                self.incomplete[str(path)] = _cause(error)
+            else:
+                self._fail(path, _cause(error))
 
     def _predict(self, engine: Engine, batchdata: dict[str, Any]) -> None:
         image = batchdata["image"]
         if FAULT in batchdata:
+            self.files[image[0]] = batchdata[FILE][0]
             self._fail(image[0], batchdata[FAULT][0])
             return
         name = image.meta["filename_or_obj"][0]
+        self.files[name] = image.meta.get(FILE, [name])[0]
         if unlike := image.meta.get(UNLIKE, [""])[0]:
             logger.warning("%s is unlike the images of the training: %s", case_name(name), unlike)
         try:
@@ -193,4 +228,4 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the memory of the GPU does not suffice; try --device cpu"
     lines = str(error).splitlines() or [type(error).__name__]
-    return lines[-1 if "Traceback (most recent call last):" in lines else 0][:300]
+    return lines[-1 if "Traceback (most recent call last):" in lines else 0][:MAX_CAUSE]

@@ -64,9 +64,7 @@ class LoadImageCased(LoadImaged):
             file = Path(d[key].meta[ImageMetaKey.FILENAME_OR_OBJ])
             d[key].meta["file"] = str(file)
             if "name" in data:
-                d[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(
-                    file.with_name(str(data["name"]) + formats.suffix_of(file))
-                )
+                d[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = formats.subject_of(file, str(data["name"]))
         first, *others = self.key_iterator(d)
         for key in others:
             if not d[key].meta.get(MEASURED, True) and d[key].shape == d[first].shape:

@@ -30,8 +30,9 @@ class PredictionRecord:
     of the "network", and of the "export": all that becomes of the network's output before the next image begins, beside
     whose network the file is written; "peak_memory", bytes of this process meanwhile (null where the system does not
     tell), and on a GPU "peak_gpu_memory"; "voxels" and "ml" of each foreground class; of an ensemble the "agreement" of
-    its networks, see :class:`scripts.agreement.Agreement`. An image that could not be predicted has its "error"
-    instead. Images of earlier runs stay, while their segmentations are there.
+    its networks, see :class:`scripts.agreement.Agreement`; "incomplete", why there is no DICOM Segmentation beside the
+    segmentation, where one was asked for. An image that could not be predicted has its "error" instead. Images of
+    earlier runs stay, while their segmentations are there.
 
     Args:
         output_dir: folder of the segmentations.
@@ -77,7 +78,10 @@ class PredictionRecord:
         """Write down what became of an image, and of the one before, whose segmentation was written meanwhile."""
         for item in engine.state.output:
             self._take(engine, item)
-        self.images |= {case_name(path): {"image": path, "error": cause} for path, cause in engine.faults.items()}
+        for path, cause in engine.faults.items():
+            self.images[case_name(path)] = {"image": engine.files.get(path, path), "error": cause}
+        for path, cause in engine.incomplete.items():
+            self.images[case_name(path)]["incomplete"] = cause
         self._write()
 
     def _take(self, engine: Engine, item: Any) -> None:
