@@ -272,7 +272,8 @@ def predict(
         root: folder of the datasets.
         bundles: folder of the bundles.
         name: the bundle, a folder under bundles/TASK.
-        images: folder with images, instead of the dataset's test images.
+        images: folder with images, instead of the dataset's test images; or with folders of patients, studies and DICOM
+            series.
         output: folder for the segmentations; predictions/TASK, or predictions/FOLDER for the images of a folder.
         force: overwrite segmentations of other images, of unknown origin, or that were changed by hand, in the folder.
             Without it, those that were changed by hand stay, and are named.
@@ -301,6 +302,8 @@ def predict(
         folder, cases = loaded.root, list(loaded.test)
     else:
         folder, cases = Path(images), predictions.images_in(Path(images), Path(bundles) / _task(dataset) / name)
+        for line in predictions.left_out(folder, cases):
+            print(line)
     results = Path(output or Path("predictions") / folder.resolve().name)
     bundle = Path(bundles) / _task(dataset) / name
 

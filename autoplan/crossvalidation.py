@@ -29,6 +29,7 @@ from autoplan.errors import DatasetError, TemplateError, one_line
 from autoplan.evaluation import class_masks, dice, read_classes
 from autoplan.facts import Dataset, Fold, Plan, to_dict
 from autoplan.files import read_object, write_text_atomically
+from autoplan.images import read_grid
 from autoplan.jobs import flags_of_recipe
 from autoplan.overlays import format_json
 from autoplan.processes import MAX_PROCESSES, mapper, num_processors
@@ -183,6 +184,7 @@ class Unscored:
     """A case, and for each candidate that has no score yet its files and the bundle whose code segments."""
 
     name: str
+    image: Path
     label: Path
     candidates: tuple[tuple[Candidate, tuple[Path, ...], Path], ...]
 
@@ -478,7 +480,7 @@ def _scored(
 
 def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores) -> list[Unscored]:
     """What is not scored yet, case by case."""
-    labels = {case.name: dataset.root / str(case.label) for case in dataset.training}
+    files = {case.name: (dataset.root / case.images[0], dataset.root / str(case.label)) for case in dataset.training}
     jobs = []
     for name, k in comparison.cases.items():
         todo = tuple(
@@ -490,7 +492,7 @@ def _jobs(comparison: Comparison, dataset: Dataset, folder: Path, scores: Scores
             for c, by_case in scores.items()
             if name not in by_case
         )
-        jobs += [Unscored(name, labels[name], todo)] if todo else []
+        jobs += [Unscored(name, *files[name], todo)] if todo else []
     return jobs
 
 
@@ -498,7 +500,7 @@ def _score(
     job: Unscored, *, segmenter: Segmenter, values: Sequence[int], ignore: int | None
 ) -> tuple[str, list[tuple[Candidate, CaseDice]]]:
     """Dice of one case for each candidate, with and without postprocessing. The label is read once."""
-    label, _ = read_classes(job.label)
+    label, _ = read_classes(job.label, on=read_grid(job.image))
     masks, known, made = class_masks(label, values), label != ignore, []
     for candidate, members, bundle in job.candidates:
         try:

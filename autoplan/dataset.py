@@ -427,6 +427,7 @@ def _read_image(dataset: Dataset, case: Case, faults: list[str]) -> Volume | Non
     read = [channel for channel in channels if channel is not None]
     if len(read) < len(channels):
         return None
+    read = [read[0], *(images.onto(channel, read[0].grid) for channel in read[1:])]
     for path, channel in zip(case.images[1:], read[1:], strict=True):
         faults += [f"{path}: {fault}" for fault in _geometry_faults(read[0], channel, what="channel")]
     if any(channel.shape != read[0].shape for channel in read):
@@ -445,7 +446,9 @@ def _read_label(dataset: Dataset, case: Case, image: Volume | None, faults: list
     if wrong_kind:
         faults += wrong_kind
         return None
-    faults += _geometry_faults(image, label) if image is not None else []
+    if image is not None:
+        label = images.onto(label, image.grid)
+        faults += _geometry_faults(image, label)
     values, wrong = images.whole_numbers(label.array[..., 0])
     faults += wrong if wrong else _value_faults(values, dataset)
     return values

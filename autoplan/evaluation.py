@@ -253,6 +253,7 @@ def _grid_faults(pair: Pair) -> list[str]:
     label, prediction = (_header(path, faults) for path in (pair.label, pair.prediction))
     if label is None or prediction is None:
         return faults
+    prediction = images.grid_onto(prediction, label)
     if label.shape != prediction.shape:
         return [
             f"{pair.prediction}: shape {prediction.shape} differs from the label's, {label.shape}. Resample the "
@@ -279,8 +280,11 @@ def _header(path: Path, faults: list[str]) -> images.Grid | None:
     return grid
 
 
-def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The whole numbers (X, Y, Z) in a file of one volume, and its affine.
+def read_classes(
+    path: Path, *, what: str = "label", on: images.Grid | None = None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The whole numbers (X, Y, Z) in a file of one volume, and its affine; with the axes of the grid `on`, where the
+    file has the same voxels in another order.
 
     Raises:
         DatasetError: the file is damaged, or holds other values; `what` says what it is.
@@ -289,6 +293,7 @@ def read_classes(path: Path, *, what: str = "label") -> tuple[NDArray[Any], NDAr
         volume = images.read_volume(path)
     except DatasetError as error:
         raise DatasetError(f"{path} {error}") from error
+    volume = volume if on is None else images.onto(volume, on)
     values, faults = images.whole_numbers(volume.array[..., 0], what=what)
     _raise([f"{path}: {fault}" for fault in faults])
     return values, volume.affine
@@ -303,7 +308,7 @@ def _score(
     """Scores of one case, or what is wrong with its files."""
     try:
         label, _ = read_classes(pair.label)
-        prediction, _ = read_classes(pair.prediction, what="prediction")
+        prediction, _ = read_classes(pair.prediction, what="prediction", on=images.read_grid(pair.label))
     except DatasetError as error:
         return _Reading((str(error),))
     if ignore is not None:

@@ -15,7 +15,7 @@ from autoplan.errors import AutoplanError
 from autoplan.evaluation import class_masks, dice
 from autoplan.facts import Case, Fold, from_dict, to_dict
 from autoplan.files import file_digest, read_object, write_text_atomically
-from autoplan.images import read_volume
+from autoplan.images import onto, read_grid, read_volume
 
 FASTER = "faster.json"
 """File in a fold's folder."""
@@ -69,6 +69,7 @@ def compare(bundle: Path, fold: Fold, folder: Path, cases: Sequence[Case], setti
     model = results.fold_folder(bundle, fold) / "model.pt"
     values = read_object(bundle / "configs" / "inference.json")["label_values"][1:]
     labels = [class_masks(read_volume(folder / str(case.label)).array, values) for case in cases]
+    grids = [read_grid(folder / str(case.label)) for case in cases]
     seconds, scores = [], []
     with tempfile.TemporaryDirectory(prefix="autoplan-") as name:
         for number, way in enumerate(SETTINGS.values()):
@@ -76,7 +77,10 @@ def compare(bundle: Path, fold: Fold, folder: Path, cases: Sequence[Case], setti
             given = {"model_file": str(model.absolute()), **settings, **way}
             told = prediction.told(bundle, folder, cases, output, given)
             seconds.append(sum(told[case.name]["seconds"]["network"] for case in cases))
-            found = (read_volume(output / told[case.name]["segmentation"]).array for case in cases)
+            found = (
+                onto(read_volume(output / told[case.name]["segmentation"]), grid).array
+                for case, grid in zip(cases, grids, strict=True)
+            )
             scores.append(np.array([dice(*pair) for pair in zip(labels, found, strict=True)], dtype=float))
     ways = (_way(*each, scores[0]) for each in zip(SETTINGS, seconds, scores, strict=True))
     return Comparison(file_digest(model), tuple(case.name for case in cases), tuple(ways))

@@ -40,10 +40,20 @@ from autoplan.formats import (
     names_of,
     place_tolerance_mm,
     segmentation_name,
+    series_below,
 )
 from autoplan.memory import memory_bytes
 
-__all__ = ["by_case", "case_name", "corner_distance_mm", "files_of", "image_files", "names_of", "segmentation_name"]
+__all__ = [
+    "by_case",
+    "case_name",
+    "corner_distance_mm",
+    "files_of",
+    "image_files",
+    "names_of",
+    "segmentation_name",
+    "series_below",
+]
 
 KNOWN = ", ".join(formats.SUFFIXES)
 """Suffixes of images, for messages."""
@@ -145,6 +155,29 @@ def read_volume(path: Path) -> Volume:
         scaled = (voxels.slope, voxels.inter) != (1, 0)
         array = np.asanyarray(voxels, dtype=np.float32 if scaled else None)
     return Volume(array if array.ndim == 4 else array[..., np.newaxis], grid)
+
+
+def onto(volume: Volume, grid: Grid) -> Volume:
+    """A volume on a grid, where both have the same voxels and the axes of its file another order or direction, as those
+    of a mask in NIfTI and of its image in DICOM. Any other one as it is."""
+    if (found := _turned(volume.grid, grid)) is None:
+        return volume
+    (order, reverse), turned = found
+    return Volume(np.flip(volume.array.transpose(*order, 3), reverse), turned)
+
+
+def grid_onto(own: Grid, grid: Grid) -> Grid:
+    """What `onto` makes of the grid of a volume."""
+    found = _turned(own, grid)
+    return own if found is None else found[1]
+
+
+def _turned(own: Grid, grid: Grid) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], Grid] | None:
+    """How a volume is turned onto a grid, and its grid then; None where it stays as it is."""
+    found = (
+        formats.axes_onto(own.shape, own.affine, grid.shape, grid.affine) if own.measured and grid.measured else None
+    )
+    return None if found is None else (found, replace(own, shape=grid.shape, affine=grid.affine))
 
 
 def read_grid(path: Path) -> Grid:

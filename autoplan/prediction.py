@@ -18,13 +18,23 @@ from autoplan.dataset import DESCRIPTION
 from autoplan.errors import AutoplanError, DatasetError, TemplateError
 from autoplan.facts import Case
 from autoplan.files import check_writable, file_digest, read_object, write_text_atomically
-from autoplan.images import by_case, case_name, check_packages, files_of, image_files, segmentation_name
+from autoplan.images import (
+    by_case,
+    case_name,
+    check_packages,
+    files_of,
+    image_files,
+    segmentation_name,
+    series_below,
+)
 from autoplan.processes import run_printing
 
 RECORD = ".predicted_by.json"
 """File beside the predictions that tells which bundle made them, and of which images."""
 PREDICTIONS = "predictions.json"
 """File beside the predictions in which the bundle says what each image was like."""
+MAX_NAME, MAX_LISTED = 200, 20
+"""Bytes of the name of a case that is made of folders, and folders that are listed as left out."""
 NOT_KNOWN = ""
 """Digest of a file of which it is not known whether it is as it was predicted."""
 Record = dict[str, list[Any]]
@@ -182,7 +192,8 @@ def warnings(output: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def images_in(folder: Path, bundle: Path) -> list[Case]:
-    """The images in a folder, sorted, as cases of a bundle with so many channels.
+    """The images in a folder, sorted, as cases of a bundle with so many channels; and each DICOM series in the folders
+    below, such as PATIENT/STUDY/SERIES, named by them. Localizers, and series without images, are left out.
 
     Raises:
         DatasetError: there is no such folder.
@@ -191,7 +202,32 @@ def images_in(folder: Path, bundle: Path) -> list[Case]:
         raise DatasetError(f"{folder} is no folder. Name the one with the images: --images DIR")
     channels = read_object(bundle / "configs" / "inference.json").get("normalization")
     count = len(channels) if isinstance(channels, list) and channels else 1
-    return [Case(name, tuple(path.name for path in paths)) for name, paths in by_case(image_files(folder), count)]
+    below = series_below(folder)
+    there = [path for path in image_files(folder) if not below.get(path)]
+    found = [Case(n, tuple(p.relative_to(folder).as_posix() for p in paths)) for n, paths in by_case(there, count)]
+    nested = [path.relative_to(folder) for path, reason in below.items() if not reason and path not in there]
+    return found + [Case(_joined(path), (path.as_posix(),)) for path in nested]
+
+
+def _joined(path: Path) -> str:
+    """Name of the case of a series in folders of folders. Files have names of at most 255 bytes."""
+    name = "_".join(path.parts)
+    return name if len(name.encode()) <= MAX_NAME else f"{name[:50]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def left_out(folder: Path, cases: Sequence[Case]) -> list[str]:
+    """What of a folder is not predicted: files and series that are none of the cases; a line a folder."""
+    taken = {file for case in cases for path in case.images for file in files_of(folder / path)}
+    below, lines = series_below(folder), []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        others = [name for name in files if name[0] != "." and Path(root) / name not in taken]
+        if others:
+            kind = below.get(Path(root)) or "no image"
+            count = f"{len(others)} file{'s' * (len(others) > 1)}"
+            lines.append(f"  {Path(root)}: {kind}, {count} such as {sorted(others)[0]}")
+    more = [f"  and {len(lines) - MAX_LISTED} folders more"] if len(lines) > MAX_LISTED else []
+    return ["Left out:", *lines[:MAX_LISTED], *more] if lines else []
 
 
 def _targets(folder: Path, cases: Sequence[Case], output: Path) -> dict[Case, Path]:
@@ -318,7 +354,13 @@ def changed_by_hand(output: Path, cases: Sequence[Case]) -> list[str]:
 def _others(output: Path, known: Record, cases: Collection[Case]) -> list[str]:
     """Names of the segmentations in a folder that are of images of another folder than those of `cases`."""
     folders = {str(Path(case.images[0]).resolve().parent) for case in cases}
-    return [n for n, s in known.items() if str(Path(s[0]).parent) not in folders and (output / n).is_file()]
+    common = os.path.commonpath(folders) if len(folders) > 1 else None  # of series in folders of folders
+
+    def is_own(image: str) -> bool:
+        path = Path(image)
+        return str(path.parent) in folders or (common is not None and path.is_relative_to(common))
+
+    return [n for n, s in known.items() if not is_own(s[0]) and (output / n).is_file()]
 
 
 def _check_unclaimed(output: Path, unknown: Sequence[Path], others: Sequence[str]) -> None:

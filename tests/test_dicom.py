@@ -115,6 +115,7 @@ ODD = {
     "a missing slice": ({"leave_out": [2]}, "a slice is missing between .*; 7.dcm is number 2"),
     "a palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "holds the numbers of a palette"),
     "a segmentation": ({"Modality": "SEG"}, "is a DICOM Segmentation, which is not read"),
+    "bits that are no number": ({"BitsStored": raw(b"x", "LO")}, "a number of its header is none"),
     "no rows": ({"Rows": None}, "has no Rows"),
 }
 

@@ -42,7 +42,8 @@ def affine(*spacing: float) -> np.ndarray:
     [
         pytest.param(lambda a: a, affine(1, 1, 2.5), "", id="as in the training"),
         pytest.param(lambda a: a, affine(1.2, 1.2, 1.7), "", id="a little beyond it"),
-        pytest.param(lambda a: a, affine(-1, 1, 2), "orientation LAS (training: RAS)", id="orientation"),
+        pytest.param(lambda a: a, affine(-1, 1, 2), "orientation LAS, a mirror image of the training's (RAS)",
+                     id="left and right exchanged"),
         pytest.param(lambda a: a, affine(1, 1, 4), "spacing 4 mm along z (training: 2 to 3)", id="spacing"),
         pytest.param(lambda a: a[:, :15], affine(1, 1, 2), "size 15 mm along x (training: 30 to 60)", id="size"),
         pytest.param(lambda a: a[:, :, :, ::-1] + np.array([1024, 0]).reshape(2, 1, 1, 1), affine(1, 1, 2),
@@ -61,6 +62,27 @@ def test_differences(change, world, said) -> None:
     if said:
         with pytest.raises(ValueError, match="it is unlike the images of the training: "):
             familiarity.CompareWithTrainingd("image", RANGE, CHANNELS, strict=True)({"image": image})
+
+
+@pytest.mark.parametrize(
+    ("codes", "known", "is_odd"),
+    [
+        ("LPS", ["RAS"], False), ("RAS", ["LPS"], False), ("ASR", ["RAS"], False), ("PIR", ["LPS"], False),
+        ("LAS", ["RAS"], True), ("RAS", ["LAS"], True), ("LAS", ["LAS", "RAS"], False), ("RAS", ["LAS", "RAS"], False),
+        ("RSA", ["RAS"], True), ("RSP", ["RAS"], False),
+    ],
+)  # fmt: skip
+def test_orientation_is_told_where_it_is_evidence(codes, known, is_odd) -> None:
+    """A series of DICOM is LPS, and the training was RAS: both are right-handed, and preprocessing makes them equal."""
+    turned = nibabel.orientations.inv_ornt_aff(nibabel.orientations.axcodes2ornt(codes), (1, 1, 1))
+    world = np.linalg.inv(turned)
+    assert "".join(nibabel.aff2axcodes(world)) == codes
+    assert (np.linalg.det(world[:3, :3]) > 0) == (familiarity._handedness(codes) == 1)
+    image = MetaTensor(torch.from_numpy(usual((30, 30, 30))), affine=torch.from_numpy(world))
+    ranges = {**RANGE, "orientations": known, "spacing": [[1, 1]] * 3, "size": [[30, 30]] * 3}
+    found = familiarity.CompareWithTrainingd("image", ranges, CHANNELS)({"image": image})["image"].meta
+    assert found[familiarity.UNLIKE].startswith(f"orientation {codes}") == is_odd
+    assert bool(found[familiarity.UNLIKE]) == is_odd
 
 
 def test_axes_are_compared_in_the_order_of_the_world() -> None:

@@ -1,9 +1,12 @@
 """The command `predict`: what is predicted, what is skipped, what is not touched."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
+import dicoms
+import pydicom
 import pytest
 
 from autoplan import prediction, written
@@ -256,6 +259,56 @@ def test_a_dicom_segmentation_that_is_missing_is_named(bundle, runs, tmp_path, m
     (output / "b.nii.gz").write_text("corrected")
     (output / "c.dcm").write_text("made by hand")
     assert prediction.predict(bundle, tmp_path, cases, output, force=False, settings={"dicom_seg": True}) == 0
+
+
+def test_series_in_folders_of_folders(bundle, runs, tmp_path, monkeypatch, capsys) -> None:
+    """Each is a case that is named by its folders; what is left out is told."""
+    root = tmp_path / "archive"
+    places = ["p1/s1/ax", "p1/s1/scout", "p1/s2/ax", "p2/s1/ax", "p2/s1/report", "flat", "p2/s1/planes"]
+    for place in places:
+        kind = {"ImageType": ["A", "B", "LOCALIZER"]} if place.endswith("scout") else {}
+        dicoms.series(root / place, **kind)
+    for path in (root / "p2/s1/report").iterdir():
+        slice_ = pydicom.dcmread(path)
+        del slice_.Rows
+        slice_.save_as(path)
+    dicoms.series(root / "p2/s1/planes", orientation=(0, 1, 0, 0, 0, -1), name="other{}", uid="1.2")
+    for path in (root / "p2/s1/planes").iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.SeriesInstanceUID = "1.2"
+        slice_.save_as(path)
+    (root / "p1" / "notes.txt").write_text("text")
+    long = "x" * 90
+    dicoms.series(root / long / long / long)
+    (bundle / "configs" / "inference.json").write_text("{}")
+    cases = prediction.images_in(root, bundle)
+    assert [case.name for case in cases[:4]] == ["flat", "p1_s1_ax", "p1_s2_ax", "p2_s1_ax"]
+    assert [case.images for case in cases[:2]] == [("flat",), ("p1/s1/ax",)]
+    assert len(cases) == 5
+    assert len(cases[4].name) < 100
+    assert [line.removeprefix(f"  {root}/") for line in prediction.left_out(root, cases)] == [
+        "Left out:",
+        "p1: no image, 1 file such as notes.txt",
+        "p1/s1/scout: a localizer, 4 files such as 0.dcm",
+        "p2/s1/planes: a localizer, 8 files such as 0.dcm",
+        "p2/s1/report: DICOM files without an image, 4 files such as 0.dcm",
+    ]
+    given = []
+
+    def run(_, cases, __):
+        given.extend(prediction._listed(case) for case in cases)
+        for case in cases:
+            (tmp_path / "out" / f"{case.name}.nii.gz").write_text("predicted")
+        return 0
+
+    monkeypatch.setattr(prediction, "_run", run)
+    assert main(["predict", "Task90_Tiny", "--bundles", str(bundle.parent.parent), "--images", str(root),
+                 "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+    assert given[:2] == [str(root / "flat"), {"name": "p1_s1_ax", "image": [str(root / "p1/s1/ax")]}]
+    assert "p1/s1/scout: a localizer" in capsys.readouterr().out
+    shutil.rmtree(root / "p1" / "s2")
+    cases = prediction.images_in(root, bundle)
+    assert prediction.predict(bundle, root, cases, tmp_path / "out", force=False, settings={}) == 0, "a folder less"
 
 
 def test_errors(bundle, images, tmp_path) -> None:

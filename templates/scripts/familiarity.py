@@ -71,8 +71,11 @@ class CompareWithTrainingd(MapTransform):
         spacing = voxel_sizes(affine)[order]
         size = spacing * np.array(image.shape[1:])[order]
         codes = "".join(aff2axcodes(affine))
-        if known["orientations"] and codes not in known["orientations"]:
-            yield f"orientation {codes} (training: {', '.join(known['orientations'])})"
+        if known["orientations"] and _handedness(codes) not in map(_handedness, known["orientations"]):
+            yield (
+                f"orientation {codes}, a mirror image of the training's ({', '.join(known['orientations'])}), so left "
+                "and right may be exchanged"
+            )
         for name, values, factor in (("spacing", spacing, SPACING_FACTOR), ("size", size, SIZE_FACTOR)):
             for axis, value, (least, largest) in zip("xyz", values, known[name], strict=True):
                 if not least / factor <= value <= largest * factor:
@@ -91,3 +94,11 @@ class CompareWithTrainingd(MapTransform):
                         f"{q:g} % of the voxels{channel} lie below {value:.4g}{unit} (training: {least:g} to "
                         f"{largest:g})"
                     )
+
+
+def _handedness(codes: str) -> int:
+    """1 where the axes of a file, such as RAS or LPS, are a right-handed system, else -1. The order and the directions
+    of the axes say nothing of an image, for preprocessing makes them equal; a mirrored file may be a wrong one."""
+    axes = [("LR".find(c), "PA".find(c), "IS".find(c)) for c in codes]
+    signs = np.array([[0 if at < 0 else 2 * at - 1 for at in row] for row in axes])
+    return int(np.rint(np.linalg.det(signs)))

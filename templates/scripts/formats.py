@@ -168,6 +168,21 @@ def is_series(folder: str | PurePath) -> bool:
     return Path(folder).is_dir() and any(True for _ in dicom.image_files(Path(folder)))
 
 
+def series_below(folder: str | Path) -> dict[Path, str]:
+    """The folders inside a folder, however deep, that hold DICOM files, and why one is no image to predict; "" where it
+    is one."""
+    found = {}
+    for root, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        path = Path(root)
+        if path != Path(folder) and is_series(path):
+            if missing_packages([path]):
+                found[path] = ""  # which is said of all
+            else:
+                found[path] = dicom.no_image(path)
+    return found
+
+
 def files_of(image: str | Path) -> list[Path]:
     """The files that an image consists of: those of a series; or itself, the files that its header names, and what
     tells its spacing."""
@@ -320,6 +335,23 @@ def corner_distance_mm(shape: Sequence[int], first: NDArray[np.float64], second:
     corners = np.array(np.meshgrid(*((0, n - 1) for n in shape[:3]), indexing="ij")).reshape(3, -1)
     difference = (first - second)[:3]
     return float(np.linalg.norm(difference[:, :3] @ corners + difference[:, 3:], axis=0).max())
+
+
+def axes_onto(
+    shape: Sequence[int], affine: NDArray[np.float64], to_shape: Sequence[int], to: NDArray[np.float64]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """How an image becomes one on another grid that has the same voxels, its axes in another order or direction: the
+    order of its axes, and those that are then reversed. None where the grids are not of the same voxels, or nothing is
+    to be done."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
+
+    turn = ornt_transform(io_orientation(affine), io_orientation(to))
+    order = tuple(int(axis) for axis in np.argsort(turn[:, 0]))
+    reverse = tuple(axis for axis, source in enumerate(order) if turn[source, 1] < 0)
+    turned = affine @ inv_ornt_aff(turn, tuple(shape[:3]))
+    if (order == (0, 1, 2) and not reverse) or [shape[axis] for axis in order] != list(to_shape[:3]):
+        return None
+    return (order, reverse) if corner_distance_mm(to_shape, turned, to) <= place_tolerance_mm(to) else None
 
 
 # NIfTI.

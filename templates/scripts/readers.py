@@ -44,6 +44,7 @@ class FormatReader(ImageReader):
         if len(read) == 1:
             return array, meta
         shape = tuple(meta[MetaKeys.SPATIAL_SHAPE])
+        read = [(array, meta), *(_onto(channel, meta) for channel in read[1:])]
         for path, (_, other) in zip(img, read, strict=True):
             same = np.array_equal(other[MetaKeys.SPATIAL_SHAPE], meta[MetaKeys.SPATIAL_SHAPE])
             measured = meta.get(MEASURED, True) and other.get(MEASURED, True)
@@ -70,6 +71,17 @@ class LoadImageCased(LoadImaged):
             if not d[key].meta.get(MEASURED, True) and d[key].shape == d[first].shape:
                 d[key].affine = d[first].affine
         return d
+
+
+def _onto(channel: tuple[np.ndarray, dict[Any, Any]], on: Mapping[Any, Any]) -> tuple[np.ndarray, dict[Any, Any]]:
+    """A channel with its axes as those of the first, where they have the same voxels in another order."""
+    array, meta = channel
+    shape, affine = (on[key] for key in (MetaKeys.SPATIAL_SHAPE, MetaKeys.AFFINE))
+    if (found := formats.axes_onto(meta[MetaKeys.SPATIAL_SHAPE], meta[MetaKeys.AFFINE], shape, affine)) is None:
+        return channel
+    order, reverse = found
+    turned = np.flip(array.transpose(*order, *range(3, array.ndim)), reverse)
+    return turned, {**meta, MetaKeys.SPATIAL_SHAPE: shape, MetaKeys.AFFINE: affine}
 
 
 def _alike(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> bool:

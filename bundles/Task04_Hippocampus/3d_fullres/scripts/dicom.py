@@ -275,19 +275,21 @@ def _tell(text: str) -> None:
     logger.warning("%s", text)
 
 
-def is_localizer(folder: Path) -> bool:
-    """Whether a folder of DICOM files holds nothing but a localizer."""
+def no_image(folder: Path) -> str:
+    """Why a folder of DICOM files holds no image to predict: it has none, or is a localizer. "" where it may hold one;
+    whether it can be read is not said."""
     files = list(image_files(folder))
-    if len(files) > MAX_LOCALIZER:
-        return False
-    found = [s for path in files for s in _slices(path)]
-    images = [image for slices in _by_series(folder).values() for image in _images(slices)] if found else []
-    return bool(images) and (all(s.is_localizer for s in found) or all(image.mixed for image in images))
-
-
-def holds_image(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file with an image; reports, plans and segmentations are none."""
-    return any(s.text("Modality") not in _NO_IMAGES for path in image_files(folder) for s in _slices(path)[:1])
+    try:
+        if all(s.text("Modality") in _NO_IMAGES for path in files for s in _slices(path)[:1]):
+            return "DICOM files without an image"
+        if len(files) > MAX_LOCALIZER:
+            return ""
+        slices = [s for path in files for s in _slices(path)]
+        images = [image for found in _by_series(folder).values() for image in _images(found)]
+    except Exception:  # pydicom raises of many kinds; the reading says it
+        return ""
+    is_localizer = all(s.is_localizer for s in slices) or all(image.mixed for image in images)
+    return "a localizer" if is_localizer else ""
 
 
 def _by_series(folder: Path) -> dict[str, list[Slice]]:
@@ -505,7 +507,10 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
     for path, places in frames.items():
         dataset = read_file(path)
         _fill(dataset)
-        pixels = dataset.pixel_array
+        try:
+            pixels = dataset.pixel_array
+        except TypeError:
+            raise UnsuitableError(f"{path.name}: a number of its header is none. Correct the header.") from None
         for place in places:
             slice_ = slices[place]
             several = slice_.frame is not None and pixels.ndim > 2 + (slice_.number("SamplesPerPixel", 1) > 1)

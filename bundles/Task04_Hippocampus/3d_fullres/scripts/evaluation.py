@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
 from scripts.checkpoint import holds
 from scripts.files import file_digest, write_atomically, write_text_atomically
-from scripts.formats import case_name
+from scripts.formats import axes_onto, case_name
 
 
 class DiceReport:
@@ -84,7 +85,8 @@ class DiceReport:
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case_name(output["pred"].meta["filename_or_obj"])
-            self.rows[name] = dice(output["pred"], item["reference"], self.values, self.ignore_value)
+            label = _onto(item["reference"], output["pred"])
+            self.rows[name] = dice(output["pred"], label, self.values, self.ignore_value)
 
     def write(self, engine: Engine) -> None:
         """Write dice.csv and dice.json, log the table, and set the engine's metrics."""
@@ -115,6 +117,17 @@ class DiceReport:
         write_text_atomically(self.output_dir / "dice.json", json.dumps(summary, indent=1) + "\n")
         logging.getLogger(__name__).info("Dice\n%s", table(lines))
         logging.getLogger(__name__).info("mean foreground Dice: %s", _cell(foreground))
+
+
+def _onto(label: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+    """A label (1, X, Y, Z) with its axes as those of a prediction, where its file has them in another order."""
+    grids = [(each.shape[1:], np.asarray(each.affine, dtype=np.float64)) for each in (label, pred)
+             if isinstance(each, MetaTensor) and each.ndim == 4]  # fmt: skip
+    found = axes_onto(*grids[0], *grids[1]) if len(grids) == 2 else None
+    if found is None:
+        return label
+    order, reverse = found
+    return label.permute(0, *(axis + 1 for axis in order)).flip([axis + 1 for axis in reverse])
 
 
 def class_metrics(what: str, classes: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:
