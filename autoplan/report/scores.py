@@ -22,7 +22,7 @@ from autoplan.images import bounding_box, case_name, image_files, spacing
 from autoplan.report import pictures
 from autoplan.report.cases import KEPT, kept, to_show
 
-FORMAT = 3
+FORMAT = 4
 """Version of what is kept. To be raised whenever the meaning of a number, or a picture, changes."""
 BINS = 10
 """Of the calibration: intervals of probability of equal width."""

@@ -28,6 +28,9 @@ FEW_SLICES, MANY_TIMES = 3, 4
 three."""
 MAX_LOCALIZER = 30
 """Files that a folder with nothing but a localizer has at most. Our choice."""
+HEAD = 132
+"""Bytes that tell a file of DICOM. Smaller files are none; those of the system, such as /proc/kmsg, which reading may
+wait for, have no size."""
 MAX_LISTED = 4
 """Images that a message names."""
 _NUMBERS = (
@@ -155,9 +158,9 @@ class Slice:
 def image_files(folder: Path) -> Iterator[Path]:
     """The DICOM files of a folder: those with the mark of the format behind 128 bytes, or that begin as a data set."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name[0] != "." and path.name != "DICOMDIR":
+        if path.is_file() and path.name[0] != "." and path.name != "DICOMDIR" and path.stat().st_size >= HEAD:
             with path.open("rb") as file:
-                if _is_dicom(file.read(132)):
+                if _is_dicom(file.read(HEAD)):
                     yield path
 
 
