@@ -1,8 +1,7 @@
 """What a network needs, from its plan: memory without the device, arithmetic, and seconds on this machine.
 
 Memory is counted by PyTorch's MemTracker on fake tensors, which have a shape and a dtype but no content. Fake tensors
-of CUDA need a build with CUDA, so they are on the CPU, in the dtypes of CUDA's autocast. MONAI's DiceCELoss asks a
-tensor for its values, which fake ones lack; `_loss` stands in for it, with the same tensors.
+of CUDA need a build with CUDA, so they are on the CPU, in the dtypes of CUDA's autocast.
 """
 
 import math
@@ -70,6 +69,7 @@ class Step:
         self.kind, self.dtype = device, half(like)
         self.classes = len(plan.labels)
         self.network, self.optimizer = _parts(plan, c, device)
+        self.loss = load_script("losses", "autoplan.losses").SparseDiceCELoss(c.batch_dice)
         self.image = torch.randn(c.batch_size, inputs(plan, c), *c.patch_size, device=device)
         self.label = torch.zeros(c.batch_size, 1, *c.patch_size, device=device)
 
@@ -101,7 +101,7 @@ class Step:
         """Forward and backward pass."""
         self.optimizer.zero_grad(set_to_none=False)  # as MONAI's trainer does
         logits = self.forward()
-        _loss(logits, self.label).backward()  # type: ignore[no-untyped-call]
+        self.loss(logits, self.label).backward()
 
     def __call__(self) -> None:
         self.gradients()
@@ -242,18 +242,6 @@ def _parts(plan: Plan, c: Configuration, device: Device) -> tuple[Any, Any]:
     parser = ConfigParser({**kept, **values, "network": network})
     with torch.device(device):
         return parser.get_parsed_content("network"), parser.get_parsed_content("optimizer")
-
-
-def _loss(logits: "torch.Tensor", label: "torch.Tensor") -> "torch.Tensor":
-    """Dice and cross-entropy, with the tensors of MONAI's DiceCELoss."""
-    import torch
-
-    probabilities = logits.softmax(1)
-    wanted = torch.zeros_like(logits).scatter_(1, label.long(), 1.0)
-    axes = [0, *range(2, logits.ndim)]
-    overlap = (wanted * probabilities).sum(axes)
-    dice = 2 * overlap / (wanted.sum(axes) + probabilities.sum(axes))
-    return torch.nn.functional.cross_entropy(logits, label[:, 0].long()) + (1 - dice).mean()
 
 
 def _peak(plan: Plan, c: Configuration, like: Device, run: Callable[[Step], Iterator[None]]) -> int:

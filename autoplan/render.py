@@ -40,7 +40,6 @@ PRETRAINED: dict[str, tuple[str, ...]] = {
 IGNORING: dict[str, tuple[str, ...]] = {
     "train.json": ("ignoring/train.json",),
     "evaluate.json": ("ignoring/evaluate.json",),
-    "multi_gpu_train.json": ("ignoring/multi_gpu_train.json",),
 }
 """What is laid over these where labels have voxels that are not known."""
 MARKS = ("configs/train.json", "configs/inference.json")

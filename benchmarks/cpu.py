@@ -22,7 +22,6 @@ from pathlib import Path
 
 import fire
 import torch
-from monai.losses import DiceCELoss
 from training_step import heading, network_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 import scripts.inferers
 import scripts.precision
 from scripts.cpu import _sum_at_once
+from scripts.losses import SparseDiceCELoss
 
 WAYS = ("as torch does it", "freed memory kept", "and oneDNN", "and two passes at once")
 
@@ -47,7 +47,7 @@ def measure(way: str, what: str, patch: tuple[int, ...], batch: int, features: i
     network = network_for(patch, features)
     amp = scripts.precision.default_amp("cpu")
     window = scripts.inferers.MirroredWindowInferer(patch, amp=amp)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    loss_function = SparseDiceCELoss()
     image, label = torch.randn(batch, 1, *patch), torch.randint(0, 3, (batch, 1, *patch))
 
     def predict() -> None:

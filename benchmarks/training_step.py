@@ -15,12 +15,12 @@ from pathlib import Path
 import fire
 import torch
 from monai import __version__ as monai_version
-from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "templates"))
 
 from scripts.cpu import keep_freed_memory
+from scripts.losses import SparseDiceCELoss
 
 
 def network_for(patch: tuple[int, ...], first: int = 30) -> torch.nn.Module:
@@ -52,7 +52,7 @@ def step_seconds(patch: tuple[int, ...], batch: int, steps: int, *, amp: bool, c
     layout = last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)
     call = torch.compile(network) if compiled else network
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=0.0, smooth_dr=1e-8)
+    loss_function = SparseDiceCELoss(smooth_nr=0.0, smooth_dr=1e-8)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-4, weight_decay=3e-5, amsgrad=True)
     image = torch.randn(batch, 1, *patch, device=device).to(memory_format=layout)
     label = torch.randint(0, 3, (batch, 1, *patch), device=device)

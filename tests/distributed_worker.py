@@ -10,22 +10,26 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "templates"))
 
 from scripts import distributed
+from scripts.losses import SparseDiceCELoss
 
 
 def gradients(samples: Path, out: Path) -> None:
-    """Gradients of a small network on this rank's share of some samples, averaged as in training; for all losses."""
+    """Value and gradients, averaged over the ranks, of a small network on this rank's share of some samples; for each
+    way of the loss."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     data = torch.load(samples, weights_only=True)
     found = []
-    kinds = (distributed.SharedDiceCELoss, distributed.SharedKnownVoxelsLoss)
-    for kind, batch in itertools.product(kinds, (False, True)):
-        network = torch.nn.Conv3d(1, 3, 3, padding=1)
+    for unknown, batch in itertools.product((False, True), repeat=2):
+        network = torch.nn.Conv3d(1, 3, 3, padding=1, dtype=torch.float64)
         network.load_state_dict(data["network"])
         shared = torch.nn.parallel.DistributedDataParallel(network)
-        loss_function = kind(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
-        label = data["label" if kind is distributed.SharedDiceCELoss else "partly known"]
-        loss_function(shared(data["image"][rank::size]), label[rank::size]).backward()
-        found.append({name: parameter.grad for name, parameter in network.named_parameters()})
+        loss_function = SparseDiceCELoss(batch, smooth_nr=0.0, smooth_dr=1e-8, unknown=unknown, shared=True)
+        label = data["partly known" if unknown else "label"]
+        loss = loss_function(shared(data["image"][rank::size]), label[rank::size])
+        loss.backward()
+        mean = loss.detach() / size
+        torch.distributed.all_reduce(mean)
+        found.append({"loss": mean, **{name: parameter.grad for name, parameter in network.named_parameters()}})
     if rank == 0:
         torch.save(found, out)
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_PLAN
-from monai.losses import DiceCELoss
 from scripts.cache import MARK, CaseCache
 
-from autoplan import cost, footprint
+from autoplan import cost, footprint, render
 from autoplan.__main__ import main
 from autoplan.errors import PlanError
 from autoplan.facts import CaseFacts, Fingerprint, Intensities
@@ -51,14 +50,10 @@ def test_a_network_is_that_of_the_plan(bill) -> None:
     assert step.optimizer.defaults["amsgrad"]
 
 
-@pytest.mark.parametrize("name", [c.name for c in TINY_PLAN.configurations])
-def test_the_loss_that_stands_in_is_monais(name) -> None:
-    """Up to the smoothing: it is of the same kind, so that it has the same tensors."""
-    step = footprint.Step(TINY_PLAN, TINY_PLAN.configuration(name))
-    label = torch.randint(0, 3, step.label.shape).float()
-    monais = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, smooth_nr=0.0, smooth_dr=1e-8)
-    logits = step.forward()
-    assert torch.allclose(footprint._loss(logits, label), monais(logits, label), atol=1e-5)
+def test_the_loss_is_that_of_a_training() -> None:
+    loss = footprint.Step(TINY_PLAN, TWO_D).loss
+    assert render.template("train.json", "2d")["loss"]["_target_"] == f"scripts.losses.{type(loss).__name__}"
+    assert loss.batch == TWO_D.batch_dice
 
 
 def test_memory_is_that_of_the_parts() -> None:

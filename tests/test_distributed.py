@@ -10,16 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from scripts.distributed import SharedDiceCELoss
-from scripts.losses import KnownVoxelsLoss
+from scripts.losses import SparseDiceCELoss
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+SETTINGS = {
+    "max_epochs": 2, "epoch_length": 2, "val_batches": 2, "num_workers": 0, "amp": False, "batch_dice": True,
+    "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.01},
+}  # fmt: skip
+"""Of the trainings that are compared."""
 
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(4, 1, 6, 5, 4, generator=generator)
+    image = torch.randn(4, 1, 6, 5, 4, generator=generator, dtype=torch.float64)
     label = (image > 0.3).long() + (image > 1.0).long()
     label[3] = 0  # so that samples differ in what they hold, and batch Dice is not the mean of theirs
     partly = label.clone()
@@ -30,7 +34,7 @@ def samples() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Conv3d(1, 3, 3, padding=1)
+    return torch.nn.Conv3d(1, 3, 3, padding=1, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,7 @@ def ranks(
     """A folder with what two ranks of the worker have left: gradients on the samples, and a training."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({**samples, "network": network.state_dict()}, folder / "samples.pt")
-    settings = {
-        "max_epochs": 2, "epoch_length": 2, "val_batches": 2, "batch_size": 3, "num_workers": 0,
-        "cache_dir": str(folder / "cache"), "ckpt_dir": str(folder / "fold"),
-    }  # fmt: skip
+    settings = {**SETTINGS, "batch_size": 3, "cache_dir": str(folder / "cache"), "ckpt_dir": str(folder / "fold")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
     command += [str(folder), str(project / "bundles" / "Task90_Tiny" / "2d"), json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -57,24 +58,34 @@ def ranks(
 def test_a_step_of_two_ranks_equals_that_of_one(
     samples: dict[str, torch.Tensor], network: torch.nn.Module, ranks: Path
 ) -> None:
-    """With batch Dice and with Dice per sample, against MONAI's own loss in one process; and where not all voxels are
-    known."""
-    kinds = [(kind, batch) for kind in (DiceCELoss, KnownVoxelsLoss) for batch in (False, True)]
-    for (kind, batch), found in zip(kinds, torch.load(ranks / "out.pt", weights_only=True), strict=True):
-        loss_function = kind(to_onehot_y=True, softmax=True, batch=batch, smooth_nr=0.0, smooth_dr=1e-8)
+    """Value and gradients, to float64's rounding: with Dice of each sample and of the batch, against MONAI's own loss
+    in one process; and where one rank knows fewer voxels than the other."""
+    smooth = {"smooth_nr": 0.0, "smooth_dr": 1e-8}
+    losses = [DiceCELoss(to_onehot_y=True, softmax=True, batch=batch, **smooth) for batch in (False, True)]
+    losses += [SparseDiceCELoss(batch, **smooth, unknown=True) for batch in (False, True)]
+    for loss_function, found in zip(losses, torch.load(ranks / "out.pt", weights_only=True), strict=True):
         network.zero_grad()
-        label = samples["label" if kind is DiceCELoss else "partly known"]
-        loss_function(network(samples["image"]), label).backward()
-        for name, parameter in network.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7)
+        label = samples["partly known" if isinstance(loss_function, SparseDiceCELoss) else "label"]
+        loss = loss_function(network(samples["image"]), label)
+        loss.backward()
+        expected = {"loss": loss.detach(), **{name: p.grad for name, p in network.named_parameters()}}
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("batch", [True, False], ids=["batch Dice", "Dice per sample"])
-def test_in_one_process_the_loss_is_monais(samples: dict[str, torch.Tensor], batch: bool) -> None:
-    settings = {"to_onehot_y": True, "softmax": True, "batch": batch, "smooth_nr": 0.0, "smooth_dr": 1e-8}
-    logits = torch.randn(4, 3, 6, 5, 4, generator=torch.Generator().manual_seed(1))
-    found, expected = (cls(**settings)(logits, samples["label"]) for cls in (SharedDiceCELoss, DiceCELoss))
-    assert found == expected
+@pytest.mark.slow
+def test_a_training_of_two_ranks_equals_that_of_one(project: Path, ranks: Path, parse, tmp_path: Path) -> None:
+    """Four steps of gradient descent. Adam divides a gradient by its size: one that is only rounding would move its
+    weight by a whole learning rate, to the one side or the other."""
+    settings = {**SETTINGS, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), "ckpt_dir": str(tmp_path / "fold")}
+    parser = parse(project / "bundles" / "Task90_Tiny" / "2d", "train", device="cpu", **settings)
+    torch.manual_seed(parser.get_parsed_content("seed"))
+    trainer = parser.get_parsed_content("train#trainer")
+    network = parser.get_parsed_content("network_def")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trainer.run()
+    found = torch.load(ranks / "rank_0.pt", weights_only=True)
+    torch.testing.assert_close(found, dict(network.state_dict()), rtol=0, atol=1e-6)
+    assert max((found[name] - before[name]).abs().max() for name in found) > 1e-3, "something was learnt"
 
 
 @pytest.mark.slow

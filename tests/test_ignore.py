@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.losses import DiceCELoss
 from scripts.cache import CaseCache
 from scripts.evaluation import dice
-from scripts.losses import KnownVoxelsLoss
+from scripts.losses import SparseDiceCELoss
 from scripts.patches import PatchDataset, Request
 from scripts.progress import PatchDice
 
@@ -24,7 +24,7 @@ from autoplan.dataset import read_case
 from autoplan.layouts import Layout
 
 NOT_KNOWN = 7
-OPTIONS = {"to_onehot_y": True, "softmax": True, "smooth_nr": 0.0, "smooth_dr": 1e-8}
+OPTIONS = {"smooth_nr": 0.0, "smooth_dr": 1e-8}
 
 
 # The loss.
@@ -42,8 +42,10 @@ def patch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("batch", [False, True], ids=["each sample", "whole batch"])
 def test_the_loss_is_that_of_the_known_voxels(batch, patch) -> None:
     logits, labels = patch
-    expected = DiceCELoss(**OPTIONS, batch=batch)(logits[:, :, 3:], labels[:, :, 3:])
-    assert KnownVoxelsLoss(**OPTIONS, batch=batch)(logits, labels) == pytest.approx(expected.item(), abs=1e-6)
+    monais = DiceCELoss(to_onehot_y=True, softmax=True, **OPTIONS, batch=batch)
+    expected = monais(logits[:, :, 3:], labels[:, :, 3:])
+    found = SparseDiceCELoss(**OPTIONS, batch=batch, unknown=True)(logits, labels)
+    assert found == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_gradients_are_equal_whatever_the_logits_there(patch) -> None:
@@ -51,7 +53,7 @@ def test_gradients_are_equal_whatever_the_logits_there(patch) -> None:
     gradients = []
     for change in (0.0, 50.0):
         changed = torch.where(labels == 3, logits + change * torch.randn_like(logits), logits).requires_grad_()
-        KnownVoxelsLoss(**OPTIONS)(changed, labels).backward()
+        SparseDiceCELoss(**OPTIONS, unknown=True)(changed, labels).backward()
         gradients.append(changed.grad)
     assert torch.equal(*gradients)
     assert not gradients[0][:, :, :3].any()
@@ -59,7 +61,7 @@ def test_gradients_are_equal_whatever_the_logits_there(patch) -> None:
 
 def test_a_patch_of_which_nothing_is_known(patch) -> None:
     logits = patch[0].requires_grad_()
-    loss = KnownVoxelsLoss(**OPTIONS)(logits, torch.full_like(patch[1], 3))
+    loss = SparseDiceCELoss(**OPTIONS, unknown=True)(logits, torch.full_like(patch[1], 3))
     loss.backward()
     assert torch.isfinite(loss)
     assert not logits.grad.any()
@@ -168,7 +170,7 @@ def test_the_bundle(raw, tmp_path) -> None:
     parser.read_config([folder / "configs" / f"{name}.json" for name in ("train", "evaluate")])
     parser["bundle_root"], parser["dataset_dir"] = str(folder), str(raw.folder)
     assert parser.get_parsed_content("ignore_value") == NOT_KNOWN
-    assert isinstance(parser.get_parsed_content("loss"), KnownVoxelsLoss)
+    assert parser.get_parsed_content("loss").unknown
     made = parser.get_parsed_content("preprocessing")(parser.get_parsed_content("cases")[0][0])
     assert np.unique(made["label"]).tolist() == [0, 1, 2], "what is not known is behind the last class"
     report = parser.get_parsed_content("validate#handlers#2")
@@ -184,4 +186,4 @@ def test_the_bundle(raw, tmp_path) -> None:
 
 def test_a_dataset_without_it_has_no_trace(tmp_path) -> None:
     assert "ignore_value" not in render.template("train.json", "3d_fullres")
-    assert render.template("train.json", "3d_fullres")["loss"]["_target_"] == "DiceCELoss"
+    assert "unknown" not in render.template("train.json", "3d_fullres")["loss"]

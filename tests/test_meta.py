@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import NAMES
 from monai.data import MetaTensor
-from scripts import networks
 
 CHANNELS, CLASSES, IMAGE = 2, 3, (18, 9, 8)
 
@@ -77,8 +76,8 @@ def test_a_prediction_stays_on_its_device(name, on_meta) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_on_the_cpu_is_noticed(name, on_meta, monkeypatch) -> None:
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *a, **k: zeros(*a, **{**k, "device": "cpu"}))
+    zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **k: zeros(*a, **{**k, "device": "cpu"}))
     parser = on_meta(name, "train")
     with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
         step(parser)
@@ -94,6 +93,8 @@ def test_weights_of_windows_on_the_cpu_are_noticed(name, on_meta, monkeypatch) -
 
 
 def test_a_first_stage_on_the_cpu_is_noticed(on_meta, monkeypatch) -> None:
-    one_hot = networks.one_hot
-    monkeypatch.setattr(networks, "one_hot", lambda x, n: one_hot(torch.zeros(x.shape, dtype=torch.long), n))
+    from scripts import inferers
+
+    append = inferers.append_one_hot
+    monkeypatch.setattr(inferers, "append_one_hot", lambda x, low, n: append(x, torch.zeros(low.shape), n))
     assert not stays(on_meta("3d_cascade_fullres", "inference"))

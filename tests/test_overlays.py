@@ -56,7 +56,7 @@ def transform(config: ConfigParser, number: int) -> Any:
 SURVIVES: dict[str, tuple[Callable[[Laid], bool], Callable[[ConfigParser], bool]]] = {
     "the loss leaves out what is not known": (
         lambda laid: laid.ignores,
-        lambda c: c["loss#_target_"].endswith("KnownVoxelsLoss"),
+        lambda c: c["loss"].get("unknown") is True,
     ),
     "the labels of what is not known stay apart": (
         lambda laid: laid.ignores,
@@ -104,7 +104,7 @@ SURVIVES: dict[str, tuple[Callable[[Laid], bool], Callable[[ConfigParser], bool]
         lambda c: all(
             (
                 "scripts.distributed.parallel" in text(c["network"]),
-                c["loss#_target_"].startswith("scripts.distributed.Shared"),
+                c["loss"].get("shared") is True,
                 c["device"]["_target_"] == "scripts.distributed.local_device",
                 "scripts.distributed.start" in text(c["training"]),
             )
@@ -155,5 +155,5 @@ def test_the_bundle_to_share(ignores, tmp_path: Path) -> None:
     """Its own overlays leave the loss alone."""
     config = render.template("train.json", "3d_fullres", goes_on=True, ignores=ignores)
     last = render.overlaid(config, render.read_template(render.templates_folder() / "configs" / "best" / "train.json"))
-    assert last["loss"]["_target_"] == ("scripts.losses.KnownVoxelsLoss" if ignores else "DiceCELoss")
+    assert last["loss"].get("unknown", False) is ignores
     assert "pretrained" in last["training_settings"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
 from scripts.resampling import nearest_indices, resampled_shape, spline_matrix
 
@@ -26,8 +26,9 @@ def append_one_hot(image: torch.Tensor, segmentation: torch.Tensor, num_classes:
 
     Source: arXiv:1809.10486, section 2.1, "U-Net Cascade"; no channel for the background: known default of nnU-Net.
     """
-    codes = one_hot(segmentation[:, 0].long(), num_classes).movedim(-1, 1)
-    return torch.cat([image, codes[:, 1:].to(image.dtype)], 1)
+    # Not by `one_hot`, whose channels are int64.
+    classes = torch.arange(1, num_classes, device=segmentation.device).reshape([-1] + [1] * (segmentation.ndim - 2))
+    return torch.cat([image, (segmentation == classes).to(image.dtype)], 1)
 
 
 class Folds(NamedTuple):

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from tqdm import tqdm
 
+from scripts.agreement import best_class
 from scripts.datalists import ALL
 from scripts.evaluation import class_metrics
 from scripts.files import write_atomically
@@ -61,7 +62,7 @@ class PatchDice(Metric):
         """Take in a batch."""
         logits, label = output
         num_classes = logits.shape[1]
-        pairs = label.flatten().long() * num_classes + logits.argmax(1).flatten()
+        pairs = label.flatten().long() * num_classes + best_class(logits, 1).flatten()
         counts = torch.bincount(pairs, minlength=num_classes**2)[: num_classes**2]  # behind: voxels that are not known
         counts = counts.reshape(num_classes, num_classes).double().cpu()
         self._counts = counts if self._counts is None else self._counts + counts
