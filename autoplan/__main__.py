@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from autoplan.errors import AutoplanError
+from autoplan.base.errors import AutoplanError
 
 SHOWN = 200
 """Characters of a path that a message shows at most."""
@@ -120,9 +120,9 @@ def visible(text: str) -> str:
 def _run(given: list[str]) -> None:
     """Runs the command that words ask for, or prints help."""
     _check_text(given)
-    from autoplan import flags  # here, so that an interrupt during the imports is no traceback
-    from autoplan.commands import COMMANDS, known_settings
-    from autoplan.processes import check_limits
+    from autoplan.base.processes import check_limits
+    from autoplan.cli import flags  # here, so that an interrupt during the imports is no traceback
+    from autoplan.cli.commands import COMMANDS, known_settings
 
     if not given or given[0] in flags.HELP or given == ["help"]:
         print(flags.overview(COMMANDS))
@@ -141,8 +141,8 @@ def _run(given: list[str]) -> None:
 def _named(given: list[str]) -> tuple[str, list[str]]:
     """The command, and the words after its name. A word that names none is a dataset, unless it is close to the name
     of a command and no folder."""
-    from autoplan.commands import COMMANDS
-    from autoplan.flags import closest
+    from autoplan.cli.commands import COMMANDS
+    from autoplan.cli.flags import closest
 
     first = given[0]
     if first in COMMANDS:

@@ -23,7 +23,7 @@ from predictions import predict
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from autoplan.evaluation import class_masks, dice
+from autoplan.evaluation.metrics import class_masks, dice
 
 CHANGES: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], np.ndarray], float]] = {
     "as they are": (lambda a, rng: a, 1.0),

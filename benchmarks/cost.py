@@ -20,9 +20,9 @@ import fire
 import torch
 from monai import __version__ as monai_version
 
-from autoplan import footprint
-from autoplan.facts import Configuration, Plan
-from autoplan.topology import features, strides
+from autoplan.cost import footprint
+from autoplan.planning.topology import features, strides
+from autoplan.planning.values import Configuration, Plan
 
 NETWORKS = {
     "2D, 256x256, batch 12": ("2d", (256, 256), 12, 6, None),

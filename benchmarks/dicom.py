@@ -26,8 +26,8 @@ import highdicom
 import torch
 from monai.bundle import ConfigParser
 
-from autoplan import images
 from autoplan.__main__ import main as autoplan
+from autoplan.data import images
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from faulty import FAULTS, Fault, findings, write
 
-from autoplan.tables import table
+from autoplan.base.tables import table
 
 
 def judged(fault: Fault, seed: int) -> Counter[str]:

@@ -48,7 +48,7 @@ from scripts.networks import cropped_to, padded_to, with_weights
 from scripts.precision import default_amp, logits
 from training_step import network_for
 
-from autoplan.choice import mean_intervals
+from autoplan.evaluation.choice import mean_intervals
 
 BUNDLE = Path(__file__).resolve().parent.parent / "demo" / "bundles" / "Task04_Hippocampus" / "3d_fullres"
 LARGE = (128, 128, 128)

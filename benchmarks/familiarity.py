@@ -21,10 +21,11 @@ sys.path += [str(HERE), str(HERE / "templates")]
 
 from scripts.familiarity import UNLIKE, CompareWithTrainingd  # noqa: E402
 
-from autoplan import dataset as datasets  # noqa: E402
-from autoplan import fingerprint, rules  # noqa: E402
-from autoplan.facts import to_dict  # noqa: E402
-from autoplan.images import Volume, read_volume  # noqa: E402
+from autoplan.base.codec import to_dict  # noqa: E402
+from autoplan.data import decathlon as datasets  # noqa: E402
+from autoplan.data import fingerprint  # noqa: E402
+from autoplan.data.images import Volume, read_volume  # noqa: E402
+from autoplan.planning import rules  # noqa: E402
 
 Image = tuple[np.ndarray, np.ndarray]  # (X, Y, Z, C) and the affine
 FAULTS: dict[str, Callable[[np.ndarray, np.ndarray], Image]] = {

@@ -19,8 +19,8 @@ import nibabel
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from autoplan import faster
-from autoplan.facts import Case
+from autoplan.data.facts import Case
+from autoplan.sharing import faster
 
 
 def canvas(dataset: str, folder: str, edge: int = 96) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from autoplan import evaluation
+from autoplan.evaluation import evaluate
 
 KNOWN, BOTH = {"0": "background", "1": "Anterior"}, {"0": "background", "1": "Anterior", "2": "Posterior"}
 SOURCE, TARGET, HELD_OUT = "Task80_OneClass", "Task81_TwoClasses", "held_out"
@@ -72,7 +72,7 @@ def dice(folder: Path, bundles: str) -> np.ndarray:
         "predict", TARGET, "--bundles", bundles, "--name", "3d_fullres", "--images", f"data/{HELD_OUT}/imagesTr",
         "--output", str(output), "--force", folder=folder,
     )  # fmt: skip
-    found = evaluation.evaluate(folder / "data" / HELD_OUT / "labelsTr", output)
+    found = evaluate.evaluate(folder / "data" / HELD_OUT / "labelsTr", output)
     return np.array([[c.dice for c in case.classes] for case in found.cases])
 
 

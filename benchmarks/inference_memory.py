@@ -28,8 +28,9 @@ import nibabel
 import numpy as np
 from predictions import random_weights, words
 
-from autoplan.facts import Case, ChannelNormalization, Configuration, Dataset, Plan
-from autoplan.render import render_all
+from autoplan.bundle.render import render_all
+from autoplan.data.facts import Case, Dataset
+from autoplan.planning.values import ChannelNormalization, Configuration, Plan
 
 PATCH = (64, 64, 64)
 STRIDES = ((1, 1, 1), *((2, 2, 2),) * 2)

@@ -22,7 +22,8 @@ import torch
 from monai.bundle import ConfigParser
 from test_layouts import LAYOUTS, Layout, planned, preprocessed
 
-from autoplan import formats, images
+from autoplan.base.scripts import formats
+from autoplan.data import images
 
 PROJECT = Path(__file__).resolve().parent.parent
 

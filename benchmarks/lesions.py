@@ -95,7 +95,7 @@ def by_panoptica(python: Path, folder: Path, tasks: list[tuple[str, float]]) -> 
 
 def main(environment: str = "/tmp/panoptica", cases: int = 20) -> None:
     """Compares all and prints a table; every pair that differs has a line."""
-    from autoplan.evaluation import lesions
+    from autoplan.evaluation.metrics import lesions
 
     pairs = [(f"balls {n}", *balls(np.random.default_rng(n))) for n in range(cases)] + real()
     python = python_of(Path(environment))

@@ -33,10 +33,10 @@ from pathlib import Path
 from inference_memory import memory, write_large
 from predictions import random_weights, words
 
-from autoplan import dataset as datasets
 from autoplan.__main__ import main as autoplan
-from autoplan.facts import Configuration, Plan
-from autoplan.saved import load_plan
+from autoplan.bundle.saved import load_plan
+from autoplan.data import decathlon as datasets
+from autoplan.planning.values import Configuration, Plan
 
 HERE = Path(__file__).resolve().parent.parent
 DATA = HERE / "data" / "Task04_Hippocampus"

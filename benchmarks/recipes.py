@@ -24,8 +24,8 @@ from typing import Any
 import fire
 import torch
 
-from autoplan.choice import mean_intervals, means_of
-from autoplan.results import curve, dice
+from autoplan.evaluation.choice import mean_intervals, means_of
+from autoplan.training.results import curve, dice
 
 EPOCHS = 40
 """Parts of a training after which the learning rate changes."""

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from forks import Forks
 
-from autoplan.facts import ALL, Case, ChannelNormalization, Configuration, Dataset, Fold, Plan
-from autoplan.saved import save_plan
+from autoplan.bundle.saved import save_plan
+from autoplan.data.facts import Case, Dataset
+from autoplan.planning.values import ALL, ChannelNormalization, Configuration, Fold, Plan
 
 PROJECT = Path(__file__).resolve().parent.parent
 # More threads than that make the small arrays of these tests slower; subprocesses inherit it.
@@ -226,7 +227,7 @@ def dataset_of(plan: Plan, root: Path, test: Sequence[Case] = ()) -> Dataset:
 
 def write_project(folder: Path, plan: Plan = TINY_PLAN) -> Path:
     """Writes data/<task> and the bundles/<task>/<configuration> of a plan."""
-    from autoplan.render import render_all
+    from autoplan.bundle.render import render_all
 
     render_all(plan, dataset_of(plan, write_task(folder / "data" / plan.name, plan)), folder / "bundles")
     save_plan(plan, folder / "bundles" / plan.name, fingerprint_key="key")
@@ -237,7 +238,7 @@ def write_finished(folder: Path, parse: Callable[..., Any], folds: Mapping[str, 
     """Writes a project of `TINY_PLAN` whose folds look finished, with random networks."""
     import torch
 
-    from autoplan.files import file_digest
+    from autoplan.base.files import file_digest
 
     project = write_project(folder)
     for name, numbers in folds.items():
@@ -392,7 +393,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle's code is tried in this process, where `scripts` are those of the templates."""
 
-    from autoplan import probe, verification
+    from autoplan.sharing import probe, verification
 
     def tried(bundle: Path, folder: Path) -> Any:
         probe.main([str(bundle), str(folder)])

@@ -11,10 +11,10 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from autoplan import dataset as datasets
-from autoplan.fingerprint import is_ct
-from autoplan.report import doctor
-from autoplan.report.cases import summaries
+from autoplan.data import decathlon as datasets
+from autoplan.data.fingerprint import is_ct
+from autoplan.report.sections import doctor
+from autoplan.report.summaries import summaries
 
 SHAPE, CASES, TESTS = (24, 22, 16), 20, 2
 CASE, OTHER = "case_07", "case_13"

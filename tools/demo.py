@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoplan import dataset as datasets
-from autoplan import tables
-from autoplan.errors import AutoplanError
+from autoplan.base import tables
+from autoplan.base.errors import AutoplanError
+from autoplan.data import decathlon as datasets
 
 TASK = "Task04_Hippocampus"
 """The dataset where none is named: small images, so that a few minutes on a CPU suffice."""

@@ -5,17 +5,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoplan import __version__, cost, fingerprint, saved, written
-from autoplan.errors import DatasetError, TemplateError, TrainingError, one_line
-from autoplan.facts import Dataset, Fingerprint, Plan
-from autoplan.files import read_object
-from autoplan.ledger import Spent, spent
-from autoplan.report import cost as cost_section
-from autoplan.report import dataset as dataset_section
-from autoplan.report import page, provenance, result, scores, training
-from autoplan.report import plan as plan_section
+from autoplan import __version__
+from autoplan.base import written
+from autoplan.base.errors import DatasetError, TemplateError, TrainingError, one_line
+from autoplan.base.files import read_object
+from autoplan.budget.ledger import Spent, spent
+from autoplan.bundle import saved
+from autoplan.cost import bill as cost
+from autoplan.data import fingerprint, stored
+from autoplan.data.facts import Dataset, Fingerprint
+from autoplan.planning.values import Plan
+from autoplan.report import page, validation
 from autoplan.report.blocks import Section, counted
-from autoplan.report.cases import Summary, summaries
+from autoplan.report.sections import cost as cost_section
+from autoplan.report.sections import dataset as dataset_section
+from autoplan.report.sections import plan as plan_section
+from autoplan.report.sections import provenance, result, training
+from autoplan.report.summaries import Summary, summaries
 
 _CODE = Path(__file__).parent
 WATCHED = ("*.json", "*/models/fold_*/*.csv", "*/models/fold_*/*.json", "*/models/fold_*/train.log", "*/configs/*.json",
@@ -35,7 +41,7 @@ class Material:
     is_current: bool
     summaries: Sequence[Summary]
     trainings: Sequence[training.Training]
-    result: scores.Result | str | None
+    result: validation.Result | str | None
     provenance: provenance.Provenance
     bill: cost.Bill | None
     spent: Sequence[Spent]
@@ -85,14 +91,14 @@ def read(
 ) -> Material:
     """What there is about a task; what was read before is not read again."""
     try:
-        facts = saved.load_fingerprint(folder / saved.FINGERPRINT)
+        facts = stored.load_fingerprint(folder / stored.FINGERPRINT)
     except DatasetError:
         facts = None
-    later = scores.PRELOAD if any(folder.glob("*/models/fold_*/validation/dice.json")) else ()
+    later = validation.PRELOAD if any(folder.glob("*/models/fold_*/validation/dice.json")) else ()
     looked = summaries(dataset, folder, num_processes=num_processes, preload=later, progress=progress)
-    found: scores.Result | str | None
+    found: validation.Result | str | None
     try:
-        found = scores.read(planned, dataset, folder, num_processes=num_processes, progress=progress)
+        found = validation.read(planned, dataset, folder, num_processes=num_processes, progress=progress)
     except (TemplateError, TrainingError) as error:
         found = one_line(error)
     is_current, trained = facts is not None and facts.key == key, training.read(folder)
@@ -132,6 +138,6 @@ def state_of(folder: Path, key: str) -> str:
 
 
 def _watched(folder: Path) -> Iterator[Path]:
-    yield from sorted(p for p in _CODE.iterdir() if p.is_file())
+    yield from sorted(p for p in _CODE.rglob("*") if p.is_file() and p.suffix != ".pyc")
     found = {path for pattern in WATCHED for path in folder.glob(pattern)}
     yield from sorted(path for path in found if path.name not in (page.JSON, written.RECORD) and path.is_file())

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoplan.facts import Configuration
+from autoplan.planning.values import Configuration
 
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name and axes of the three planes of a volume, in RAS order."""

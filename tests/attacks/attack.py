@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from autoplan.__main__ import explained, main, visible
-from autoplan.errors import AutoplanError
+from autoplan.base.errors import AutoplanError
 
 MAX_SECONDS = 60
 """Far above what any of these commands takes on a busy machine; a hang takes longer."""

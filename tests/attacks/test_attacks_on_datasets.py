@@ -15,8 +15,8 @@ import pytest
 from attack import DAMAGED_JSON, check_nothing_half_written, command, refuse
 from conftest import Tiny, write_tiny
 
-from autoplan import images
-from autoplan.errors import DatasetError
+from autoplan.base.errors import DatasetError
+from autoplan.data import images
 
 PLAN = ("--num_processes", "1")
 

@@ -11,10 +11,15 @@ import pytest
 from attack import HOSTILE_TEXTS, check_nothing_half_written, command, no_hang, outcome, refuse
 from conftest import Tiny, write_tiny
 
-from autoplan import allocation, budget, commands, flags, memory, settings
 from autoplan.__main__ import main
-from autoplan.facts import Case, Dataset
-from autoplan.layouts import Layout, groups
+from autoplan.base import numbers
+from autoplan.base.scripts import memory
+from autoplan.budget import division
+from autoplan.bundle import settings
+from autoplan.cli import commands
+from autoplan.data.facts import Case, Dataset
+from autoplan.data.layouts import Layout, groups
+from autoplan.planning import gpu_memory
 
 TASK = "Task90_Tiny"
 LONG = "a" * 5000
@@ -201,7 +206,7 @@ def texts(alphabet: str, number: int, longest: int = 12) -> list[str]:
 def test_numbers() -> None:
     """Decimal digits alone; then the number is that which Python reads."""
     for text in texts("0123456789.eE+-_xj ²", 1000):
-        found = flags.number(text)
+        found = numbers.number(text)
         if found is None:
             continue
         assert found == float(text)
@@ -222,12 +227,12 @@ def test_sizes() -> None:
         number, unit = re.fullmatch(r"([0-9.]+) ?([KMGTi]*)B?", text.strip(), re.IGNORECASE).groups()
         assert size == pytest.approx(float(number) * units.get(unit.upper(), 1), abs=0.5)
         assert not settings.refusal("max_memory", text)
-        assert outcome(lambda text=text: budget.parsed(text)) == size or size <= budget.RESERVED_BYTES
+        assert outcome(lambda text=text: gpu_memory.parsed(text)) == size or size <= gpu_memory.RESERVED_BYTES
 
 
 def test_times_and_spacings() -> None:
     for text in texts("0123456789.hmsd, ²e-", 500):
-        found = outcome(lambda text=text: allocation.parsed(text))
+        found = outcome(lambda text=text: division.parsed(text))
         assert isinstance(found, str) or 0 < found < math.inf
         for given in (text, f"{text},1,1", f"1,{text},1"):
             lengths = outcome(lambda given=given: commands._spacing(given))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from attack import HOSTILE_TEXTS, no_hang, outcome
 
-from autoplan import layouts
-from autoplan.facts import Dataset
-from autoplan.layouts import Layout
+from autoplan.data import layouts
+from autoplan.data.facts import Dataset
+from autoplan.data.layouts import Layout
 
 NAMES = ["case_0", "case_1", "case_2"]
 LABELS = {"background": 0, "a": 1}

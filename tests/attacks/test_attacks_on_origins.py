@@ -12,8 +12,9 @@ from attack import DAMAGED_JSON, mutated, no_hang, outcome
 from conftest import TINY_PLAN, dataset_of
 from kinds import CANARY, KINDS
 
-from autoplan import finetuning, pretrained, weights
-from autoplan.files import read_object
+from autoplan.base.files import read_object
+from autoplan.bundle import pretrained, weights
+from autoplan.planning import finetuning
 
 CONFIGURATION = "3d_fullres"
 NUM_MUTATIONS = 300

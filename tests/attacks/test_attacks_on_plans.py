@@ -9,10 +9,14 @@ import pytest
 from attack import mutated, no_hang, outcome
 from conftest import TINY_PLAN
 
-from autoplan import budget, render, rules, saved
-from autoplan.commands import explanation, summary
-from autoplan.facts import CaseFacts, Fingerprint, Intensities, Plan
-from autoplan.plan import plan, warnings
+from autoplan.bundle import render, saved
+from autoplan.cli.commands import explanation, summary
+from autoplan.data import stored
+from autoplan.data.facts import CaseFacts, Fingerprint, Intensities
+from autoplan.planning import gpu_memory, recipes
+from autoplan.planning.plan import plan
+from autoplan.planning.reasons import warnings
+from autoplan.planning.values import Plan
 
 NUM_MUTATIONS = 3000
 """Of each file."""
@@ -47,21 +51,21 @@ def used(planned: Plan) -> None:
     summary(planned), explanation(planned), warnings(planned)
     for configuration in planned.configurations:
         render.planned_values(planned, configuration, "data")
-        rules.budget_batch_size(configuration.batch_size)
-    if isinstance(small := outcome(lambda: budget.fitted(planned, 8 * 10**9, lambda _, c: c.batch_size)), Plan):
+        recipes.budget_batch_size(configuration.batch_size)
+    if isinstance(small := outcome(lambda: gpu_memory.fitted(planned, 8 * 10**9, lambda _, c: c.batch_size)), Plan):
         check_sound(small)
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_fingerprints(part, tmp_path) -> None:
-    path = tmp_path / saved.FINGERPRINT
-    saved.save_fingerprint(FINGERPRINT, path)
+    path = tmp_path / stored.FINGERPRINT
+    stored.save_fingerprint(FINGERPRINT, path)
     content, planned = json.loads(path.read_text()), 0
     for seed in range(part, NUM_MUTATIONS, 4):
         said, changed = mutated(content, seed)
         path.write_text(json.dumps(changed))
         with no_hang([said]):
-            found = outcome(lambda: saved.load_fingerprint(path))
+            found = outcome(lambda: stored.load_fingerprint(path))
             if not isinstance(found, Fingerprint):
                 assert "fingerprint.json holds no fingerprint (" in found, said
             elif isinstance(made := outcome(lambda found=found: plan(found, cascade="always")), Plan):

@@ -18,10 +18,11 @@ from attack import check_message, no_hang
 from conftest import TINY_PLAN, dataset_of
 from scripts import blocks, probabilities
 
-from autoplan import choice, crossvalidation
-from autoplan.errors import DatasetError
-from autoplan.facts import Case
-from autoplan.report import scores
+from autoplan.base.errors import DatasetError
+from autoplan.data.facts import Case
+from autoplan.evaluation import choice, crossvalidation
+from autoplan.evaluation.segmenter import segmentations
+from autoplan.report import validation
 
 TASK, BUNDLE, CASE = TINY_PLAN.name, "3d_fullres", "case_0"
 VALUES = [value for value, _ in TINY_PLAN.labels[1:]]
@@ -60,16 +61,16 @@ def whole(bundle, label, parse, tmp_path_factory) -> Path:
 def score(path: Path, bundle: Path, label: Path) -> Any:
     """What `select` makes of a file."""
     job = crossvalidation.Unscored(CASE, label, label, ((choice.Candidate((BUNDLE,)), (path,), bundle),))
-    segmenter = crossvalidation.segmentations
+    segmenter = segmentations
     return crossvalidation._score(job, segmenter=segmenter, values=VALUES, ignore=None)
 
 
-def report(path: Path, bundle: Path, label: Path) -> scores.Scored:
+def report(path: Path, bundle: Path, label: Path) -> validation.Scored:
     """What `report` makes of it."""
     root = label.parents[1]
     dataset = dataset_of(TINY_PLAN, root)
     case = Case(CASE, (f"imagesTr/{CASE}.nii.gz",), f"labelsTr/{CASE}.nii.gz")
-    return scores.score(dataset, scores.Job(case, (path,), None, (), bundle))
+    return validation.score(dataset, validation.Job(case, (path,), None, (), bundle))
 
 
 @pytest.fixture(scope="module")

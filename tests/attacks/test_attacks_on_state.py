@@ -13,13 +13,13 @@ from attack import DAMAGED_JSON, check_message, check_nothing_half_written, chec
 from conftest import TINY_PLAN, Stub, write_project, write_tiny
 from scripts import blocks, cache, probabilities
 
-from autoplan import dataset as datasets
-from autoplan import fingerprint as fingerprints
-from autoplan import results
-from autoplan.errors import TrainingError
-from autoplan.files import file_digest
-from autoplan.lease import acquire, holder
-from autoplan.saved import save_plan
+from autoplan.base.errors import TrainingError
+from autoplan.base.files import file_digest
+from autoplan.bundle.saved import save_plan
+from autoplan.data import decathlon as datasets
+from autoplan.data import fingerprint as fingerprints
+from autoplan.training import results
+from autoplan.training.lease import acquire, holder
 
 TASK = TINY_PLAN.name
 CASES = [list(fold) for fold in TINY_PLAN.folds]

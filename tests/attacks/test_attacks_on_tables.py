@@ -10,9 +10,9 @@ import pytest
 from attack import HOSTILE_TEXTS, no_hang, outcome
 from conftest import Tiny, write_tiny
 
-from autoplan import layouts
-from autoplan.facts import Dataset
-from autoplan.layouts import Layout
+from autoplan.data import layouts
+from autoplan.data.facts import Dataset
+from autoplan.data.layouts import Layout
 
 FOUND = ((0, "background"), (1, "a"), (2, "b"))
 LAYOUT = Layout(table="cases.csv", found=FOUND)

@@ -12,8 +12,9 @@ from attack import DAMAGED_JSON, mutated, no_hang, outcome
 from conftest import TINY_PLAN
 from kinds import CANARY, KINDS
 
-from autoplan import verification, weights
-from autoplan.files import read_object
+from autoplan.base.files import read_object
+from autoplan.bundle import weights
+from autoplan.sharing import verification
 
 NAME = "ball_mri_segmentation"
 NUM_MUTATIONS = 200

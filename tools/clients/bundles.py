@@ -16,9 +16,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from autoplan import phantom, sharing
-from autoplan.choice import Candidate, CaseDice, Setting, choose
-from autoplan.saved import load_plan
+from autoplan.bundle.saved import load_plan
+from autoplan.data import phantom
+from autoplan.evaluation.choice import Candidate, CaseDice, Setting, choose
+from autoplan.sharing import ensemble
 
 TASK = "Task90_Clients"
 VALUES = (0, 2, 5, 7)
@@ -71,7 +72,7 @@ def main(folder: Path) -> None:
     setting = Setting(TASK, ("nodule", "ball", "tube"), (), (0,), 5, 5)
     choice = choose(setting, {Candidate(ENSEMBLE): {"phantom_000": CaseDice((0.5,) * 3, (0.5,) * 3)}})
     plan = load_plan(bundles / TASK)
-    sharing.share(plan, choice, task, bundles, name="phantom_mri_segmentation", fingerprint_key="none")
+    ensemble.share(plan, choice, task, bundles, name="phantom_mri_segmentation", fingerprint_key="none")
     autoplan("share", TASK, bundle="phantom_mri_segmentation", bundles=bundles, output=folder / "shared", **OWNER)
     for bundle in ("3d_fullres", "3d_cascade_fullres", "phantom_mri_segmentation"):
         config = bundles / TASK / bundle / "configs" / "inference.json"

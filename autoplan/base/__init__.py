@@ -1,0 +1,1 @@
+"""What all others stand on: errors, files, JSON, numbers, tables, processes, and the scripts that bundles share."""

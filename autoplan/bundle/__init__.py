@@ -1,0 +1,1 @@
+"""Bundles as text: templates, the keys of the configs, metadata, READMEs, plan.json, weights."""

@@ -1,0 +1,1 @@
+"""What trainings and predictions need: memory, arithmetic, seconds of this machine."""

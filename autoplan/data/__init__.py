@@ -1,0 +1,1 @@
+"""Datasets as they lie on disk: layouts, images and labels, facts of cases, fingerprints."""

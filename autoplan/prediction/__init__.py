@@ -1,0 +1,1 @@
+"""Predictions of many images by a bundle, and pictures of them."""
