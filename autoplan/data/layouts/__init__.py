@@ -1,8 +1,8 @@
 """Layouts of datasets: each is a function from a folder to the `Dataset` that the rest knows.
 
-`decathlon` reads the Decathlon's. Here are nnU-Net's raw folders, pairs of folders, and tables; what lies in the folder,
-and the flags that were given, say which of them it is. The flags are kept beside plan.json, so that no other command
-needs them.
+`decathlon` reads the Decathlon's. Here are nnU-Net's raw folders, pairs of folders, and tables; what lies in the
+folder, and the flags that were given, say which of them it is. The flags are kept beside plan.json, so that no other
+command needs them.
 """
 
 import os
