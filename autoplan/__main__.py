@@ -120,7 +120,7 @@ def visible(text: str) -> str:
 def _run(given: list[str]) -> None:
     """Runs the command that words ask for, or prints help."""
     _check_text(given)
-    from autoplan.base.processes import check_limits
+    from autoplan.base.processes import check_limits, waiting
     from autoplan.cli import flags  # here, so that an interrupt during the imports is no traceback
     from autoplan.cli.commands import COMMANDS, known_settings
 
@@ -135,6 +135,7 @@ def _run(given: list[str]) -> None:
     positional, values = flags.parse(name, COMMANDS[name], words, settings=settings, hidden=hidden)
     if name in WITH_NETWORKS:
         check_limits()
+        os.environ.update(waiting(os.environ))
     COMMANDS[name](*positional, **values)
 
 

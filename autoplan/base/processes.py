@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,13 +25,19 @@ MAX_PROCESSES = 8
 LEAST_MEMORY, LEAST_FILES = 2 * 10**9, 64
 """Address space in bytes and open files that networks need. Measured: with 1.4 GB PyTorch and MONAI do not load, or
 wait for ever for a thread that was not started, and with 32 files predictions fail; our choice is somewhat above."""
+SPINS = "10000"
+"""How often a thread of OpenMP looks again before it sleeps. Our choice; docs/benchmarks.md has the times."""
+SPINNING = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"})
+"""Variables by which users say how threads wait."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent ends."""
 
 
-def num_processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def waiting(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to set so that threads do not spin for long while they wait for each other: with another busy process on the
+    machine, a training step takes twice as long then, and ten times with spinning threads. Nothing where the user has
+    set any of it. PyTorch reads it once, when it is loaded."""
+    return {} if SPINNING & environment.keys() else {"GOMP_SPINCOUNT": SPINS}
 
 
 def check_limits() -> None:

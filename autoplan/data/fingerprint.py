@@ -19,9 +19,10 @@ from autoplan.base.axes import Shape
 from autoplan.base.codec import to_dict
 from autoplan.base.errors import DatasetError
 from autoplan.base.files import write_text_atomically
-from autoplan.base.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.base.processes import MAX_PROCESSES, mapper
 from autoplan.base.scripts import contents
 from autoplan.base.scripts.intensities import profile
+from autoplan.base.scripts.memory import processors
 from autoplan.data.cases import read_case
 from autoplan.data.facts import Case, CaseFacts, Dataset, Fingerprint, Intensities
 from autoplan.data.geometry import bounding_box, orientation, ras_order, spacing
@@ -151,7 +152,7 @@ def suitable_processes(dataset: Dataset, cases: Sequence[Case] | None = None) ->
     """As many processes as processors, fewer where there is little to read: of these cases, all if not given."""
     read = _cases(dataset) if cases is None else cases
     num_bytes = sum(_size(dataset.root / path) for case in read for path in _case_paths(case))
-    return max(1, min(num_processors(), MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
+    return max(1, min(processors(), MAX_PROCESSES, num_bytes // BYTES_PER_PROCESS))
 
 
 def _size(path: Path) -> int:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from autoplan.base.codec import format_json, to_dict
 from autoplan.base.errors import DatasetError, TemplateError, one_line
 from autoplan.base.files import read_object, write_text_atomically
-from autoplan.base.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.base.processes import MAX_PROCESSES, mapper
+from autoplan.base.scripts.memory import processors
 from autoplan.bundle.commands import planning_command
 from autoplan.data.facts import Dataset
 from autoplan.data.images import read_grid
@@ -308,7 +309,7 @@ def _scored(
     jobs = _jobs(comparison, dataset, folder, scores)
     if not jobs:
         return scores
-    processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(jobs))
+    processes = min(num_processes or min(processors(), MAX_PROCESSES), len(jobs))
     score = partial(
         _score, segmenter=segmenter, values=[value for value, _ in dataset.labels[1:]], ignore=dataset.ignore
     )

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from autoplan.base.axes import Spacing
 from autoplan.base.errors import DatasetError, shortened
-from autoplan.base.processes import MAX_PROCESSES, mapper, num_processors
+from autoplan.base.processes import MAX_PROCESSES, mapper
+from autoplan.base.scripts.memory import processors
 from autoplan.data import decathlon as datasets
 from autoplan.data import geometry, images
 from autoplan.data.geometry import bounding_box, spacing
@@ -79,7 +80,7 @@ def evaluate(
     """
     declared, ignore = _declared(labels)
     found, unpredicted = pairs(labels, predictions)
-    processes = min(num_processes or min(num_processors(), MAX_PROCESSES), len(found))
+    processes = min(num_processes or min(processors(), MAX_PROCESSES), len(found))
     score = partial(_score, declared=declared, ignore=ignore, tolerance=tolerance, overlap=overlap)
     hidden = None if progress is None else not progress
     with mapper(processes, preload=("monai.metrics", "autoplan.evaluation.evaluate")) as each:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from autoplan.base.codec import to_dict
+from autoplan.base.processes import waiting
 from autoplan.base.tables import duration
 from autoplan.planning.values import LOWRES
 from autoplan.training import lease, supervisor
@@ -124,7 +125,7 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     that logs are read in."""
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **more}
+    return {**os.environ, **waiting(os.environ), "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **more}
 
 
 def _held(job: Job) -> Failure:

@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 
-from autoplan.base.processes import num_processors
+from autoplan.base.scripts.memory import processors
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -34,4 +34,4 @@ def gpus_listed(text: str) -> list[str]:
 
 def threads(jobs: int) -> int:
     """Threads for each of some jobs that share this machine's processors."""
-    return max(1, num_processors() // max(1, jobs))
+    return max(1, processors() // max(1, jobs))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.inferers import SimpleInferer
 
-from scripts.cpu import OneDNNConvolutions, keep_freed_memory
+from scripts.cpu import OneDNNConvolutions, keep_freed_memory, keep_to_processors
 
 
 def has_fast_bfloat16() -> bool:
@@ -52,6 +52,7 @@ def logits(network: Callable[..., torch.Tensor], inputs: torch.Tensor, amp: bool
         stack.enter_context(torch.autocast(inputs.device.type, enabled=amp))
         if inputs.device.type == "cpu":
             keep_freed_memory()
+            keep_to_processors()
             if not amp and torch.backends.mkldnn.is_available():
                 stack.enter_context(OneDNNConvolutions())
         return network(inputs).float()

@@ -13,8 +13,7 @@ from pathlib import Path
 from autoplan import __version__
 from autoplan.base.axes import as_flag
 from autoplan.base.files import file_digest, read_object
-from autoplan.base.processes import num_processors
-from autoplan.base.scripts.memory import memory_bytes
+from autoplan.base.scripts.memory import memory_bytes, processors
 from autoplan.base.tables import duration, flags
 from autoplan.bundle import saved
 from autoplan.bundle.commands import planning_command, where_flag
@@ -101,7 +100,7 @@ def _machine() -> tuple[tuple[str, str], ...]:
     """The machine that the page is made on."""
     return (
         ("system", platform.platform()),
-        ("processor", f"{_processor()}, {counted(num_processors(), 'core')} to use"),
+        ("processor", f"{_processor()}, {counted(processors(), 'core')} to use"),
         ("memory", f"{memory_bytes() / 2**30:.0f} GiB"),
         ("GPU", _gpus() or "none"),
     )

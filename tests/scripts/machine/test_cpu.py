@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from scripts import cpu
 from scripts.cpu import SumOfHalves
 from scripts.inferers import MirroredWindowInferer
 from scripts.precision import logits
@@ -204,3 +205,18 @@ def test_only_small_windows_are_seen_twice_at_once(cores: int, edge: int, thread
 
     MirroredWindowInferer((edge,) * 3)(torch.randn(1, 1, edge, edge, edge), network)
     assert seen == {threads}
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 2), ("8", 8)], ids=["a quota", "what the user has set stays"])
+def test_threads_are_as_many_as_processors(given, threads, monkeypatch) -> None:
+    set_to = [8]
+    monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: set_to[-1])
+    monkeypatch.setattr(cpu.torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(cpu, "processors", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    cpu.keep_to_processors.cache_clear()
+    assert cpu.default_num_workers() == threads
+    assert set_to[-1] == threads
+    cpu.keep_to_processors.cache_clear()

@@ -74,6 +74,32 @@ def test_the_memory_there_is(root, own, slurm, expected, tmp_path, monkeypatch) 
     assert memory.memory_bytes() == min(3000, expected), "what ulimit leaves"
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, 8, id="no groups"),
+        pytest.param({"cpu.max": "max 100000"}, 8, id="no quota"),
+        pytest.param({"cpu.max": "200000 100000"}, 2, id="a container"),
+        pytest.param({"cpu.max": "250000 100000"}, 2, id="two and a half"),
+        pytest.param({"cpu.max": "50000 100000"}, 1, id="half a processor"),
+        pytest.param({"cpu.max": "1600000 100000"}, 8, id="more than there are"),
+        pytest.param({"cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3, id="a group in it"),
+        pytest.param({"cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, 1, id="the least counts"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4, id="version 1"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8, id="version 1, no quota"),
+        pytest.param({"cpu.max": "what"}, 8, id="something else"),
+    ],
+)
+def test_the_processors_there_are(files, expected, tmp_path, monkeypatch) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_own_groups", lambda: [tmp_path / "a", tmp_path])
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert memory.processors() == expected
+
+
 def test_what_an_image_takes() -> None:
     found = memory.need((2, 10, 20, 30), (20, 20, 30), window=1000, features=30, num_classes=5, open_voxels=600)
     assert found == memory.Need(image=2 * 4 * 12000 + 3 * 12000, windows=4 * 1000 * (6 * 30 + 5 * 5), rows=4 * 5 * 600)

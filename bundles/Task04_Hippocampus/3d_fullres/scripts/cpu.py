@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from scripts.memory import processors
 
 Item = TypeVar("Item")
 
@@ -26,8 +29,17 @@ SMALL = 20480
 2.13, ConvParams::use_mkldnn."""
 
 
+@functools.cache
+def keep_to_processors() -> None:
+    """Use as many threads as there are processors for this process. PyTorch counts those of the machine: in a container
+    that may use two of 64, threads would wait for each other. A number of threads that the user has set stays."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), processors()))
+
+
 def default_num_workers() -> int:
     """Processes that cut and augment patches: as many as the network has threads, at most 8."""
+    keep_to_processors()
     return min(8, torch.get_num_threads())
 
 

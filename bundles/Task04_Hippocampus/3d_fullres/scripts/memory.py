@@ -1,4 +1,4 @@
-"""How much memory there is, and what a prediction needs of it.
+"""How much memory there is and how many processors, and what a prediction needs of the memory.
 
 Planning reads this text too, and has no torch.
 """
@@ -60,6 +60,20 @@ def memory_bytes() -> int:
 
         limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     return min((limit for limit in limits if limit > 0), default=0)
+
+
+def processors() -> int:
+    """How many processors this process may use: those that it may run on, or what a quota of its container or job
+    allows of their time, rounded down, whichever is less; at least 1."""
+    there = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for group in (GROUPS, *_own_groups()):
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no quota
+            quota, period = (group / "cpu.max").read_text().split()
+            there = min(there, int(quota) / int(period))
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # version 1; -1 where there is none
+        quota, period = ((GROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        there = min(there, int(quota) / int(period)) if int(quota) > 0 else there
+    return max(1, int(there))
 
 
 def _own_groups() -> list[Path]:
