@@ -179,7 +179,9 @@ def explained(error: OSError) -> str:
     if error.errno in NOT_WRITABLE:
         return f"{where}{what}. Change its permissions, or name another folder."
     if error.errno in IN_THE_WAY:
-        return f"{where}{what}: a file stands where a folder should be, or the other way round. Name another path."
+        return (
+            f"{where}{what}: a file is in the place of a folder, or a folder in the place of a file. Name another path."
+        )
     if error.errno == errno.ENAMETOOLONG:
         return f"{where}{what}. Name a shorter path."
     return f"{where}{what}. Check the path, then the same command again."

@@ -114,7 +114,7 @@ class Timed:
         if missing:
             given = self._share(missing, going)
             return allocation.report(left, self.division, missing, self.paces, self.setting, given)
-        then = "All trainings have had theirs." if not going else f"What goes on: {listed(going)}."
+        then = "Every training has received its time." if not going else f"What goes on: {listed(going)}."
         return [f"Time: {duration(max(0.0, left))} of {duration(self.ledger.seconds)} left. {then}"]
 
     def prepare(self, run: Run) -> bool:
@@ -132,8 +132,8 @@ class Timed:
         for t in self.division.trainings:
             if t not in self.shares and _has_begun(self.jobs[t]):
                 raise TrainingError(
-                    f"{self.jobs[t].name} was begun with another recipe, or for another time. Go on with that one, or "
-                    f"remove {self.jobs[t].folder} to start anew."
+                    f"{self.jobs[t].name} was started with another recipe, or for another time. Continue with that "
+                    f"one, or remove {self.jobs[t].folder} to start anew."
                 )
         if self.shares:
             return False

@@ -50,7 +50,7 @@ def render_all(plan: Plan, dataset: Dataset, bundles: Path, *, force: bool = Fal
         if changes:
             lines = "\n".join(f"  {line}" for line in changes)
             raise TemplateError(
-                f"bundles that are there differ from what would be written now:\n{lines}\n"
+                f"existing bundles differ from the new plan:\n{lines}\n"
                 "Keep them and name another folder with --bundles DIR, or rewrite them with --force (models/ stays; "
                 "a copy of what was changed by hand is kept)."
             )

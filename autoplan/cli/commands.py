@@ -93,13 +93,14 @@ def plan(
         labels: folder of the labels inside the dataset's.
         labels_are: names of the classes, such as background,nucleus, in the order of their values.
         channels: names of the channels, such as CT; a name with ct makes the rules for CT apply.
-        table: csv file with the columns case, label, one a channel, and perhaps fold.
+        table: CSV file with the columns case, label, one per channel and, optionally, fold.
         group_by: column of the table, or regular expression on the names: the cases of one, such as a patient,
             stay in one fold.
-        gpu_memory: of the smallest GPU that will train, such as 8GB (10^9 bytes each) or 7.5GiB (2^30): what would not
-            fit gets a smaller batch, then a smaller patch. It is kept for later plans of the task; none takes it back.
-        spacing: that the networks see, mm along x, y and z, such as 3,3,10, in place of the median of the cases. It is
-            kept, too.
+        gpu_memory: memory of the smallest GPU used for training, such as 8GB (10^9 bytes each) or 7.5GiB (2^30).
+            Configurations that do not fit get a smaller batch, then a smaller patch. Remembered for this task; none
+            removes it.
+        spacing: target spacing in mm along x, y and z, such as 3,3,10, instead of the median of the cases. Remembered
+            for this task.
     """
     _check("explain", explain, holds=isinstance(explain, bool), takes="no value")
     _check_planning(cascade, force=force)
@@ -256,9 +257,8 @@ def predict(
 ) -> None:
     """Predicts test images, or the images of any folder, with the chosen model.
 
-    After an interruption the same command continues. An image that cannot be predicted is named at the end and does not
-    stop the others; so is one that is unlike those of the training. OUTPUT/predictions.json has times, memory and
-    volumes.
+    After an interruption the same command continues. Images that fail, or look unlike the training images, are
+    listed at the end; the others are still predicted. OUTPUT/predictions.json has times, memory and volumes.
 
     Args:
         dataset: name of the task, or the dataset's folder.
@@ -278,7 +278,7 @@ def predict(
         dicom_seg: also write a DICOM Segmentation object of each DICOM series, OUTPUT/CASE.dcm.
         strict: refuse images that are unlike those of the training, instead of warning of them.
         overlap: part of a window by which neighbours overlap; as in cross-validation, if not given. 0.25 is faster.
-        no_mirror: do not average over mirrorings. Faster.
+        no_mirror: disable test-time mirroring. Faster.
         region_first: look at each image once with little overlap and without mirroring, or with the first stage of a
             cascade, and predict only where that sees an object. Faster where objects are small.
     """
@@ -477,7 +477,7 @@ def run(
         labels: folder of the labels inside the dataset's.
         labels_are: names of the classes, in the order of their values.
         channels: names of the channels, such as CT.
-        table: csv file with the columns case, label, one a channel, and perhaps fold.
+        table: CSV file with the columns case, label, one per channel and, optionally, fold.
         group_by: column of the table, or regular expression on the names, as for plan.
         gpu_memory: of the smallest GPU that will train, as for plan.
         spacing: that the networks see, as for plan.
@@ -538,7 +538,7 @@ def run(
         if loaded.test:
             predict(dataset, root=root, bundles=bundles, device=settings.get("device"))
         if held is not None:
-            print(f"It took {duration(held.gone)} of {duration(held.seconds)}.")
+            print(f"Finished in {duration(held.gone)} of {duration(held.seconds)}.")
     if failed:
         raise failed
 
@@ -734,7 +734,7 @@ def share(
 
 
 def verify(bundle: str, *, max_difference: float = 0.01) -> None:
-    """Checks a bundle that you got: rules of the Model Zoo, weights, a prediction.
+    """Checks a bundle that you received: rules of the Model Zoo, weights, a prediction.
 
     It works offline, runs the bundle's own code, and writes nothing into it.
 

@@ -203,14 +203,14 @@ def notes(bill: Bill) -> list[str]:
         "the workspaces of its libraries, about 1 GiB, come on top."
     )
     return [
-        f"The preprocessed cases need {size(bill.cache_bytes)} of disk, all configurations together.",
+        f"The preprocessed cases need {size(bill.cache_bytes)} of disk space in total.",
         f"{gpu} It is counted on tensors without content, in mixed precision; the prediction is that of the largest "
         "case.",
         f"Times were measured on {bill.machine}, without waiting for data"
         f"{'' if bill.device == 'cuda' else SMALL}. All folds are "
         f"{bill.folds} trainings of {bill.epochs} epochs; most end earlier, when the loss no longer falls.",
-        f"Times on other GPUs are no measurements: they are a range from {best:.0%} to {worst:.0%} of the throughput "
-        "that NVIDIA publishes for float16, without waiting for data.",
+        f"Times on other GPUs are estimates, not measurements: a range from {best:.0%} to {worst:.0%} of the "
+        "throughput that NVIDIA publishes for float16, without waiting for data.",
         "The memory of the machine is an estimate: libraries and batches, or the largest case, in every process.",
     ]
 

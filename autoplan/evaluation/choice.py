@@ -337,7 +337,9 @@ def _verdict(choice: Choice) -> str:
 def _conventions(choice: Choice) -> str:
     """How the numbers are made."""
     s = choice.setting
-    removed = f"all but the largest component of {', '.join(s.single_component)} is removed, and the line 'yes' counts"
+    removed = (
+        f"all but the largest component of {', '.join(s.single_component)} is removed, and the rows marked 'yes' count"
+    )
     processed = removed if s.single_component else "none, for no class is one component in every training label"
     lines = [
         "Behind: the winner's mean minus the candidate's. Interval: paired bootstrap over the "
@@ -368,6 +370,6 @@ def _meaning(setting: Setting) -> str:
     if len(setting.folds) < setting.num_folds:
         sentences.append(
             f"Only cases of folds that all candidates have can be compared, {len(setting.folds)} of "
-            f"{setting.num_folds} folds; with the others the choice may change."
+            f"{setting.num_folds} folds; finishing the other folds may change the choice."
         )
     return " ".join(sentences) or "all folds are compared."

@@ -117,7 +117,7 @@ def _check_bundle(bundle: Path, folder: Path, cases: Sequence[Case]) -> None:
     remedy += "" if bundle.name == "best" else f" --name {bundle.name}"
     config = bundle / "configs" / "inference.json"
     if not config.is_file() or not (bundle / "models" / "model.pt").is_file():
-        raise TemplateError(f"{bundle} is no bundle with weights. Choose the best model first: {remedy}")
+        raise TemplateError(f"{bundle} has no trained weights. Choose the best model first: {remedy}")
     if not zipfile.is_zipfile(bundle / "models" / "model.pt"):
         raise TemplateError(f"{bundle / 'models' / 'model.pt'} is damaged. Write the bundle anew: {remedy}")
     in_folder = all(Path(path).parent == folder.absolute() for case in cases for path in case.images)

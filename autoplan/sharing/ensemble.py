@@ -95,7 +95,7 @@ def share_on_all(
         and of its score.
 
     Raises:
-        TemplateError: a network is not trained to its end, or nothing tells which one is wanted.
+        TemplateError: a network has not finished training, or nothing tells which one is wanted.
     """
     root = bundles / plan.name
     folder = root / (name or "best")

@@ -86,7 +86,7 @@ def check(request: Request) -> None:
     needed = {"name": request.name, "authors": request.authors, "data_license": request.data_license,
               "data_source": request.data_source}  # fmt: skip
     if missing := [f"--{flag}" for flag, value in needed.items() if not value.strip()]:
-        raise AutoplanError(f"share needs {', '.join(missing)}: nobody but you knows. See share --help.")
+        raise AutoplanError(f"share needs {', '.join(missing)}: autoplan cannot know these. See share --help.")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+){2,}", request.name) or "segmentation" not in request.name:
         raise AutoplanError(
             f"--name {request.name}: the Model Zoo takes anatomy, modality and task in lower case, joined by _, such "

@@ -28,7 +28,7 @@ from autoplan.training.standing import has_results, is_done, is_trained, needs, 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 1.0
 HELD_SECONDS = lease.STALE_SECONDS + supervisor.GRACE_SECONDS
-"""How long a job waits for a process that works on it already, such as one that was told to end and saves."""
+"""How long a job waits for a process that is training it already, such as one that was told to end and saves."""
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")
 Never: Callable[[], bool] = lambda: False  # noqa: E731
 
@@ -130,7 +130,7 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
 
 def _held(job: Job) -> Failure:
     who = lease.holder(job.folder)
-    reason = "another process works on it" if who is None else f"process {who.pid} on {who.host} works on it"
+    reason = "another process is training it" if who is None else f"process {who.pid} on {who.host} is training it"
     return Failure(reason, f"wait for it or end it; its lease is {job.folder / lease.NAME}", retry=False)
 
 

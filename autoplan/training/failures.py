@@ -57,7 +57,7 @@ CAUSES = (
         "free space for the bundles and the cache, then the same command again",
         False,
     ),
-    (r"ValueError: (this fold was begun with another recipe.*)$", "{0}", OTHER_RECIPE, False),
+    (r"ValueError: (this fold was (?:begun|started) with another recipe.*)$", "{0}", OTHER_RECIPE, False),
     (
         r"FloatingPointError: (.*?)(?: Try .*)?$",
         "{0}",

@@ -73,7 +73,9 @@ def find_bundles(task: Path, configurations: Sequence[str] = ()) -> list[Path]:
     """
     found = [task / name for name in CONFIGURATIONS if (task / name / "configs" / "train.json").is_file()]
     if not found:
-        raise TrainingError(f"{task}: no bundles. Plan first: python -m autoplan {task.name} --bundles {task.parent}")
+        raise TrainingError(
+            f"{task} contains no bundles. Plan first: python -m autoplan {task.name} --bundles {task.parent}"
+        )
     names = [path.name for path in found]
     for name in configurations:
         if name not in names:

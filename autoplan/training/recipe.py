@@ -39,8 +39,8 @@ def other_recipe(job: Job) -> str:
     if _is_same(job, trained):
         return ""
     return (
-        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
-        f"or --budget_seconds). Go on with that one, or remove {job.folder} to start anew."
+        "this fold was started with another recipe (quick.json or budget.json, or with one of them another "
+        f"--max_epochs or --budget_seconds). Continue with that one, or remove {job.folder} to start anew."
     )
 
 

@@ -239,7 +239,7 @@ def read(folder: Path, cases: Sequence[str], asked: Mapping[str, Any] | None = N
     """
     trained, scores = training(folder), read_object(folder / "validation" / "dice.json")
     if trained is None:
-        return "is not trained to its end"
+        return "has not finished training"
     if not has_network(folder, trained):
         return f"has another network in model.pt than the one that {FINISHED} names"
     if reason := unfit(folder, cases, asked):
@@ -266,7 +266,7 @@ def read_all(bundle: Path, asked: Mapping[str, Any] | None = None) -> FoldResult
     folder = fold_folder(bundle, ALL)
     trained = training(folder)
     if trained is None:
-        return "is not trained to its end"
+        return "has not finished training"
     if not has_network(folder, trained):
         return f"has another network in model.pt than the one that {FINISHED} names"
     if reason := unfit(folder, (), asked):

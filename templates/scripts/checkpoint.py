@@ -204,7 +204,7 @@ class Checkpoint:
         """Go on from the newest checkpoint that can be read; end at once when the training it holds is finished.
 
         Raises:
-            ValueError: it was begun with another recipe; nothing is changed.
+            ValueError: it was started with another recipe; nothing is changed.
         """
         state = self._read()
         if state is None:
@@ -216,7 +216,7 @@ class Checkpoint:
             for name, thing in self.objects.items():
                 thing.load_state_dict(state["objects"][name])
         except OtherRecipeError as error:
-            raise ValueError(f"{error} Go on with that one, or remove {self.ckpt_dir} to start anew.") from None
+            raise ValueError(f"{error} Continue with that one, or remove {self.ckpt_dir} to start anew.") from None
         self.network.load_state_dict(state["network"])
         if getattr(engine, "scaler", None) is not None and state["scaler"]:
             engine.scaler.load_state_dict(state["scaler"])

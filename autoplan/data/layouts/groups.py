@@ -83,6 +83,7 @@ def suspicion(dataset: Dataset) -> str:
     if not found:
         return ""
     return (
-        f"By their names, {' and '.join(found[0][:2])} are of one patient, as in {len(found)} groups of cases. Folds "
-        f"are drawn case by case, which makes scores too good; to keep a patient in one fold: --group_by '{PATIENT}'"
+        f"Judging by their names, {' and '.join(found[0][:2])} belong to one patient, as in {len(found)} groups of "
+        f"cases. Folds are drawn case by case, which makes scores too good; to keep a patient in one fold: "
+        f"--group_by '{PATIENT}'"
     )

@@ -118,7 +118,7 @@ def _doctor(
     clean = ", ".join(name for kind, name in doctor.KINDS.items() if kind not in found)
     shown: set[str] = set()
     folds = [_finding(f, pictures, shown) for f in findings]
-    return [Text(f"The doctor looked at {images}:"), *folds, Note(f"Not found: {clean}.", "good")]
+    return [Text(f"Checked {images}:"), *folds, Note(f"Not found: {clean}.", "good")]
 
 
 def _finding(finding: doctor.Finding, pictures: dict[str, Picture], shown: set[str]) -> Fold:

@@ -173,7 +173,7 @@ def _legend(*, has_all: bool) -> str:
     return (
         "Losses: thin lines are epochs, thick ones moving averages; dashed on training cases, solid on validation "
         f"cases. A dot marks where the average on validation cases last improved by more than {FLAT_DELTA}: what was "
-        f"trained after it brought nothing that can be seen. The Dice is estimated on patches.{on_all}"
+        f"trained after it brought no visible improvement. The Dice is estimated on patches.{on_all}"
     )
 
 

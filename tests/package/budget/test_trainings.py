@@ -279,7 +279,7 @@ def test_run_for_a_time(
     assert [name for name, _ in called] == ["plan", "select", "report", "predict"]
     assert called[1][1] == {"root": "data", "bundles": "bundles", "force": False, **selected}
     said = capsys.readouterr().out
-    assert re.search(r"It took \d+ s of 30 s\.", said)
+    assert re.search(r"Finished in \d+ s of 30 s\.", said)
     assert "No time for 2d" in said
 
 
@@ -438,7 +438,7 @@ def test_what_another_command_trained_is_refused_before_anything_is_done(
     last = jobs[found.division.trainings[-1]].folder
     last.mkdir(parents=True)
     (last / "last.pt").touch()
-    with pytest.raises(AutoplanError, match=r"was begun with another recipe, or for another time\..* remove"):
+    with pytest.raises(AutoplanError, match=r"was started with another recipe, or for another time\..* remove"):
         found.prepare(lambda _: pytest.fail("it runs"))
 
 
@@ -464,7 +464,7 @@ def test_another_budget_is_another_recipe(stub: Stub, capsys: pytest.CaptureFixt
     words = ["train", TINY_PLAN.name, "--configurations", "2d", "--folds", "1"]
     assert main([*words, "--budget", "30s"]) == 0
     assert main([*words, "--budget", "40s"]) == 1
-    assert "2d fold 1 was begun with another recipe, or for another time." in capsys.readouterr().err
+    assert "2d fold 1 was started with another recipe, or for another time." in capsys.readouterr().err
 
 
 MEASURED = """

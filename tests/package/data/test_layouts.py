@@ -582,7 +582,10 @@ def test_the_frames_of_a_patient(tmp_path, capsys) -> None:
     words = [str(tiny.folder), "--bundles", str(tmp_path / "bundles"), "--num_processes", "1"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "Warning: By their names, patient1_frame01 and patient1_frame12 are of one patient, as in 2 groups" in said
+    assert (
+        "Warning: Judging by their names, patient1_frame01 and patient1_frame12 belong to one patient, as in 2 groups"
+        in said
+    )
     flag = said.partition("--group_by '")[2].partition("'")[0]
     assert main([*words, "--group_by", flag, "--force"]) == 0
     assert "Warning: By" not in capsys.readouterr().out

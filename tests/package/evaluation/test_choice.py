@@ -215,7 +215,7 @@ class Expect:
     unsaid: tuple[str, ...] = ()
 
 
-TRAIN = Missing("3d_lowres", (), "no fold is finished; fold 0 is not trained to its end", "python -m monai.bundle …")
+TRAIN = Missing("3d_lowres", (), "no fold is finished; fold 0 has not finished training", "python -m monai.bundle …")
 EXPECT = [
     Expect(
         "clear",
@@ -253,9 +253,9 @@ EXPECT = [
         (
             "2 of 10 cases (folds 0, 2 of 5)",
             "3d_lowres and ensembles with it are no candidates",
-            "2 of 5 folds; with the others the choice may change",
+            "2 of 5 folds; finishing the other folds may change the choice",
             "  2d, folds 1, 3: is bad\n    do it",
-            "  3d_lowres: no fold is finished; fold 0 is not trained to its end\n    python -m monai.bundle",
+            "  3d_lowres: no fold is finished; fold 0 has not finished training\n    python -m monai.bundle",
         ),
     ),
 ]

@@ -245,9 +245,9 @@ def _entry(fold: Path, **entries: object) -> None:
 
 
 EXPECT = [
-    Expect("not trained", lambda e, f: (f / "finished.json").unlink(), "is not trained to its end"),
-    Expect("broken", lambda e, f: (f / "finished.json").write_text("{"), "is not trained to its end"),
-    Expect("no weights", lambda e, f: (f / "model.pt").unlink(), "is not trained to its end"),
+    Expect("not trained", lambda e, f: (f / "finished.json").unlink(), "has not finished training"),
+    Expect("broken", lambda e, f: (f / "finished.json").write_text("{"), "has not finished training"),
+    Expect("no weights", lambda e, f: (f / "model.pt").unlink(), "has not finished training"),
     Expect("no settings", lambda e, f: _entry(f, settings=None), "are not predicted"),
     Expect("settings of an older bundle", lambda e, f: _entry(f, settings={"mirror": True}), "are not predicted"),
     Expect("other cases", lambda e, f: _entry(f, cases={"x": {}}), "predictions of other cases"),
@@ -271,7 +271,7 @@ def test_what_is_not_finished(experiment, e) -> None:
     (gap,) = (m for m in missing if m.configuration == "2d" and 1 in m.folds)
     assert e.what in gap.what
     # Folds that lack the same stand in one line.
-    folds = "1,2,3,4" if e.what == "is not trained to its end" else "1"
+    folds = "1,2,3,4" if e.what == "has not finished training" else "1"
     assert f" autoplan train Task90_Tiny --configurations 2d --folds {folds} --bundles " in gap.command
 
 
@@ -330,7 +330,7 @@ def test_a_configuration_without_a_finished_fold(experiment) -> None:
     choice = experiment.select()
     assert choice.winner.name == "2d"
     (missing,) = (m for m in choice.setting.missing if m.configuration == "3d_fullres")
-    assert (missing.folds, missing.what) == ((), "no fold is finished; fold 0 is not trained to its end")
+    assert (missing.folds, missing.what) == ((), "no fold is finished; fold 0 has not finished training")
 
 
 def test_predictions_that_differ_in_settings_are_named(experiment) -> None:
@@ -383,7 +383,7 @@ def test_the_command(experiment, capsys, monkeypatch) -> None:
     printed = capsys.readouterr().out
     assert "Chosen: 3d_fullres, mean foreground Dice 1.0000" in printed
     assert "all but the largest component of a, b is removed" in printed
-    assert "3d_fullres, folds 1, 2, 3, 4: is not trained to its end" in printed
+    assert "3d_fullres, folds 1, 2, 3, 4: has not finished training" in printed
     assert printed.splitlines()[-2:] == [str(experiment.folder / "choice.json"), str(experiment.folder / "best")]
     assert main([*arguments, "--nme", "best"]) == 1
     assert "there is no flag --nme" in capsys.readouterr().err

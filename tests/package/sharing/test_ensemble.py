@@ -158,7 +158,7 @@ def test_networks_of_all_cases(choice, configurations, members, said, trained, p
 @pytest.mark.parametrize(
     ("choice", "configurations", "said"),
     [
-        pytest.param(("3d_lowres",), (), "3d_lowres: fold all is not trained to its end. Train it: ", id="not trained"),
+        pytest.param(("3d_lowres",), (), "3d_lowres: fold all has not finished training. Train it: ", id="not trained"),
         pytest.param(None, ("3d_lowres",), "--configurations 3d_lowres --folds all", id="named, and not trained"),
         pytest.param(None, (), "Name one: --configurations 2d", id="several"),
         pytest.param(None, ("3d_lowres", "other"), "no network is trained on all cases to its end", id="none of these"),

@@ -294,7 +294,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a fold that is not there": ({"bundle": "2d", "folds": (3,)}, "fold 3 is not finished. Finished are: 0, 1"),
     "all cases and a fold": ({"bundle": "2d", "folds": (0, "all")}, "is shared alone: --folds all"),
     "all cases only": ({"bundle": "3d_fullres"}, "only a network that was trained on all cases is there. Name it: "),
-    "all cases, not there": ({"bundle": "3d_lowres", "folds": ("all",)}, "fold all is not trained to its end. Train"),
+    "all cases, not there": ({"bundle": "3d_lowres", "folds": ("all",)}, "fold all has not finished training. Train"),
     "no such bundle": ({"bundle": "other"}, "is no bundle that select wrote"),
     "a cache": ({"bundle": "cache"}, "is no bundle that select wrote"),
 }  # fmt: skip

@@ -177,8 +177,8 @@ def test_another_recipe_is_not_run_over_a_finished_one(
     assert main([*words, *then]) == 1
     folder = stub.task / "2d" / "models" / "fold_0"
     out = capsys.readouterr().out
-    assert "2d fold 0: failed: this fold was begun with another recipe (quick.json or budget.json, or" in out
-    assert f"Go on with that one, or remove {folder} to start anew." in out
+    assert "2d fold 0: failed: this fold was started with another recipe (quick.json or budget.json, or" in out
+    assert f"Continue with that one, or remove {folder} to start anew." in out
     assert len(stub.notes("start")) == before
     assert main(["status", TASK, "--configurations", "2d", "--folds", "0"]) == 0
     assert " done " in capsys.readouterr().out

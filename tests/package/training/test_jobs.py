@@ -286,8 +286,8 @@ def test_a_finished_training_has_one_recipe(task: Path) -> None:
         assert not standing.is_trained(other)
         assert standing.state(other, is_held=False) == ("failed", other_recipe(other))
     assert other_recipe(job) == (
-        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
-        f"or --budget_seconds). Go on with that one, or remove {job.folder} to start anew."
+        "this fold was started with another recipe (quick.json or budget.json, or with one of them another "
+        f"--max_epochs or --budget_seconds). Continue with that one, or remove {job.folder} to start anew."
     )
     finish(job, 30, schedule=False, stopped=True)
     assert standing.is_trained(job)
@@ -479,8 +479,8 @@ NAN = (
         ),
         (
             1,
-            "RuntimeError: x\nValueError: this fold was begun with another recipe (x). Go on, or remove /y.\nz",
-            "this fold was begun with another recipe (x). Go on, or remove /y.",
+            "RuntimeError: x\nValueError: this fold was started with another recipe (x). Go on, or remove /y.\nz",
+            "this fold was started with another recipe (x). Go on, or remove /y.",
             False,
         ),
         (2, "usage: nothing", "usage: nothing", False),

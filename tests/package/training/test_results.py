@@ -196,7 +196,7 @@ def test_damaged_state_is_no_traceback(
         pytest.param({"model": "another"}, "has another network in model.pt", id="another network"),
         pytest.param({"settings": {}}, "lacks settings of its training", id="no settings"),
         pytest.param({"settings": {"mirror_prob": "x"}}, "lacks settings of its training", id="a text for a number"),
-        pytest.param({"model": None}, "is not trained to its end", id="not finished"),
+        pytest.param({"model": None}, "has not finished training", id="not finished"),
     ],
 )
 def test_fold_all_is_finished_with_its_training(

@@ -277,11 +277,11 @@ def test_another_recipe_is_refused_and_changes_nothing(
         with pytest.raises(Killed):
             train(tmp_path, at=LENGTH + 1, do=kill, max_epochs=2, **first)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith("events.")}
-    with pytest.raises(ValueError, match="begun with another recipe") as refused:
+    with pytest.raises(ValueError, match="started with another recipe") as refused:
         train(tmp_path, **{"max_epochs": 2, **then})
     assert str(refused.value) == (
-        "this fold was begun with another recipe (quick.json or budget.json, or with one of them another --max_epochs "
-        f"or --budget_seconds). Go on with that one, or remove {tmp_path} to start anew."
+        "this fold was started with another recipe (quick.json or budget.json, or with one of them another "
+        f"--max_epochs or --budget_seconds). Continue with that one, or remove {tmp_path} to start anew."
     )
     after = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if not p.name.startswith("events.")}
     assert after == before

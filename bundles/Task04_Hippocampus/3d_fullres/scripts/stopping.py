@@ -173,7 +173,7 @@ class LossRules:
         saved, mine = state["schedule"], None if self.schedule is None else self.schedule.state_dict()
         if _length(saved) != _length(mine):
             raise OtherRecipeError(
-                "this fold was begun with another recipe (quick.json or budget.json, or with one of them another "
+                "this fold was started with another recipe (quick.json or budget.json, or with one of them another "
                 "--max_epochs or --budget_seconds)."
             )
         self.train_average, self.val_average = state["train_average"], state["val_average"]
