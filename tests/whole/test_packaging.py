@@ -100,7 +100,7 @@ def test_the_wheel_holds_package_and_templates(tmp_path) -> None:
         archive.extractall(tmp_path / "installed")
     assert sorted(content) == sorted(expected)
     assert content == expected
-    where = "from autoplan.bundle.render import templates_folder as f; print(f())"
+    where = "from autoplan.base.scripts import templates_folder as f; print(f())"
     found = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path / "installed", capture_output=True, text=True, check=False
     )

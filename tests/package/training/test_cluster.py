@@ -144,8 +144,8 @@ def test_a_client_that_goes_away_takes_its_trainings_along(
 
 
 SLOW = """from time import sleep
-from autoplan import dataset, fingerprint
-fingerprint.read_case = lambda *given: sleep(0.1) or dataset.read_case(*given)
+from autoplan.data import cases, fingerprint
+fingerprint.read_case = lambda *given: sleep(0.1) or cases.read_case(*given)
 """
 
 
