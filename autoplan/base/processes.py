@@ -25,7 +25,7 @@ MAX_PROCESSES = 8
 LEAST_MEMORY, LEAST_FILES = 2 * 10**9, 64
 """Address space in bytes and open files that networks need. Measured: with 1.4 GB PyTorch and MONAI do not load, or
 wait for ever for a thread that was not started, and with 32 files predictions fail; our choice is somewhat above."""
-SPINS = "10000"
+SPINS = "1000"
 """How often a thread of OpenMP looks again before it sleeps. Our choice; docs/benchmarks.md has the times."""
 SPINNING = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"})
 """Variables by which users say how threads wait."""
@@ -35,7 +35,7 @@ PR_SET_PDEATHSIG = 1
 
 def waiting(environment: Mapping[str, str]) -> dict[str, str]:
     """What to set so that threads do not spin for long while they wait for each other: with another busy process on the
-    machine, a training step takes twice as long then, and ten times with spinning threads. Nothing where the user has
+    machine, a training step takes twice as long then, and three to ten times with spinning threads. Nothing where the user has
     set any of it. PyTorch reads it once, when it is loaded."""
     return {} if SPINNING & environment.keys() else {"GOMP_SPINCOUNT": SPINS}
 
