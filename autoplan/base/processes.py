@@ -34,9 +34,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def waiting(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to set so that threads do not spin for long while they wait for each other: with another busy process on the
-    machine, a training step takes twice as long then, and three to ten times with spinning threads. Nothing where the user has
-    set any of it. PyTorch reads it once, when it is loaded."""
+    """What to set so that threads do not spin for long while they wait for each other: beside another busy process a
+    training step takes twice as long then, and three to ten times as long with spinning threads. Nothing where the user
+    has set any of it. PyTorch reads it once, when it is loaded."""
     return {} if SPINNING & environment.keys() else {"GOMP_SPINCOUNT": SPINS}
 
 
