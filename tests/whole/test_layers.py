@@ -77,7 +77,7 @@ def test_the_floors_are_those_that_are_told() -> None:
 
 
 def test_every_folder_has_its_floor() -> None:
-    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*FLOORS}
+    assert {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))} == {*FLOORS}
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ FOLDERS = [PACKAGE, *(path.parent for path in sorted(PACKAGE.rglob("*/__init__.p
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PROJECT)))
 def test_a_folder_can_be_seen_at_once(folder: Path) -> None:
-    names = [p.name for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()]
-    names = [name for name in names if name not in ("__init__.py", "__main__.py", "__pycache__")]
+    names = [p.name for p in folder.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))]
+    names = [name for name in names if name not in ("__init__.py", "__main__.py")]
     assert len(names) <= MOST_NAMES, names
     text = (folder / "__init__.py").read_text()
     assert ast.get_docstring(ast.parse(text)), "it says what the folder is"
