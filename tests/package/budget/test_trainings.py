@@ -640,7 +640,7 @@ def test_a_fold_that_fails_leaves_a_choice_among_the_others(
     assert called == ["plan", "select", "report", "predict"]
     said = capsys.readouterr()
     assert "1 of 2 jobs are done, 1 failed" in said.err
-    assert "It took" in said.out
+    assert "Finished in" in said.out
 
 
 @pytest.mark.usefixtures("measured")

@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_written(tiny, tmp_path, capsys, monkeypatch) ->
         pytest.param(errno.EDQUOT, "the disk is full. Free space", id="quota"),
         pytest.param(errno.EROFS, "Change its permissions, or name another folder", id="read-only"),
         pytest.param(errno.EACCES, "Change its permissions, or name another folder", id="not allowed"),
-        pytest.param(errno.EEXIST, "a file stands where a folder should be", id="in the way"),
+        pytest.param(errno.EEXIST, "a file is in the place of a folder", id="in the way"),
         pytest.param(errno.EIO, "Check the path", id="broken disk"),
     ],
 )
