@@ -64,7 +64,9 @@ LACKS = [
     pytest.param(
         lambda f: (f / "model.pt").write_text("other"), "another network in model.pt", None, id="other weights"
     ),
-    pytest.param(lambda f: change(f / FINISHED, model=None), "has not finished training", None, id="an unnamed network"),
+    pytest.param(
+        lambda f: change(f / FINISHED, model=None), "has not finished training", None, id="an unnamed network"
+    ),
     pytest.param(lambda f: (f / DICE).unlink(), "are not predicted", None, id="no scores"),
     pytest.param(lambda f: change(f / DICE, settings=None), "are not predicted", None, id="scores without settings"),
     pytest.param(lambda f: change(f / DICE, settings={"mirror": True}), "are not predicted", None, id="older scores"),
