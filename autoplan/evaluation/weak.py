@@ -92,7 +92,7 @@ def told(bundle: Path, folds: Sequence[int]) -> list[str]:
         )
         lines.append(
             f"Warning: fold {fold} of {bundle.name} has a mean Dice of {statistics.fmean(scores[fold]):.3f}, the "
-            f"others {others[0]:.3f} to {others[-1]:.3f}. {said}"
+            f"others {_between(f'{others[0]:.3f}', f'{others[-1]:.3f}')}. {said}"
         )
     iterations = {fold: n for fold in folds if (n := _iterations(bundle, fold))}
     for fold, count in iterations.items():
@@ -100,9 +100,13 @@ def told(bundle: Path, folds: Sequence[int]) -> list[str]:
         if others and count < LEAST_SHARE * statistics.median(others):
             lines.append(
                 f"Warning: fold {fold} of {bundle.name} was trained for {count:,.0f} iterations, the others for "
-                f"{min(others):,.0f} to {max(others):,.0f}."
+                f"{_between(f'{min(others):,.0f}', f'{max(others):,.0f}')}."
             )
     return lines
+
+
+def _between(least: str, largest: str) -> str:
+    return least if least == largest else f"{least} to {largest}"
 
 
 def _iterations(bundle: Path, fold: int) -> float:

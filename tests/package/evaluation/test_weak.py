@@ -80,6 +80,8 @@ def test_what_is_said(tmp_path) -> None:
     assert short == "Warning: fold 0 of 3d_fullres was trained for 90 iterations, the others for 270 to 1,330."
     assert "fold 1 of 3d_fullres was trained for 270 iterations" in shorter
     assert not weak.told(bundle, [2, 3]), "the two agree"
+    alike = finished(tmp_path / "2d", [cases(0.9), cases(0.9), cases(0.9)], [3, 150, 150])
+    assert weak.told(alike, [0, 1, 2])[0].endswith("was trained for 30 iterations, the others for 1,500.")
 
 
 def test_an_ensemble_leaves_it_out(tmp_path) -> None:
